@@ -1,0 +1,1 @@
+"""mrmfast: streaming pre-training of medical image encoders with genetics (Masked Relation Modeling)."""

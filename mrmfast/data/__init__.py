@@ -1,0 +1,1 @@
+"""Datasets: formats, order, fetching, decoding, joining. Imports without DALI (only ``pipeline`` needs it)."""

@@ -1,0 +1,81 @@
+"""A folder sealed with the SHA-256 of every file in it, so that one digest in the manifest vouches for all of them.
+
+Zarr's own checksums (zstd, crc32c) cover chunks only, and only when they are read; a flipped byte in a ``zarr.json``
+can change a shape or an attribute without a word.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from mrmfast.atomic import write_aside
+
+NAME = "checksums.json"
+
+
+def file_sha256(path: str | Path) -> str:
+    """Return the SHA-256 of a file in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def seal(folder: Path) -> str:
+    """Write ``checksums.json`` into a finished folder.
+
+    Parameters
+    ----------
+    folder : Path
+        Nothing in it changes after this.
+
+    Returns
+    -------
+    str
+        SHA-256 of ``checksums.json`` itself: equal digests mean equal folders.
+    """
+    sums = {name: file_sha256(folder / name) for name in _files(folder)}
+    with write_aside(folder / NAME) as file:
+        file.write(json.dumps(sums, indent=0) + "\n")
+    return file_sha256(folder / NAME)
+
+
+def damage(folder: Path, digest: str, progress: Callable[[int], object]) -> Iterator[str]:
+    """Compare a sealed folder with its digest.
+
+    Parameters
+    ----------
+    folder : Path
+    digest : str
+        What :func:`seal` returned.
+    progress : callable
+        Called with the bytes read of each file.
+
+    Yields
+    ------
+    str
+        One line per file that is damaged, missing or in excess, with the remedy left to the caller.
+    """
+    if not (folder / NAME).is_file():
+        yield f"{folder / NAME}: is missing"
+        return
+    if file_sha256(folder / NAME) != digest:
+        yield f"{folder / NAME}: SHA-256 differs from the manifest"
+        return
+    sums = json.loads((folder / NAME).read_bytes())
+    found = set(_files(folder))
+    for name in sorted(sums.keys() | found):
+        if name not in found:
+            yield f"{folder / name}: is missing"
+        elif name not in sums:
+            yield f"{folder / name}: does not belong there"
+        else:
+            if file_sha256(folder / name) != sums[name]:
+                yield f"{folder / name}: SHA-256 differs from {NAME}"
+            progress((folder / name).stat().st_size)
+
+
+def _files(folder: Path) -> list[str]:
+    paths = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return sorted(name for name in paths if name != NAME)

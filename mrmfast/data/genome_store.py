@@ -1,0 +1,207 @@
+"""The packed genetics of a dataset in memory, gathered by participant. The format is :mod:`mrmfast.data.genome_format`.
+
+Rows stay packed (2 bits a SNP, 1 bit a burden gene, float16 or float32 a score) until the device unpacks them
+(:mod:`mrmfast.ops.genome_unpack`); all ranks of a node read one copy (:mod:`mrmfast.data.genome_table`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from typing import Any
+
+import fsspec
+import numpy as np
+import zarr
+
+from mrmfast.cache import cache_folder
+from mrmfast.data import checksums
+from mrmfast.data.genome_format import (
+    FEATURE_COLUMNS,
+    MODALITY_ORDER,
+    STORE,
+    FeatureTable,
+    Kind,
+    pack_rows,
+    packed_width,
+    write_modality,
+)
+from mrmfast.data.genome_table import Columns, GenomeTable, lay_out, open_table
+from mrmfast.errors import UserError
+
+__all__ = [
+    "STORE",
+    "FeatureTable",
+    "GenomeStore",
+    "Kind",
+    "Modality",
+    "pack_rows",
+    "packed_width",
+    "write_modality",
+]
+
+
+class Modality:
+    """One modality of an open store.
+
+    Attributes
+    ----------
+    name : str
+    kind : Kind
+    features : FeatureTable
+    """
+
+    def __init__(self, table: GenomeTable, number: int, columns: Columns, features: FeatureTable) -> None:
+        self.name, self.kind, self.features = columns.name, columns.kind, features
+        self._table, self._number, self._columns = table, number, columns
+
+    @property
+    def participants(self) -> np.ndarray:
+        """Ids of those who have it, str, in the order of :attr:`rows`; made anew at each call."""
+        ids = np.empty(len(self._table.row_of), dtype=object)
+        ids[self._table.row_of] = [one.decode() for one in self._table.ids.tolist()]
+        return ids[self._table.present[:-1, self._number]]
+
+    @property
+    def rows(self) -> np.ndarray:
+        """A copy of all packed rows, shape (participants, packed width)."""
+        return self.take(np.flatnonzero(self._table.present[:-1, self._number]))
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """Copy packed rows (int64, shape (n,), -1 for absent), shape (n, packed width)."""
+        one = self._columns
+        return self._table.rows[rows, one.start : one.stop].view(one.dtype)
+
+
+class GenomeStore:
+    """Packed genetics of a dataset.
+
+    Parameters
+    ----------
+    modalities : list of Modality
+        In the order in which their features make up ``x_G``.
+    table : GenomeTable
+        Their rows.
+    """
+
+    def __init__(self, modalities: list[Modality], table: GenomeTable) -> None:
+        self.modalities, self.table = modalities, table
+
+    @classmethod
+    def open(
+        cls,
+        dataset: str,
+        names: Iterable[str] | None = None,
+        storage_options: dict[str, Any] | None = None,
+        cache: str | None = None,
+    ) -> GenomeStore:
+        """Open the store of a dataset, local or on an object store.
+
+        Parameters
+        ----------
+        dataset : str
+            Folder or URL of the dataset.
+        names : iterable of str, optional
+            Which modalities; all by default.
+        storage_options : dict, optional
+            Passed to fsspec, for URLs.
+        cache : str, optional
+            Folder of this node for the packed rows, shared by its ranks: :func:`mrmfast.cache.cache_folder`.
+
+        Raises
+        ------
+        UserError
+            There is no store, it lacks a modality, it is damaged, or the cache cannot hold it.
+        """
+        where = f"{dataset.rstrip('/')}/{STORE}"
+        try:
+            root = zarr.open_group(where, mode="r", storage_options=storage_options)
+            found = sorted(root.group_keys(), key=_modality_rank)
+        except (FileNotFoundError, KeyError) as error:
+            raise UserError(
+                f"{where}: no genetics; run python -m preprocess snps|pgs|burden|expression, or set data.modalities=[]"
+            ) from error
+        wanted = found if names is None else sorted(names, key=_modality_rank)
+        for name in wanted:
+            if name not in found:
+                raise UserError(f"{where}: no modality {name!r}; it holds {', '.join(found) or 'none'}")
+        if not wanted:
+            raise UserError(f"{where}: no modality is asked for; name at least one of {', '.join(found) or 'none'}")
+        try:
+            groups: dict[str, Any] = {name: root[name] for name in wanted}
+            arrays = [(name, group.attrs["kind"], group["rows"]) for name, group in groups.items()]
+            table = open_table(
+                cache_folder(cache),
+                [_digest(f"{where}/{name}", storage_options) for name in wanted],
+                arrays,
+                lambda name: np.asarray(groups[name]["participants"][:]),
+            )
+            features = [
+                FeatureTable(**{c: np.asarray(group["features"][c][:]) for c in FEATURE_COLUMNS})
+                for group in groups.values()
+            ]
+        except (KeyError, ValueError, RuntimeError, FileNotFoundError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(
+                f"{where}: damaged ({type(error).__name__}); python -m preprocess check says where"
+            ) from error
+        columns, _ = lay_out(arrays)
+        modalities = [
+            Modality(table, number, one, part) for number, (one, part) in enumerate(zip(columns, features, strict=True))
+        ]
+        return cls(modalities, table)
+
+    @property
+    def n_features(self) -> int:
+        """Length of ``x_G``."""
+        return sum(len(modality.features) for modality in self.modalities)
+
+    def groups(self) -> list[tuple[str, str, int]]:
+        """Return (modality, group, number of features) in the order of ``x_G``: the genome tokens."""
+        return [(m.name, group, size) for m in self.modalities for group, size in m.features.groups()]
+
+    def fill(self) -> np.ndarray:
+        """Return what missing values become on input, shape (n_features,), float32."""
+        return np.concatenate([m.features.fill for m in self.modalities])
+
+    def locate(self, participants: np.ndarray) -> np.ndarray:
+        """Find participants in every modality.
+
+        Parameters
+        ----------
+        participants : ndarray of str, shape (n,)
+
+        Returns
+        -------
+        ndarray of int64, shape (n, modalities)
+            A participant's row number; -1 where a participant lacks a modality.
+        """
+        row = self.table.locate(participants)
+        return np.where(self.table.present[row], row[:, None], -1)
+
+    def gather(self, rows: np.ndarray) -> list[np.ndarray]:
+        """Copy packed rows; absent ones are all-missing (genotype, float) or zero bits (binary, masked by presence).
+
+        Parameters
+        ----------
+        rows : ndarray of int64, shape (n, modalities)
+            From :meth:`locate`.
+
+        Returns
+        -------
+        list of ndarray, each of shape (n, packed width)
+        """
+        # All modalities of a participant share one row, so its pages are touched once; -1 is the row of the absent.
+        row = rows.max(axis=1)
+        return [modality.take(row) for modality in self.modalities]
+
+
+def _modality_rank(name: str) -> tuple[int, str]:
+    return (MODALITY_ORDER.index(name) if name in MODALITY_ORDER else len(MODALITY_ORDER), name)
+
+
+def _digest(url: str, storage_options: dict[str, Any] | None) -> str:
+    """Return the digest of a modality's folder (:func:`mrmfast.data.checksums.seal`); it names the content."""
+    with fsspec.open(f"{url}/{checksums.NAME}", "rb", **(storage_options or {})) as file:
+        return hashlib.sha256(file.read()).hexdigest()

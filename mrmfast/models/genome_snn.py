@@ -1,0 +1,121 @@
+"""The genome encoder: grouped tokens, relation blocks, and self-normalising layers (Klambauer et al. 2017)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from timm.layers import Attention
+from torch import Tensor, nn
+
+from mrmfast.models.grouped_linear import GroupedLinear
+
+
+class PairedAlphaDropout(nn.AlphaDropout):
+    """AlphaDropout that drops the same units in both branches of a sample.
+
+    With a mask of its own each branch would differ from the other by noise, and relation matching, which compares the
+    two, would measure dropout rather than masking. [ours]
+    """
+
+    def forward(self, x: Tensor, copies: int = 1) -> Tensor:
+        """Drop units of (copies * B, ...), where the samples come `copies` times one after another."""
+        if not self.training or self.p == 0:
+            return x
+        # Klambauer et al. 2017, section 3: dropped units take SELU's negative limit, then an affine map restores mean
+        # and variance.
+        limit = -1.7580993408473766
+        keep = 1 - self.p
+        scale = (keep + limit**2 * keep * self.p) ** -0.5
+        kept = torch.rand(len(x) // copies, *x.shape[1:], device=x.device) < keep
+        kept = kept.repeat(copies, *[1] * (x.ndim - 1))
+        return torch.where(kept, x, limit) * scale - scale * limit * self.p
+
+
+class SNNLayer(nn.Module):
+    """Linear, SELU, AlphaDropout with LeCun-normal weights (paper, encoders), on each token alike.
+
+    Parameters
+    ----------
+    width : int
+        D.
+    dropout : float
+        AlphaDropout probability.
+    """
+
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, width)
+        nn.init.normal_(self.linear.weight, std=1 / math.sqrt(width))
+        nn.init.zeros_(self.linear.bias)
+        self.dropout = PairedAlphaDropout(dropout)
+
+    def forward(self, x_BMD: Tensor, copies: int = 1) -> Tensor:
+        """(copies * B, M, D) to the same; see :class:`PairedAlphaDropout`."""
+        return self.dropout(nn.functional.selu(self.linear(x_BMD)), copies)
+
+
+class GenomeTokens(nn.Module):
+    """One SNN layer per feature group, plus a learned token embedding (method page, encoders).
+
+    Parameters
+    ----------
+    groups : sequence of int
+        Features per token.
+    width : int
+    dropout : float
+    """
+
+    def __init__(self, groups: Sequence[int], width: int, dropout: float) -> None:
+        super().__init__()
+        self.linear = GroupedLinear(groups, width)
+        self.embedding = nn.Parameter(torch.randn(len(groups), width) * 0.02)
+        self.dropout = PairedAlphaDropout(dropout)
+
+    def forward(self, x_BF: Tensor) -> Tensor:
+        """(B, F) features to (B, M, D) tokens."""
+        return self.dropout(nn.functional.selu(self.linear(x_BF))) + self.embedding
+
+
+class GenomeRelationBlock(nn.Module):
+    """A relation block of the genome: a pre-norm block as on the image side, its feed-forward part an SNN layer.
+
+    Parameters
+    ----------
+    width, heads : int
+    dropout : float
+    """
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = Attention(width, num_heads=heads, qkv_bias=True)
+        self.ls1 = nn.Identity()
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = SNNLayer(width, dropout)
+        self.ls2 = nn.Identity()
+
+
+class GenomeEncoder(nn.Module):
+    """Tokens, relation blocks, SNN layers.
+
+    Parameters
+    ----------
+    groups : sequence of int
+        Features per token.
+    width, heads : int
+        Those of the image encoder.
+    relation_blocks, layers : int
+        Paper, Figure 2: 2 and 8.
+    dropout : float
+        AlphaDropout probability.
+    """
+
+    def __init__(
+        self, groups: Sequence[int], width: int, heads: int, relation_blocks: int, layers: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.tokens = GenomeTokens(groups, width, dropout)
+        self.blocks = nn.ModuleList(GenomeRelationBlock(width, heads, dropout) for _ in range(relation_blocks))
+        self.layers = nn.ModuleList(SNNLayer(width, dropout) for _ in range(layers))

@@ -1,0 +1,1 @@
+"""Operations: a readable reference each, faster paths beside it that must match; none imports another."""

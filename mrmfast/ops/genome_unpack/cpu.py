@@ -1,0 +1,117 @@
+"""CPU path: ``cpu.c``, compiled at first use and kept in the machine's cache; rows are shared among torch's threads."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mrmfast.cache import cache_folder
+
+FLAGS = ("-O3", "-shared", "-fPIC", "-std=c11")
+SOURCE = Path(__file__).with_name("cpu.c")
+LEAST_ROWS = 16  # per thread; below this the hand-over costs more than it gives
+
+
+def unpack_genome(
+    packed: Sequence[Tensor], present: Tensor, kinds: Sequence[tuple[str, str, int]], fill: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Join packed modalities to x_G: as :func:`mrmfast.ops.genome_unpack.reference.unpack_genome`, bit for bit."""
+    kernel = library()
+    assert kernel is not None, "ask available() first"
+    present, fill = present.contiguous(), fill.float().contiguous()
+    rows, features = present.shape[0], sum(count for _, _, count in kinds)
+    x_BF = torch.empty(rows, features, dtype=torch.float32)
+    observed_BF = torch.empty(rows, features, dtype=torch.bool)
+    parts = [(part.float() if kind == "float" else part) for part, (_, kind, _) in zip(packed, kinds, strict=True)]
+    parts = [part if part.stride(1) == 1 else part.contiguous() for part in parts]
+
+    def unpack(first: int, last: int) -> None:
+        start = 0
+        for number, (part, (_, kind, count)) in enumerate(zip(parts, kinds, strict=True)):
+            # Pointers are computed here because ctypes takes addresses; every tensor outlives the call.
+            getattr(kernel, f"unpack_{kind}")(
+                part.data_ptr() + first * part.stride(0) * part.element_size(),
+                part.stride(0),
+                present.data_ptr() + first * present.stride(0) + number,
+                present.stride(0),
+                last - first,
+                count,
+                fill.data_ptr() + 4 * start,
+                x_BF.data_ptr() + 4 * (first * features + start),
+                observed_BF.data_ptr() + first * features + start,
+                features,
+            )
+            start += count
+
+    threads = max(1, min(torch.get_num_threads(), rows // LEAST_ROWS))
+    edges = [rows * number // threads for number in range(threads + 1)]
+    if threads == 1:
+        unpack(0, rows)
+    else:
+        # ctypes lets go of the interpreter lock while C runs.
+        list(_pool().map(unpack, edges[:-1], edges[1:]))
+    return x_BF, observed_BF
+
+
+def available() -> bool:
+    """Whether the compiled path can be used; warns once where it cannot."""
+    return library() is not None
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """Load the compiled kernel, building it first; None (and a warning) without a C compiler."""
+    source = SOURCE.read_bytes()
+    key = hashlib.sha256(source + " ".join(FLAGS).encode() + platform.machine().encode()).hexdigest()[:16]
+    final = cache_folder() / "kernels" / f"genome_unpack-{key}.so"
+    try:
+        if not final.exists():
+            _build(final)
+        loaded = ctypes.CDLL(str(final))
+    except (OSError, subprocess.CalledProcessError) as error:
+        warnings.warn(
+            f"genome_unpack: no compiled CPU path ({type(error).__name__}); install a C compiler (gcc, clang), or "
+            "point CC at one and MRMFAST_CACHE at a writable folder. Unpacking about ten times slower meanwhile",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        return None
+    pointer, size = ctypes.c_void_p, ctypes.c_size_t
+    for kind in ("genotype", "binary", "float"):
+        function = getattr(loaded, f"unpack_{kind}")
+        function.argtypes = [pointer, size, pointer, size, size, size, pointer, pointer, pointer, size]
+        function.restype = None
+    return loaded
+
+
+def _build(final: Path) -> None:
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        raise FileNotFoundError("cc")
+    final.parent.mkdir(parents=True, exist_ok=True)
+    # Ranks may build at the same moment: each aside, and the last rename wins.
+    descriptor, aside = tempfile.mkstemp(dir=final.parent, suffix=".so.partial")
+    os.close(descriptor)
+    try:
+        subprocess.run([compiler, *FLAGS, "-o", aside, str(SOURCE)], check=True, capture_output=True)
+        os.replace(aside, final)
+    finally:
+        Path(aside).unlink(missing_ok=True)
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(thread_name_prefix="mrmfast-unpack")

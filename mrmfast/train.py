@@ -1,0 +1,63 @@
+"""The door: ``deepspeed mrmfast/train.py --config configs/demo.yaml [key=value ...]``.
+
+Parses, builds, runs; everything else lives in ``mrmfast/training``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import sys
+from pathlib import Path
+
+# Run as a script, Python puts mrmfast/ first on sys.path, where our modules would shadow others': use its parent.
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from mrmfast import config as configs
+from mrmfast.errors import SharedError, UserError
+from mrmfast.training.job import build
+from mrmfast.training.loop import run
+from mrmfast.training.settings import TrainConfig
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train as the command line says; return the exit status (2: the user can mend it)."""
+    parser = argparse.ArgumentParser(description="Pre-train an image encoder with genetics (Masked Relation Modeling).")
+    parser.add_argument("--config", required=True, metavar="FILE", help="YAML; see configs/")
+    parser.add_argument("--print-config", action="store_true", help="print the resolved config and exit")
+    parser.add_argument(
+        "--resume", choices=("auto", "never"), default="never", help="auto: go on from the newest checkpoint"
+    )
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # given by the deepspeed launcher
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. data.path=DATASET batch_size=64")
+    arguments = parser.parse_intermixed_args(argv)
+    common = True  # every rank meets the same error while it builds, so one line is enough
+    try:
+        config = configs.load(TrainConfig, arguments.config, arguments.overrides)
+        if arguments.print_config:
+            print(configs.dump(config), end="")
+            return 0
+        job = build(config, resume=arguments.resume == "auto")
+        common = False
+        return run(job)
+    except UserError as error:
+        message, common = str(error), common or isinstance(error, SharedError)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            where = error.filename or f"{config.run.folder}"
+            message = f"{where}: no space left on device; free space, then go on with --resume auto"
+        elif error.filename is not None:
+            message = (
+                f"{error.filename}: {(error.strerror or 'cannot be used').lower()}; check the path and its permissions"
+            )
+        else:
+            raise
+    if not common or os.environ.get("RANK", "0") == "0":
+        print(f"mrmfast: error: {message}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

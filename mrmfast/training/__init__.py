@@ -1,0 +1,1 @@
+"""Training: settings, engine, loop, checkpoints, meters, figures."""

@@ -1,0 +1,142 @@
+"""A run, built from its config: data, model, engine, position."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from timm.scheduler import CosineLRScheduler
+
+from mrmfast import config as configs
+from mrmfast.data.loader import Dataset, Loader, open_dataset
+from mrmfast.errors import UserError
+from mrmfast.objectives import OBJECTIVES
+from mrmfast.training import checkpoint
+from mrmfast.training.checkpoint import TrainState
+from mrmfast.training.engine import World, build_engine, join_world
+from mrmfast.training.optimiser import build_optimiser, build_schedule
+from mrmfast.training.settings import TrainConfig, check
+
+
+@dataclass
+class Job:
+    """A run, built and ready.
+
+    Attributes
+    ----------
+    config : TrainConfig
+    world : World
+    dataset : Dataset
+    engine : deepspeed.DeepSpeedEngine
+    schedule : CosineLRScheduler
+    loader : Loader
+    state : TrainState
+    steps : int
+        Where the run ends.
+    lock : FileLock or None
+        Held by rank 0 as long as the job lives.
+    """
+
+    config: TrainConfig
+    world: World
+    dataset: Dataset
+    engine: Any
+    schedule: CosineLRScheduler
+    loader: Loader
+    state: TrainState
+    steps: int
+    lock: FileLock | None
+
+
+def build(config: TrainConfig, *, resume: bool) -> Job:
+    """Open the data, build model and engine, and load the newest checkpoint if asked to.
+
+    Raises
+    ------
+    UserError
+        Anything in config, data or machine that a user can mend; the same on every rank.
+    """
+    check(config)
+    folder = config.run.folder
+    found = checkpoint.checkpoints(folder / "checkpoints")
+    lock = _only_run(folder)
+    if (folder / "config.yaml").exists() and not resume:
+        raise UserError(f"{folder}: holds a run already; go on with --resume auto, or choose another run.name")
+    if resume and found:
+        _same_model(config)
+    dataset = open_dataset(config.data)
+    world = join_world(config.engine)
+    micro_batch = config.micro_batch(world.size)
+    steps = config.total_steps(len(dataset.selected))
+    torch.manual_seed(config.seed)
+    model = OBJECTIVES[config.objective](config.model, config.mrm, config.data.image_size, dataset.genome_spec())
+    checkpoint.need_space(folder, sum(p.numel() for p in model.parameters()), config.run.keep)
+    model.to(world.device)
+    optimiser = build_optimiser(model, config.optimiser, world.device)
+    schedule = build_schedule(optimiser, config.optimiser, steps)
+    engine = build_engine(
+        model,
+        optimiser,
+        world,
+        zero_stage=config.engine.zero_stage,
+        batch_size=config.batch_size,
+        micro_batch=micro_batch,
+        clip=config.optimiser.clip,
+    )
+    fingerprint = _fingerprint(dataset)
+    state = TrainState(dataset=fingerprint, world=world.size, zero_stage=config.engine.zero_stage)
+    if resume and found:
+        state = checkpoint.load(engine, found[-1], fingerprint)
+    loader = Loader(
+        dataset,
+        config.data,
+        seed=config.seed,
+        batch=config.batch_size,
+        micro_batch=micro_batch,
+        rank=world.rank,
+        world=world.size,
+        device=world.device,
+    )
+    return Job(config, world, dataset, engine, schedule, loader, state, steps, lock)
+
+
+def _fingerprint(dataset: Dataset) -> str:
+    """Identify the training set without naming anyone."""
+    digest = hashlib.sha256(dataset.selected.tobytes())
+    for shard in dataset.manifest.shards:
+        digest.update(shard.sha256.encode())
+    spec = dataset.genome_spec()
+    if spec is not None:
+        digest.update(repr((spec.kinds, spec.groups, spec.group_names, spec.fill.tolist())).encode())
+    return digest.hexdigest()
+
+
+def _only_run(folder: Path) -> FileLock | None:
+    """Let rank 0 take the run's folder for this process; the system lets go of it when the process ends, however."""
+    if os.environ.get("RANK", "0") != "0":
+        return None
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise UserError(
+            f"{folder}: another process is training this run; wait for it, or choose another run.name"
+        ) from None
+    return lock
+
+
+def _same_model(config: TrainConfig) -> None:
+    """Refuse to resume with another model or objective than the run was started with."""
+    path = config.run.folder / "config.yaml"
+    before = configs.load(TrainConfig, path, [])
+    for section in ("model", "mrm", "objective", "seed"):
+        if getattr(before, section) != getattr(config, section):
+            raise UserError(
+                f"{path}: the run was started with another {section}; resume with the same, or choose another run.name"
+            )

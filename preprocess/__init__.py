@@ -1,0 +1,1 @@
+"""Offline preprocessors: raw files in, a dataset folder out (``python -m preprocess``)."""

@@ -1,0 +1,146 @@
+"""``python -m preprocess check DATASET``: read every byte of a dataset folder and compare it with its checksums.
+
+``dataset.json`` seals itself and holds the SHA-256 of every tar and of the ``checksums.json`` of every Zarr folder,
+which holds that of every file in it; a tar's DALI index is compared with the tar. So a flipped byte in any chunk or
+metadata file is found. Joins: every image's participant is looked up in the genetics. Every problem is printed, files
+named, and the exit status is 1 (2 where there is no dataset to check).
+"""
+
+from __future__ import annotations
+
+import argparse
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import zarr
+from tqdm import tqdm
+
+from mrmfast.data.checksums import damage, file_sha256
+from mrmfast.data.genome_format import ROOT_METADATA, STORE, packed_width
+from mrmfast.data.manifest import NAME, Manifest, Shard
+from mrmfast.data.shards import DALI_INDEX_VERSION, INDEX, read_sample_table
+from mrmfast.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``check``."""
+    parser.add_argument("dataset", metavar="DATASET", type=Path, help="dataset folder")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command; return 0 where all is well, 1 where anything is damaged.
+
+    Raises
+    ------
+    UserError
+        There is no dataset.
+    """
+    dataset: Path = arguments.dataset
+    path = dataset / NAME
+    if not path.is_file():
+        raise UserError(f"{path}: does not exist; give a dataset folder that python -m preprocess wrote")
+    problems: list[str] = []
+    notes: list[str] = []
+    try:
+        manifest = _manifest(path)
+    except UserError as error:
+        problems = [str(error)]
+    else:
+        total = sum(file.stat().st_size for file in dataset.rglob("*") if file.is_file())
+        with tqdm(total=total, desc="check", unit="B", unit_scale=True, disable=None) as bar:
+            for problem in _damage(dataset, manifest, bar.update):
+                problems.append(problem)
+        if not problems:
+            problems, notes = _joins(dataset, manifest)
+    for problem in problems:
+        print(f"damaged: {problem}; copy the dataset again, or run its preprocessor again")
+    for note in notes:
+        print(f"check: {note}")
+    print(f"check: {dataset}: {f'{len(problems)} problems' if problems else 'all files are as they were written'}")
+    return 1 if problems else 0
+
+
+def _manifest(path: Path) -> Manifest:
+    text = path.read_bytes()
+    manifest = Manifest.from_json(text, str(path))
+    # Equal manifests are equal bytes and the last field seals the others: one comparison covers every byte.
+    if manifest.to_json().encode() != text:
+        raise UserError(f"{path}: does not match the SHA-256 in its last field")
+    return manifest
+
+
+def _damage(dataset: Path, manifest: Manifest, progress: Callable[[int], object]) -> Iterator[str]:
+    for shard in manifest.shards:
+        yield from _shard_damage(dataset, shard)
+        progress(shard.bytes)
+    if manifest.shards:
+        yield from damage(dataset / INDEX, manifest.index_sha256, progress)
+    store = dataset / STORE
+    on_disk = {path.name for path in store.iterdir()} - {"zarr.json"} if store.exists() else set()
+    for name in sorted(on_disk - manifest.genetics.keys()):
+        yield f"{store / name}: is not in {NAME}"
+    if manifest.genetics:
+        root = store / "zarr.json"
+        if not root.is_file() or root.read_bytes() != ROOT_METADATA.encode():
+            yield f"{root}: is missing or changed"
+    for name, entry in manifest.genetics.items():
+        yield from damage(store / name, entry["sha256"], progress)
+
+
+def _shard_damage(dataset: Path, shard: Shard) -> Iterator[str]:
+    path, index = dataset / shard.path, dataset / shard.index
+    if not path.is_file():
+        yield f"{path}: is missing"
+        return
+    if path.stat().st_size != shard.bytes or file_sha256(path) != shard.sha256:
+        yield f"{path}: size or SHA-256 differs from {NAME}"
+        return
+    if not index.is_file() or index.read_bytes() != _index_of(path, shard.samples):
+        yield f"{index}: is missing or does not describe its tar"
+
+
+def _index_of(path: Path, samples: int) -> bytes:
+    """Derive the DALI index of a sound tar; a sample is two members."""
+    with tarfile.open(path) as tar:
+        members = [f"{m.name.split('.', 1)[1]} {m.offset_data} {m.size} {m.name}" for m in tar]
+    lines = [" ".join(pair) for pair in zip(members[::2], members[1::2], strict=True)]
+    return (f"{DALI_INDEX_VERSION} {samples}\n" + "\n".join(lines) + "\n").encode()
+
+
+def _joins(dataset: Path, manifest: Manifest) -> tuple[list[str], list[str]]:
+    """Compare counts and ids across the parts of a sound dataset; return problems, and lines worth knowing."""
+    problems: list[str] = []
+    notes: list[str] = []
+    images: set[str] = set()
+    if manifest.shards:
+        table = read_sample_table(str(dataset))
+        images = set(table.participant.tolist())
+        if len(table) != manifest.samples:
+            problems.append(f"{dataset / INDEX}: lists {len(table)} images, {NAME} says {manifest.samples}")
+        problems += _sample_damage(dataset, manifest, table.shard, table.offset, table.size)
+        notes.append(f"{len(table)} images of {len(images)} participants")
+    for name, entry in manifest.genetics.items():
+        group = zarr.open_group(dataset / STORE / name, mode="r")
+        shape = (entry["participants"], packed_width(entry["kind"], entry["n_features"]))
+        ids = np.asarray(group["participants"][:]).tolist()  # type: ignore[index]  # an array, not a group
+        if group["rows"].shape != shape or len(ids) != shape[0]:  # type: ignore[union-attr]
+            problems.append(f"{dataset / STORE / name}: is not of the size that {NAME} says")
+        joined = f", {len(images.intersection(ids))} of {len(images)} with images have it" if images else ""
+        notes.append(f"{name}: {len(ids)} participants x {entry['n_features']} features{joined}")
+    return problems, notes
+
+
+def _sample_damage(
+    dataset: Path, manifest: Manifest, shard: np.ndarray, offset: np.ndarray, size: np.ndarray
+) -> list[str]:
+    """Every row of the sample table must point at the picture that its tar holds there."""
+    problems = []
+    for number, entry in enumerate(manifest.shards):
+        with tarfile.open(dataset / entry.path) as tar:
+            held = [(m.offset_data, m.size) for m in tar if m.name.endswith(".jpg")]
+        rows = shard == number
+        if held != list(zip(offset[rows].tolist(), size[rows].tolist(), strict=True)):
+            problems.append(f"{dataset / INDEX}: does not point at the pictures of {entry.path}")
+    return problems

@@ -1,0 +1,223 @@
+"""BGEN 1.1, 1.2 and 1.3 (https://www.chg.ox.ac.uk/~gav/bgen_format/), two alleles a variant.
+
+Read here rather than through a package so that a damaged file is named by variant, only the headers are read to index
+a file, and the order of the alleles is never guessed: the file calls them first and second, and which one is the
+reference is the user's word (raw UK Biobank: the first; ``plink2 --export bgen-1.x``: the last unless told, trap 3).
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numcodecs import Zstd
+
+from mrmfast.errors import UserError
+from preprocess.genetics.genotypes.base import GenotypeFile, hard_calls_of, read_text, variant_table
+
+NO_COMPRESSION, ZLIB, ZSTD = range(3)
+LAYOUT_1_SCALE = 32768
+MISSING_BIT, PLOIDY_BITS = 0x80, 0x3F
+
+
+class BgenFile(GenotypeFile):
+    """A .bgen with its .sample (else with the ids inside it); ``ref`` is the first allele, ``alt`` the second.
+
+    Parameters
+    ----------
+    path : Path
+
+    Raises
+    ------
+    UserError
+        The file is malformed or truncated, or nothing names its samples.
+    """
+
+    bytes_per_genotype = 16  # and about 50 bytes a sample for the variant being decoded
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with open(path, "rb") as file:
+            try:
+                self._read_header(file)
+                self._index(file)
+            except (struct.error, UnicodeDecodeError) as error:
+                raise UserError(f"{path}: is truncated or damaged near byte {file.tell()}; copy it again") from error
+
+    def _read_header(self, file: BinaryIO) -> None:
+        offset, length, self.variant_count, self.samples = struct.unpack("<4I", file.read(16))
+        magic = file.read(4)
+        if magic not in (b"bgen", b"\0\0\0\0") or length < 20 or offset < length:
+            raise UserError(f"{self.path}: is not a BGEN file; make one with plink2 --export bgen-1.2")
+        file.seek(4 + length - 4)
+        (flags,) = struct.unpack("<I", file.read(4))
+        self.compression, self.layout = flags & 3, flags >> 2 & 15
+        if self.compression > ZSTD or self.layout not in (1, 2):
+            raise UserError(
+                f"{self.path}: has layout {self.layout} and compression {self.compression}, which no BGEN version "
+                "knows; make the file again with plink2 --export bgen-1.2"
+            )
+        inside = _embedded_ids(file, self.path, self.samples) if flags >> 31 else None
+        sample = self.path.with_suffix(".sample")
+        if sample.exists():
+            self.ids = read_sample(sample)
+        elif inside is not None:
+            self.ids = inside
+        else:
+            raise UserError(f"{sample}: does not exist and the .bgen names no samples; put the .sample beside it")
+        if len(self.ids) != self.samples:
+            raise UserError(f"{sample}: names {len(self.ids)} samples, {self.path.name} holds {self.samples}")
+        file.seek(4 + offset)
+
+    def _index(self, file: BinaryIO) -> None:
+        """Note where every variant's probabilities lie; they are not read."""
+        size = self.path.stat().st_size
+        starts, lengths = [], []
+        rows: list[tuple[str, str, str, str, str]] = []
+        for _ in range(self.variant_count):
+            if self.layout == 1:
+                (count,) = struct.unpack("<I", file.read(4))
+                if count != self.samples:
+                    raise UserError(f"{self._variant(len(rows))} has {count} samples, the header says {self.samples}")
+            name, rsid, chromosome = _text(file, 2), _text(file, 2), _text(file, 2)
+            (position,) = struct.unpack("<I", file.read(4))
+            (alleles,) = struct.unpack("<H", file.read(2)) if self.layout == 2 else (2,)
+            labels = [_text(file, 4) for _ in range(alleles)]
+            if self.layout == 1 and self.compression == NO_COMPRESSION:
+                length = 6 * self.samples
+            else:
+                (length,) = struct.unpack("<I", file.read(4))
+            starts.append(file.tell())
+            lengths.append(length)
+            if starts[-1] + length > size:
+                raise UserError(f"{self._variant(len(rows))} ends after the file does; it is truncated, copy it again")
+            named = rsid if rsid not in ("", ".") else name or "."
+            # One allele only cannot be a genotype of two; more than two are left out with the multi-allelic ones.
+            rows.append((chromosome, named, str(position), labels[0] if labels else ".", ",".join(labels[1:]) or "."))
+            file.seek(length, 1)
+        if file.tell() != size:
+            raise UserError(f"{self.path}: goes on after its {self.variant_count} variants; the header is damaged")
+        if not rows:
+            raise UserError(f"{self.path}: holds no variants")
+        self.starts, self.lengths = starts, lengths
+        labels_of, ids, places, ref, alt = (list(column) for column in zip(*rows, strict=True))
+        self.variants = variant_table(self.path, labels_of, ids, places, ref, alt, first=1)
+
+    def _variant(self, number: int) -> str:
+        return f"{self.path}: variant {number + 1}"
+
+    def dosages(self, columns: np.ndarray) -> np.ndarray:
+        """See :meth:`GenotypeFile.dosages`."""
+        out = np.empty((len(columns), self.samples), dtype=np.float32)
+        with open(self.path, "rb") as file:
+            for row, column in enumerate(columns.tolist()):
+                file.seek(self.starts[column])
+                raw = file.read(self.lengths[column])
+                try:
+                    out[row] = self._dosage(raw, column)
+                except (zlib.error, struct.error, ValueError, RuntimeError) as error:
+                    raise UserError(
+                        f"{self._variant(column)} cannot be decoded ({type(error).__name__}); copy the file again"
+                    ) from error
+        return out
+
+    def copies(self, columns: np.ndarray) -> np.ndarray:
+        """See :meth:`GenotypeFile.copies`; calls as plink2 makes them from dosages."""
+        return hard_calls_of(self.dosages(columns))
+
+    def _dosage(self, raw: bytes, column: int) -> np.ndarray:
+        if self.layout == 1:
+            data = zlib.decompress(raw) if self.compression else raw
+            triples = np.frombuffer(data, dtype="<u2").reshape(self.samples, 3).astype(np.float64)
+            total = triples.sum(axis=1)
+            known = total > 0
+            expected = (triples[:, 1] + 2 * triples[:, 2]) / np.where(known, total, 1)
+            return np.where(known, expected, np.nan)
+        if self.compression:
+            (length,) = struct.unpack("<I", raw[:4])
+            data = zlib.decompress(raw[4:]) if self.compression == ZLIB else Zstd().decode(raw[4:])
+            if len(data) != length:
+                raise ValueError("length differs")
+            raw = bytes(data)
+        samples, alleles, _, _ = struct.unpack("<IHBB", raw[:8])
+        ploidy = np.frombuffer(raw, dtype=np.uint8, count=samples, offset=8)
+        phased, bits = raw[8 + samples], raw[9 + samples]
+        if samples != self.samples or alleles != 2:
+            raise UserError(f"{self._variant(column)} has another number of samples or alleles inside; copy it again")
+        copies = (ploidy & PLOIDY_BITS).astype(np.int64)
+        values = probabilities(raw[10 + samples :], bits, int(copies.sum()))
+        if (copies == 2).all():
+            first, second = values[0::2], values[1::2]
+        else:
+            # One value a copy; a haploid call counts double and any other ploidy is missing, as plink2 reads them.
+            start = np.cumsum(copies) - copies
+            padded = np.append(values, [0.0, 0.0])
+            first, second = padded[start], np.where(copies == 2, padded[start + 1], 0)
+        expected = 2 - first - second if phased else 2 - 2 * first - second
+        expected = np.where(copies == 1, 2 - 2 * first, expected)
+        known = (ploidy & MISSING_BIT == 0) & ((copies == 2) | (copies == 1))
+        return np.where(known, np.clip(expected, 0, 2), np.nan)
+
+
+def probabilities(raw: bytes, bits: int, count: int) -> np.ndarray:
+    """Decode probabilities of `bits` bits each, lowest bits first.
+
+    A diploid sample has two. Unphased: of two copies of the first allele, of one; phased: of the first allele on either
+    haplotype.
+
+    Returns
+    -------
+    ndarray of float64, shape (count,)
+
+    Raises
+    ------
+    ValueError
+        The number of bits or bytes is impossible.
+    """
+    if not 1 <= bits <= 32 or len(raw) != -(-count * bits // 8):
+        raise ValueError("probabilities have another length")
+    if bits in (8, 16, 32):
+        values: np.ndarray = np.frombuffer(raw, dtype=f"<u{bits // 8}").astype(np.float64)
+    else:
+        spread = np.unpackbits(np.frombuffer(raw, dtype=np.uint8), bitorder="little")[: count * bits]
+        values = spread.reshape(-1, bits) @ np.exp2(np.arange(bits))
+    return values / (2.0**bits - 1)
+
+
+def _text(file: BinaryIO, width: int) -> str:
+    (length,) = struct.unpack("<H" if width == 2 else "<I", file.read(width))
+    text = file.read(length)
+    if len(text) != length:
+        raise struct.error("truncated")
+    return text.decode()
+
+
+def _embedded_ids(file: BinaryIO, path: Path, samples: int) -> list[str]:
+    _, count = struct.unpack("<2I", file.read(8))
+    if count != samples:
+        raise UserError(f"{path}: names {count} samples and holds {samples}; the header is damaged")
+    return [_text(file, 2) for _ in range(count)]
+
+
+def read_sample(path: Path) -> list[str]:
+    """Return ID_2 of every sample of an Oxford .sample file (two header lines).
+
+    Raises
+    ------
+    UserError
+        The header is not that of a .sample, or a line lacks columns.
+    """
+    lines = read_text(path, "the .bgen and .sample").splitlines()
+    header = lines[0].split() if lines else []
+    if len(lines) < 2 or header[:2] != ["ID_1", "ID_2"] or len(lines[1].split()) != len(header):
+        raise UserError(f"{path}: lines 1 and 2 are not those of a .sample (ID_1 ID_2 missing ..., then 0 0 0 ...)")
+    ids = []
+    for number, line in enumerate(lines[2:], start=3):
+        fields = line.split()
+        if len(fields) != len(header):
+            raise UserError(f"{path}: line {number} has {len(fields)} columns, {len(header)} are named; mend the line")
+        ids.append(fields[1])
+    return ids

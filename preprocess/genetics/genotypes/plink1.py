@@ -1,0 +1,195 @@
+"""PLINK 1 file sets: .bed, .bim, .fam (https://www.cog-genomics.org/plink/1.9/formats)."""
+
+from __future__ import annotations
+
+import csv
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from mrmfast.errors import UserError
+from preprocess.genetics.genotypes import twobit
+from preprocess.genetics.genotypes.base import MISSING, GenotypeFile, autosome, read_text, variant_table
+
+SIDE_BY_SIDE = "the .bed, .bim and .fam"
+MAGIC = b"\x6c\x1b\x01"
+# PLINK 1 pair -> copies of A1.
+COPIES = np.array([2, MISSING, 1, 0], dtype=np.int8)
+
+
+class BedFile(GenotypeFile):
+    """A .bed with its .bim and .fam; ``ref`` is A2 and ``alt`` A1 until :mod:`.reference` says otherwise.
+
+    Parameters
+    ----------
+    path : Path
+
+    Raises
+    ------
+    UserError
+        A file is missing, malformed or truncated.
+    """
+
+    sliced = True
+    bytes_per_genotype = 2
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.ids = read_fam(path.with_suffix(".fam"))
+        self.variants = read_bim(path.with_suffix(".bim"))
+        self.row_bytes = twobit.width(len(self.ids))
+        with open(path, "rb") as file:
+            magic = file.read(3)
+        if magic != MAGIC:
+            raise UserError(f"{path}: is not a variant-major PLINK 1 .bed file; make one with plink2 --make-bed")
+        # Checked first: a truncated .bed would otherwise fail (or not) deep inside a read.
+        expected, found = 3 + len(self.variants) * self.row_bytes, path.stat().st_size
+        if expected != found:
+            raise UserError(
+                f"{path}: has {found} bytes, {len(self.ids)} samples x {len(self.variants)} variants need {expected}; "
+                "it is truncated or its .bim/.fam belong to another file"
+            )
+
+    def copies(self, columns: np.ndarray) -> np.ndarray:
+        """See :meth:`GenotypeFile.copies`."""
+        return COPIES[twobit.unpack(self._bytes(columns, 0, self.row_bytes), len(self.ids))]
+
+    def packed(self, columns: np.ndarray, flip: np.ndarray, samples: np.ndarray) -> np.ndarray:
+        """See :meth:`GenotypeFile.packed`; reads only the bytes between the first and the last sample chosen."""
+        first, last = int(samples.min()) // 4, int(samples.max()) // 4 + 1
+        codes = twobit.from_plink1(self._bytes(columns, first, last), ~flip)
+        return twobit.select(codes, samples - 4 * first)
+
+    def _bytes(self, columns: np.ndarray, first: int, last: int) -> np.ndarray:
+        return read_rows(self.path, len(MAGIC), self.row_bytes, columns, first, last)
+
+
+def read_rows(path: Path, offset: int, row_bytes: int, columns: np.ndarray, first: int, last: int) -> np.ndarray:
+    """Read bytes first..last of chosen rows of a file of equal rows.
+
+    Plain reads, not a memory map: pages of a map would count as resident memory of this process.
+
+    Parameters
+    ----------
+    path : Path
+    offset : int
+        Where row 0 begins.
+    row_bytes : int
+    columns : ndarray of int64, shape (n,)
+        Row numbers.
+
+    Returns
+    -------
+    ndarray of uint8, shape (n, last - first)
+
+    Raises
+    ------
+    UserError
+        The file is shorter than it was.
+    """
+    raw = np.empty((len(columns), last - first), dtype=np.uint8)
+    whole = first == 0 and last == row_bytes
+    # Neighbouring rows read as one; a list of single rows otherwise.
+    runs = np.split(columns, np.flatnonzero(np.diff(columns) != 1) + 1) if whole else columns.reshape(-1, 1)
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        row = 0
+        for run in runs:
+            view = raw[row : row + len(run)].reshape(-1).data
+            place, done = (offset + int(run[0]) * row_bytes + first if len(run) else 0), 0
+            while done < len(view):
+                got = os.preadv(descriptor, [view[done:]], place + done)
+                if not got:
+                    raise UserError(f"{path}: ended while it was read; has another program changed it?")
+                done += got
+            row += len(run)
+    finally:
+        os.close(descriptor)
+    return raw
+
+
+def read_fam(path: Path) -> list[str]:
+    """Return the IID (column 2) of every line; tab-separated files may leave it blank.
+
+    Raises
+    ------
+    UserError
+        The file is absent or empty, or a line has not 6 columns.
+    """
+    ids = []
+    for number, line in enumerate(read_text(path, SIDE_BY_SIDE).splitlines(), start=1):
+        fields = line.split("\t") if "\t" in line else line.split()
+        if len(fields) != 6:
+            raise UserError(
+                f"{path}: line {number} has {len(fields)} columns, a .fam has 6 "
+                "(FID IID father mother sex phenotype); mend the line"
+            )
+        ids.append(fields[1].strip())
+    if not ids:
+        raise UserError(f"{path}: is empty; a .fam has one line per sample")
+    return ids
+
+
+def read_bim(path: Path) -> pd.DataFrame:
+    """Return the variants of a .bim: ``ref`` is column 6 (A2), ``alt`` column 5 (A1).
+
+    Raises
+    ------
+    UserError
+        The file is absent or empty, or a line has not 6 columns or no whole-number position.
+    """
+    quick = _read_bim_quickly(path)
+    if quick is not None:
+        return quick
+    lines = [line.split() for line in read_text(path, SIDE_BY_SIDE).splitlines()]
+    for number, fields in enumerate(lines, start=1):
+        if len(fields) != 6:
+            raise UserError(
+                f"{path}: line {number} has {len(fields)} columns, a .bim has 6 "
+                "(chromosome id cM position A1 A2); mend the line"
+            )
+    if not lines:
+        raise UserError(f"{path}: is empty; a .bim has one line per variant")
+    chromosome, ids, _, position, a1, a2 = (list(column) for column in zip(*lines, strict=True))
+    return variant_table(path, chromosome, ids, position, ref=a2, alt=a1, first=1)
+
+
+def _read_bim_quickly(path: Path) -> pd.DataFrame | None:
+    """Read a flawless .bim with the parser of pandas; None for any other, which the caller reads line by line."""
+    categories = dict.fromkeys(("chromosome", "a1", "a2", "none"), "category")
+    try:
+        table = pd.read_csv(
+            path,
+            sep=r"\s+",
+            header=None,
+            names=["chromosome", "id", "morgans", "position", "a1", "a2", "none"],
+            dtype={**categories, "id": object, "morgans": object, "position": np.int64},
+            na_filter=False,
+            skip_blank_lines=False,
+            quoting=csv.QUOTE_NONE,
+        )
+    except (OSError, ValueError, OverflowError, pd.errors.ParserError):
+        return None
+    # Lines with fewer fields are filled up with empty ones, and a seventh field shows a longer line.
+    if not len(table) or (table["a2"] == "").any() or (table["none"] != "").any() or not _is_plain(table.index):
+        return None
+    codes = {name: table[name].cat for name in ("chromosome", "a1", "a2")}
+    numbers = np.array([autosome(str(label)) for label in codes["chromosome"].categories], dtype=np.int8)
+    upper = {name: np.array([str(x).upper() for x in codes[name].categories], dtype=object) for name in ("a1", "a2")}
+    return pd.DataFrame(
+        {
+            "chromosome": numbers[codes["chromosome"].codes],
+            "id": table["id"].to_numpy(object),
+            "position": table["position"].to_numpy(),
+            "ref": upper["a2"][codes["a2"].codes],
+            "alt": upper["a1"][codes["a1"].codes],
+            "alleles": np.full(len(table), 2, dtype=np.int8),
+        }
+    )
+
+
+def _is_plain(index: pd.Index) -> bool:
+    """Whether pandas took no column for an index, as it does where all lines are too long."""
+    return isinstance(index, pd.RangeIndex)

@@ -1,0 +1,205 @@
+"""Any genotype file -> rows of packed SNP codes, in parts, within bounded memory.
+
+Two steps, each in parts of its own. *Extract* (not for .bed, which is laid out like this already): blocks of variants,
+all participants, decoded once and packed variant-major. *Pack*: blocks of participants, all SNPs, transposed to
+sample-major, with the counts of codes over the training split. Parts lie in ``DATASET/.snps.parts`` until the store
+is written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mrmfast.atomic import write_aside
+from preprocess.genetics.genotypes import GenotypeFile, Genotypes, twobit
+from preprocess.genetics.genotypes.plink1 import read_rows
+
+VERSION = 1
+VARIANTS_PER_TILE = 256  # 256 variants x 16,384 participants are 1 MiB: they stay in the cache while transposed
+MOST_PARTICIPANTS, PARTICIPANTS_STEP = 16384, 64
+MOST_VARIANTS = 1024
+
+
+class PackedFile(GenotypeFile):
+    """One part of the extract step: codes of a block of variants, in the order of the participants."""
+
+    sliced = True
+
+    def __init__(self, path: Path, samples: int) -> None:
+        self.path, self.row_bytes = path, twobit.width(samples)
+
+    def copies(self, columns: np.ndarray) -> np.ndarray:
+        """See :meth:`GenotypeFile.copies`."""
+        codes = twobit.unpack(read_rows(self.path, 0, self.row_bytes, columns, 0, self.row_bytes), 4 * self.row_bytes)
+        return np.where(codes == 3, -1, codes).astype(np.int8)
+
+    def packed(self, columns: np.ndarray, flip: np.ndarray, samples: np.ndarray) -> np.ndarray:
+        """See :meth:`GenotypeFile.packed`; codes count the right allele already."""
+        assert not flip.any(), "flips were applied when the part was written"
+        first, last = int(samples.min()) // 4, int(samples.max()) // 4 + 1
+        raw = read_rows(self.path, 0, self.row_bytes, columns, first, last)
+        return twobit.select(raw, samples - 4 * first)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all parts share.
+
+    Attributes
+    ----------
+    genotypes : Genotypes
+    kept : ndarray of int64, shape (SNPs,)
+        Rows of ``genotypes.variants``.
+    train : ndarray of bool, shape (participants,)
+    folder : Path
+        Of the parts.
+    participants_per_part : int
+    """
+
+    genotypes: Genotypes
+    kept: np.ndarray
+    train: np.ndarray
+    folder: Path
+    participants_per_part: int
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one participant's packed row."""
+        return twobit.width(len(self.kept))
+
+    def starts(self) -> range:
+        """First participant of every part of the pack step."""
+        return range(0, len(self.train), self.participants_per_part)
+
+    def rows_path(self, start: int) -> Path:
+        """Where a part of the pack step lies."""
+        return self.folder / f"rows-{start:010d}"
+
+
+def participants_per_part(snps: int, memory: int) -> int:
+    """Return how many participants a part of the pack step holds; two copies of its rows fit in half of `memory`."""
+    fits = memory // 4 // twobit.width(snps)
+    return int(np.clip(fits // PARTICIPANTS_STEP * PARTICIPANTS_STEP, PARTICIPANTS_STEP, MOST_PARTICIPANTS))
+
+
+def variant_blocks(job: Job, memory: int) -> list[np.ndarray]:
+    """Cut the SNPs into blocks of one file each that fit in `memory`, as places in ``job.kept``."""
+    blocks = []
+    table = job.genotypes.variants["file"].to_numpy()[job.kept]
+    for run in job.genotypes.runs(table):
+        file = job.genotypes.files[table[run[0]]]
+        per_block = int(np.clip(memory // (file.bytes_per_genotype * len(file.ids)), 1, MOST_VARIANTS))
+        blocks += np.split(run, range(per_block, len(run), per_block))
+    return blocks
+
+
+def extract_part(job: Job, task: list[tuple[int, np.ndarray]]) -> None:
+    """Extract blocks of variants one after another; `task` holds (first place, places) of each."""
+    for first, places in task:
+        path = job.folder / f"calls-{first:010d}"
+        if path.exists():
+            continue
+        packed = job.genotypes.packed(job.kept[places], 0, len(job.train))
+        with write_aside(path, "wb") as file:
+            file.write(packed.data)
+
+
+def extract_tasks(job: Job, blocks: list[np.ndarray]) -> list[list[tuple[int, np.ndarray]]]:
+    """Return a task a block, or a task a file where a file can only be read forwards."""
+    tasks: dict[Any, list[tuple[int, np.ndarray]]] = {}
+    file_of = job.genotypes.variants["file"].to_numpy()[job.kept]
+    for block in blocks:
+        number = int(file_of[block[0]])
+        key = (number,) if job.genotypes.files[number].sequential else (number, int(block[0]))
+        tasks.setdefault(key, []).append((int(block[0]), block))
+    return list(tasks.values())
+
+
+def extracted(job: Job, blocks: list[np.ndarray]) -> Job:
+    """Return the job that reads the parts of the extract step instead of the source."""
+    samples = len(job.train)
+    files: list[GenotypeFile] = [PackedFile(job.folder / f"calls-{block[0]:010d}", samples) for block in blocks]
+    table = job.genotypes.variants.iloc[job.kept].reset_index(drop=True)
+    sizes = [len(block) for block in blocks]
+    table = table.assign(
+        file=np.repeat(np.arange(len(blocks)), sizes),
+        column=np.concatenate([np.arange(size) for size in sizes]),
+        swapped=False,
+    )
+    everyone = np.arange(samples)
+    genotypes = replace(job.genotypes, files=files, rows=[everyone] * len(files), variants=table)
+    return replace(job, genotypes=genotypes, kept=np.arange(len(table)))
+
+
+def pack_part(job: Job, start: int) -> None:
+    """Write the rows of participants start, start + 1, ...: counts of codes, then packed rows."""
+    path = job.rows_path(start)
+    if path.exists():
+        return
+    stop = min(start + job.participants_per_part, len(job.train))
+    rows = np.empty((stop - start, job.row_bytes), dtype=np.uint8)
+    counts = np.empty((len(job.kept), 4), dtype=np.int64)
+    training = twobit.mask(job.train[start:stop])
+    for first in range(0, len(job.kept), VARIANTS_PER_TILE):
+        tile = slice(first, first + VARIANTS_PER_TILE)
+        codes = job.genotypes.packed(job.kept[tile], start, stop)
+        counts[tile] = twobit.count(codes, training)
+        twobit.transpose(codes, rows[:, first // 4 : first // 4 + twobit.width(len(codes))])
+    with write_aside(path, "wb") as file:
+        file.write(counts.data)
+        file.write(rows.data)
+
+
+def total_counts(job: Job) -> np.ndarray:
+    """Add up the counts of all parts.
+
+    Returns
+    -------
+    ndarray of int64, shape (SNPs, 4)
+        Training participants with code 0, 1, 2, 3 (missing).
+    """
+    size = len(job.kept) * 4
+    return sum(
+        (np.fromfile(job.rows_path(start), dtype=np.int64, count=size) for start in job.starts()),
+        start=np.zeros(size, dtype=np.int64),
+    ).reshape(-1, 4)
+
+
+def packed_blocks(job: Job) -> Iterator[np.ndarray]:
+    """Yield the packed rows of every part in order, shape (rows, row_bytes), uint8."""
+    for start in job.starts():
+        raw = np.memmap(job.rows_path(start), dtype=np.uint8, mode="r", offset=len(job.kept) * 4 * 8)
+        yield raw.reshape(-1, job.row_bytes)
+
+
+def claim_folder(job: Job, settings: dict[str, Any], blocks: list[np.ndarray]) -> bool:
+    """Make the folder of parts, or empty it if its parts belong to other sources or options.
+
+    Returns
+    -------
+    bool
+        Whether parts of an earlier run are used.
+    """
+    digest = hashlib.sha256(json.dumps([VERSION, settings, job.participants_per_part]).encode())
+    for file in job.genotypes.files:
+        status = file.path.stat()
+        digest.update(f"{file.path.resolve()} {status.st_size} {status.st_mtime_ns}".encode())
+    for array in (job.kept, job.train, *job.genotypes.rows, np.array([block[0] for block in blocks])):
+        digest.update(np.ascontiguousarray(array).data)
+    digest.update("\n".join(job.genotypes.samples.tolist()).encode())
+    digest.update(job.genotypes.variants["swapped"].to_numpy()[job.kept].tobytes())
+    mark = job.folder / "job"
+    if mark.exists() and mark.read_text(encoding="utf-8") == digest.hexdigest():
+        return any(job.folder.glob("rows-*")) or any(job.folder.glob("calls-*"))
+    shutil.rmtree(job.folder, ignore_errors=True)
+    with write_aside(mark) as text:
+        text.write(digest.hexdigest())
+    return False

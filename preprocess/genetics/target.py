@@ -1,0 +1,119 @@
+"""What the four commands share: arguments, the checks of the dataset folder, reports and ledgers."""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import io
+import json
+import shutil
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from mrmfast.atomic import write_aside
+from mrmfast.data.genome_store import STORE
+from mrmfast.data.manifest import NAME, SplitRule, claim_splits, read_manifest
+from mrmfast.errors import UserError
+from preprocess.genetics.remote import is_url, place
+
+
+def add_common_arguments(parser: argparse.ArgumentParser, source: str, keep: bool = True) -> None:
+    """Add SRC, --out and the split rule (and --keep) to a command."""
+    parser.add_argument("src", metavar="SRC", type=place, help=source)
+    parser.add_argument("--out", metavar="DATASET", type=place, required=True, help="dataset folder to write into")
+    parser.add_argument("--split-seed", type=int, default=0, help="seed of the train/test rule (default 0)")
+    parser.add_argument("--test-fraction", type=float, default=0.2, help="share of participants held out (default 0.2)")
+    if keep:
+        parser.add_argument("--keep", metavar="FILE", type=Path, help="participant ids to keep, one a line")
+
+
+def check_target(arguments: argparse.Namespace, modalities: Iterable[str]) -> SplitRule:
+    """Check, before any long work, that the modalities can be written.
+
+    Raises
+    ------
+    UserError
+        SRC is absent, a modality exists already, or the dataset has another split rule.
+    """
+    for name in (arguments.src, arguments.out):
+        if is_url(name):
+            raise UserError(f"{name}: this command reads and writes local folders only; copy it first")
+    if not arguments.src.exists():
+        raise UserError(f"{arguments.src}: does not exist; give the file or folder with the source data")
+    if not 0 <= arguments.test_fraction < 1:
+        raise UserError(f"--test-fraction {arguments.test_fraction}: give a number from 0 up to, not including, 1")
+    rule = SplitRule(arguments.split_seed, arguments.test_fraction)
+    listed = read_manifest(arguments.out).genetics
+    for modality in modalities:
+        final = arguments.out / STORE / modality
+        if final.exists() and modality in listed:
+            raise UserError(f"{final}: exists already; remove that folder to make it anew")
+        if final.exists():
+            # The manifest comes last: a run was killed between the two renames.
+            print(f"{final}: left by an interrupted run; made anew", file=sys.stderr)
+            shutil.rmtree(final)
+    # A rule is recorded only when there is something to write: a failed first try must not bind the dataset to it.
+    if (arguments.out / NAME).exists():
+        claim_splits(arguments.out, rule)
+    return rule
+
+
+def sweep(dataset: Path, command: str) -> None:
+    """Remove what a killed run of `command` left half written; call it under a lock of that command."""
+    for path in (dataset / "reports").glob(f".{command}*.partial"):
+        path.unlink(missing_ok=True)
+    # The manifest belongs to all commands: its own lock says that nobody is writing it now.
+    with FileLock(dataset / ".dataset.lock"):
+        for path in (*dataset.glob(f".{NAME}.*.partial"), *(dataset / STORE).glob(".zarr.json.*.partial")):
+            path.unlink(missing_ok=True)
+
+
+def write_report(dataset: Path, command: str, report: dict[str, Any]) -> None:
+    """Write ``reports/COMMAND.json``: settings and counts, no ids of people."""
+    with write_aside(dataset / "reports" / f"{command}.json") as file:
+        file.write(json.dumps({"command": command, **report}, indent=1) + "\n")
+
+
+@contextmanager
+def ledger(dataset: Path, name: str, columns: Iterable[str]) -> Iterator[io.TextIOWrapper]:
+    """Open ``reports/NAME.tsv.gz`` and write its header; equal content gives equal bytes (no time, no name inside).
+
+    Yields
+    ------
+    text file
+        Write tab-separated lines, each ended by a newline.
+    """
+    with (
+        write_aside(dataset / "reports" / f"{name}.tsv.gz", "wb") as raw,
+        gzip.GzipFile(filename="", mode="wb", fileobj=raw, compresslevel=4, mtime=0) as packed,
+        io.TextIOWrapper(packed, encoding="utf-8", newline="") as text,
+    ):
+        text.write("\t".join(columns) + "\n")
+        yield text
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Check free space before long work.
+
+    Raises
+    ------
+    UserError
+        The disk of `folder` has fewer than `needed` bytes left.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"{folder}: needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; free space or choose another --out"
+        )
+
+
+def duration(seconds: float) -> str:
+    """Say a duration roughly: ``40 s``, ``12 min``, ``3.5 h``."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

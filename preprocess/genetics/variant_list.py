@@ -1,0 +1,74 @@
+"""The list of variants to keep (``--variants``)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from mrmfast.errors import UserError
+from preprocess.genetics.genotypes import autosome
+
+# rsIDs agree between builds, positions do not: more than this share elsewhere means another build.
+MOST_ELSEWHERE = 0.5
+
+
+def read_list(path: Path, variants: pd.DataFrame) -> tuple[np.ndarray, int]:
+    """Find the listed variants.
+
+    Parameters
+    ----------
+    path : Path
+        One id a line, or id, chromosome and position; lines with ``#`` are comments.
+    variants : DataFrame
+        With ``id``, ``chromosome``, ``position``.
+
+    Returns
+    -------
+    ndarray of int64, shape (found,)
+        Rows of `variants`, ascending: the order is that of the genotypes, not of the list. A listed id that several
+        variants have gives all of them.
+    int
+        How many listed ids no variant has.
+
+    Raises
+    ------
+    UserError
+        The list is absent, malformed or empty, names nothing the genotypes hold, or gives positions in another build.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"--variants {path}: cannot be read ({type(error).__name__}); give a text file of ids"
+        ) from error
+    places: dict[str, tuple[int, int] | None] = {}
+    for number, line in enumerate(lines, start=1):
+        fields = line.split()
+        if not fields or line.startswith("#"):
+            continue
+        if len(fields) not in (1, 3) or (len(fields) == 3 and not fields[2].isdigit()):
+            raise UserError(f"--variants {path}: line {number}: give an id, or an id, a chromosome and a position")
+        places[fields[0]] = (autosome(fields[1]), int(fields[2])) if len(fields) == 3 else None
+    if not places:
+        raise UserError(f"--variants {path}: is empty; write one variant id a line")
+    ids = variants["id"]
+    rows = np.flatnonzero(ids.isin(places.keys()).to_numpy())
+    if not len(rows):
+        raise UserError(
+            f"--variants {path}: none of its {len(places)} ids is in the genotypes; are they rsIDs in both?"
+        )
+    found = variants.iloc[rows]
+    given = [
+        (places[name], (chromosome, position))
+        for name, chromosome, position in zip(found["id"], found["chromosome"], found["position"], strict=True)
+        if places[name] is not None
+    ]
+    elsewhere = sum(listed != (int(place[0]), int(place[1])) for listed, place in given)
+    if given and elsewhere > MOST_ELSEWHERE * len(given):
+        raise UserError(
+            f"--variants {path}: {elsewhere} of {len(given)} variants stand elsewhere in the genotypes: the positions "
+            "are of another build; lift one over, or list ids alone"
+        )
+    return rows, len(places) - int(found["id"].nunique())

@@ -1,0 +1,169 @@
+"""Write the files in order: genome, scores, rare variants, traits and phenotypes, photographs, truth."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from mrmfast.errors import UserError
+from preprocess.simulate import cohort, genotypes, phenotypes, photographs, rare_variants, scores, traits
+from preprocess.simulate.cohort import Settings
+from preprocess.simulate.files import write_json, write_table, writing
+from preprocess.simulate.pool import each
+
+_FORMAT = 1
+_TRUTH = "truth.json"
+_WORK = ".simulate"  # settings and partial sums of an unfinished folder
+_JPEG_BYTES = 62_000
+_VCF_BYTES_PER_CALL = 0.05
+
+
+def simulate(out: Path, settings: Settings, workers: int) -> None:
+    """Write a data set to ``out``, or finish one begun with equal settings.
+
+    Raises
+    ------
+    UserError
+        If ``workers`` is below 1 or ``out`` holds anything but an unfinished or finished run with these settings.
+    """
+    if workers < 1:
+        raise UserError(f"--workers is {workers}: give 1 or more")
+    if _claim(out, settings):
+        shutil.rmtree(out / _WORK, ignore_errors=True)  # in case the last run ended between truth.json and this
+        print(f"{out} is complete with these arguments: kept as it is")
+        return
+    print(f"writing about {estimate_bytes(settings) / 1e6:,.0f} MB to {out}")
+    for folder in ("fundus", "genotypes", "pgs", "burden"):
+        (out / folder).mkdir(exist_ok=True)
+
+    seed, ids = settings.seed, cohort.participant_ids(settings.seed, settings.participants)
+    counts = cohort.divide_snps(settings.snps)
+    genome = [genotypes.make_chromosome(seed, number, snps) for number, snps in enumerate(counts, start=1)]
+    score_list = scores.make_scores(settings, counts)
+    genes, planted = rare_variants.make_genes(settings)
+    planted_genes = [genes[number] for number in planted]
+    plan = traits.make_plan(settings, genome, score_list)
+
+    absent = {score.pgs_id: scores.write_score(out / "pgs", seed, score, genome) for score in score_list}
+    described = traits.describe(plan, genome, score_list, planted_genes)
+    del genome  # 100 bytes a SNP, and each chromosome is drawn again where it is written
+
+    sums = _write_genotypes(out, settings, counts, ids, plan, workers)
+    carriers = _write_burden(out, settings, genes, planted, ids)
+    age = phenotypes.draw_age(seed, settings.participants)
+    values = traits.realise(settings, plan, sums, planted_genes, carriers, age)
+    order = np.argsort(ids).tolist()
+    rows = ([str(ids[i]), *(f"{column[i]:.5g}" for column in values.values())] for i in order)
+    write_table(out / "traits.tsv", ["eid", *values], rows)
+    fields = phenotypes.draw_phenotypes(seed, age, values["vessel_width"], values["vessel_tortuosity"])
+    phenotypes.write_phenotypes(out / "phenotypes.tsv", ids, fields)
+    photographs.take_all(out / "fundus", seed, ids, values, workers)
+
+    truth = {
+        "format": _FORMAT,
+        "arguments": settings.to_dict(),
+        "seed": seed,
+        "build": "GRCh38",
+        "reference": "A2",
+        "genotypes_missing_share": genotypes.MISSING_CHANCE,
+        "keep_every": genotypes.KEEP_EVERY,
+        "sizes": {
+            "participants": settings.participants,
+            "photographs": 2 * settings.participants,
+            "snps": settings.snps,
+            "snps_by_chromosome": counts,
+            "scores": settings.scores,
+            "genes": settings.genes,
+            "rare_variants": sum(len(gene.variants) for gene in genes),
+        },
+        "traits": described,
+        "scores": {
+            score.pgs_id: {"matched_rows": len(score.index), "absent_rows": absent[score.pgs_id]}
+            for score in score_list
+        },
+        "bad_images": _bad_images(seed, ids),
+    }
+    write_json(out / _TRUTH, truth)
+    shutil.rmtree(out / _WORK)
+
+
+def estimate_bytes(settings: Settings) -> int:
+    """About how many bytes a run with these settings writes."""
+    people = settings.participants
+    photographs_bytes = 2 * people * _JPEG_BYTES
+    genotype_bytes = settings.snps * (people / 4 + 40) + 22 * 20 * people
+    vcf_bytes = settings.genes * 10 * (people * _VCF_BYTES_PER_CALL + 150)
+    return int(photographs_bytes + genotype_bytes + vcf_bytes)
+
+
+def _claim(out: Path, settings: Settings) -> bool:
+    """Make sure that ``out`` is ours to write; True if it is complete already."""
+    wanted: dict[str, Any] = {"format": _FORMAT, "arguments": settings.to_dict()}
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file: give --out a folder")
+    for path, complete in ((out / _TRUTH, True), (out / _WORK / "settings.json", False)):
+        if path.exists():
+            found = json.loads(path.read_text())
+            if {key: found.get(key) for key in wanted} == wanted:
+                return complete
+            raise UserError(
+                f"{out} holds a simulation with other arguments ({found.get('arguments')}): "
+                "give the same ones, another --out, or delete the folder"
+            )
+    if out.exists() and any(path.name != _WORK for path in out.iterdir()):
+        raise UserError(f"{out} is not empty and not a simulation: give --out a new folder")
+    (out / _WORK).mkdir(parents=True, exist_ok=True)
+    write_json(out / _WORK / "settings.json", wanted)
+    return False
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    with writing(path) as handle:
+        np.save(handle, array)
+
+
+def _write_one_chromosome(
+    out: Path, seed: int, ids: np.ndarray, rows: int, task: tuple[int, int, dict[int, np.ndarray]]
+) -> None:
+    number, snps, weights = task
+    sums = genotypes.write_chromosome(out / "genotypes", seed, number, snps, ids, weights, rows)
+    _save(out / _WORK / f"chr{number}.npy", sums)  # last: it says that the chromosome is written
+
+
+def _write_genotypes(
+    out: Path, settings: Settings, counts: list[int], ids: np.ndarray, plan: traits.Plan, workers: int
+) -> np.ndarray:
+    """Write the chromosomes still missing; returns everyone's SNP sums, float64, shape (rows, N)."""
+    tasks = [
+        (number, snps, plan.weights.get(number, {}))
+        for number, snps in enumerate(counts, start=1)
+        if not (out / _WORK / f"chr{number}.npy").exists()
+    ]
+    job = partial(_write_one_chromosome, out, settings.seed, ids, len(plan.sd))
+    for _ in tqdm(each(job, tasks, workers), desc="genotypes", unit="chromosome", total=len(tasks)):
+        pass
+    return sum(np.load(out / _WORK / f"chr{number}.npy") for number in range(1, 23))
+
+
+def _write_burden(
+    out: Path, settings: Settings, genes: list[rare_variants.Gene], planted: list[int], ids: np.ndarray
+) -> np.ndarray:
+    """Write the VCF if it is missing; returns the carriers of planted genes, bool, shape (genes, N)."""
+    kept = out / _WORK / "carriers.npy"
+    if not kept.exists():
+        path = out / "burden" / "rare.vep.vcf.gz"
+        _save(kept, rare_variants.write_vcf(path, settings.seed, genes, planted, ids))
+    return np.load(kept)
+
+
+def _bad_images(seed: int, ids: np.ndarray) -> list[dict[str, Any]]:
+    return [
+        {"file": photographs.photograph_name(int(ids[i]), eye), "eid": int(ids[i]), "eye": eye, "kind": kind}
+        for (i, eye), kind in cohort.bad_photographs(seed, len(ids)).items()
+    ]

@@ -1,0 +1,75 @@
+"""Both photographs of every participant, drawn by a pool of processes; a photograph that exists is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from preprocess.simulate.cohort import EYES, bad_photographs, stream
+from preprocess.simulate.files import writing
+from preprocess.simulate.fundus_image import CAMERAS, photograph
+from preprocess.simulate.pool import each
+from preprocess.simulate.spoiled import spoil
+
+_JPEG_QUALITY = 90
+
+
+@dataclass(frozen=True)
+class Sitting:
+    """One participant before the camera; ``bad`` names the kind of each spoiled eye."""
+
+    index: int
+    eid: int
+    traits: dict[str, float]
+    bad: dict[str, str]
+
+
+def photograph_name(eid: int, eye: str) -> str:
+    """Return the file name of a photograph."""
+    return f"{eid}_{eye}_0.jpg"
+
+
+def take(folder: Path, seed: int, sitting: Sitting) -> None:
+    """Draw and write what is missing of one participant's two photographs."""
+    cv2.setNumThreads(1)  # the pool already fills the cores
+    camera = CAMERAS[int(stream(seed, "camera", sitting.index).integers(len(CAMERAS)))]
+    for number, eye in enumerate(EYES):
+        path = folder / photograph_name(sitting.eid, eye)
+        if path.exists():
+            continue
+        rng = stream(seed, "photograph", sitting.index, number)
+        image = photograph(sitting.traits, eye, camera, rng)
+        if eye in sitting.bad:
+            image = spoil(image, sitting.bad[eye], rng)
+        _, encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
+        with writing(path) as handle:
+            handle.write(encoded.tobytes())
+
+
+def _sittings(seed: int, ids: np.ndarray, traits: dict[str, np.ndarray]) -> Iterator[Sitting]:
+    bad = bad_photographs(seed, len(ids))
+    for index, eid in enumerate(ids.tolist()):
+        kinds = {eye: bad[index, eye] for eye in EYES if (index, eye) in bad}
+        yield Sitting(index, eid, {name: float(values[index]) for name, values in traits.items()}, kinds)
+
+
+def take_all(folder: Path, seed: int, ids: np.ndarray, traits: dict[str, np.ndarray], workers: int) -> None:
+    """Write ``{id}_{eye}_0.jpg`` for everyone.
+
+    Parameters
+    ----------
+    ids
+        Participant ids, shape (N,).
+    traits
+        Trait name -> values, shape (N,).
+    """
+    job = partial(take, folder, seed)
+    sittings = _sittings(seed, ids, traits)
+    for _ in tqdm(each(job, sittings, workers, chunk=8), desc="photographs", unit="participant", total=len(ids)):
+        pass

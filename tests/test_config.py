@@ -1,0 +1,118 @@
+from dataclasses import dataclass, field
+
+import pytest
+from conftest import ROOT, train
+
+from mrmfast import config
+from mrmfast.errors import UserError
+from mrmfast.training.settings import TrainConfig, check
+
+
+@dataclass(frozen=True)
+class Inner:
+    rate: float = 0.1
+    names: list[str] | None = None
+
+
+@dataclass(frozen=True)
+class Outer:
+    steps: int = 1
+    inner: Inner = field(default_factory=Inner)
+
+
+def load(*overrides):
+    return config.load(Outer, None, list(overrides))
+
+
+def test_overrides_reach_nested_keys():
+    built = load("steps=7", "inner.rate=1e-3", "inner.names=[a, b]")
+    assert built == Outer(7, Inner(0.001, ["a", "b"]))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("stepz=3", "unknown key 'stepz'; did you mean steps?"),
+        ("inner.rat=3", "unknown key 'inner.rat'; did you mean inner.rate?"),
+        ("inner.qqqqq=3", "unknown key 'inner.qqqqq'; valid keys here: rate, names"),
+        ("inner=3", "inner is a section"),
+        ("steps=many", "steps: input should be a valid integer"),
+        ("steps", "has no '='"),
+        ("steps=[", "not valid YAML"),
+    ],
+)
+def test_mistakes_are_named_with_a_remedy(override, message):
+    with pytest.raises(UserError) as caught:
+        load(override)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file_and_non_mapping(tmp_path):
+    with pytest.raises(UserError, match="no such config file"):
+        config.load(Outer, tmp_path / "none.yaml", [])
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    with pytest.raises(UserError, match="mapping"):
+        config.load(Outer, tmp_path / "list.yaml", [])
+
+
+def test_yaml_cannot_run_code(tmp_path):
+    (tmp_path / "evil.yaml").write_text("steps: !!python/object/apply:os.getpid []\n")
+    with pytest.raises(UserError, match="not valid YAML"):
+        config.load(Outer, tmp_path / "evil.yaml", [])
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_config_loads_and_survives_a_round_trip(path, tmp_path):
+    built = config.load(TrainConfig, path, [])
+    check(built)
+    (tmp_path / "dumped.yaml").write_text(config.dump(built))
+    assert config.load(TrainConfig, tmp_path / "dumped.yaml", []) == built
+
+
+def test_paper_settings_are_the_defaults_of_ukb_base():
+    built = config.load(TrainConfig, ROOT / "configs/ukb_base.yaml", [])
+    assert (built.batch_size, built.epochs, built.optimiser.lr) == (256, 50, 1e-3)
+    assert (built.mrm.tau_image, built.mrm.tau_genome, built.mrm.matching_weight, built.mrm.matched_pairs) == (
+        0.75,
+        0.5,
+        1.0,
+        8,
+    )
+    assert (built.data.rotation, built.data.flip, built.data.image_size) == (20, 0.5, 224)
+    assert config.load(TrainConfig, ROOT / "configs/tcga.yaml", []).batch_size == 8
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "mrm.tau_image=1.5",
+        "batch_size=0",
+        "engine.zero_stage=4",
+        "run.keep=0",
+        "epochs=.nan",
+        "optimiser.lr=-1",
+        "optimiser.betas=[1, 1]",
+        "model.decoder_heads=0",
+        "seed=-1",
+        "run.name=../elsewhere",
+    ],
+)
+def test_values_out_of_range_are_refused(override):
+    with pytest.raises(UserError, match=override.split("=")[0]):
+        check(config.load(TrainConfig, None, [override]))
+
+
+def test_batch_must_divide_over_ranks_and_micro_batches_fit_themselves():
+    built = config.load(TrainConfig, None, ["batch_size=12", "engine.micro_batch=5"])
+    assert built.micro_batch(1) == 4
+    assert built.micro_batch(2) == 3
+    with pytest.raises(UserError, match="multiple of 5"):
+        built.micro_batch(5)
+
+
+def test_print_config_shows_the_resolved_config(tmp_path):
+    done = train("--config", "configs/demo.yaml", "optimiser.lr=0.5", "--print-config")
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "printed.yaml").write_text(done.stdout)
+    assert config.load(TrainConfig, tmp_path / "printed.yaml", []).optimiser.lr == 0.5

@@ -1,0 +1,55 @@
+"""The benchmarks' harness: gates stop, unmeasured bars do not hold, memory of children counts."""
+
+import json
+import sys
+
+import pytest
+
+from benchmarks.harness import Bench, GateError, median, median_run, python, run
+
+
+def test_bars_decide_the_status_and_reach_the_file(tmp_path, capsys):
+    bench = Bench("a")
+    bench.gate("right", True)
+    bench.figure("speed", 12.5, "rows/s")
+    bench.bar("fast", 21.0, ">=", 20)
+    bench.bar("small", 6212, "<=", 6500)
+    assert bench.finish(tmp_path / "a.json") == 0
+    bench.bar("peer", None, ">=", 1)
+    bench.skip("peer", "not installed")
+    assert bench.finish(tmp_path / "a.json") == 1
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert [bar["holds"] for bar in found["bars"]] == [True, True, False]
+    assert found["bars"][0] == {"name": "fast", "value": 21.0, "op": ">=", "bound": 20, "holds": True}
+    assert found["gates"] == [{"name": "right", "holds": True}]
+    assert found["skipped"] == {"peer": "not installed"}
+    assert found["env"]["cores"] >= 1
+    assert "does NOT hold" in capsys.readouterr().out
+
+
+def test_a_failed_gate_stops():
+    with pytest.raises(GateError, match="wrong"):
+        Bench("a").gate("wrong", False)
+
+
+def test_commands_are_measured_with_their_children():
+    hold = "import time; held = bytearray(150_000_000); time.sleep(0.5)"
+    spawn = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {hold!r}], check=True)"
+    seconds, peak = run(python("-c", spawn))
+    assert seconds > 0.5
+    assert 150e6 < peak < 400e6
+    prepared = []
+    seconds, _ = median_run([sys.executable, "-c", ""], 3, lambda: prepared.append(1))
+    assert len(prepared) == 3
+    assert seconds < 5
+
+
+def test_a_failing_command_shows_its_output():
+    with pytest.raises(RuntimeError, match="no such thing"):
+        run(python("-c", "import sys; sys.exit('no such thing')"))
+
+
+def test_the_median_leaves_out_the_first_call():
+    calls = []
+    assert median(lambda: calls.append(1), 5) >= 0
+    assert len(calls) == 6

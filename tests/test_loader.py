@@ -1,0 +1,223 @@
+"""Decoding, augmentation, joining, order."""
+
+import itertools
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import write_dataset
+
+from mrmfast.data.augment import warp_matrices
+from mrmfast.data.loader import DataConfig, Loader, open_dataset
+from mrmfast.data.shards import file_sha256, read_sample_table
+from mrmfast.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+def make(config, *, batch=6, micro=6, rank=0, world=1, seed=0):
+    return Loader(
+        open_dataset(config), config, seed=seed, batch=batch, micro_batch=micro, rank=rank, world=world, device=CPU
+    )
+
+
+def config_for(dataset, **settings):
+    return DataConfig(path=str(dataset), image_size=32, threads=1, **settings)
+
+
+def decode(dataset, table, row):
+    from mrmfast.data.manifest import read_manifest
+
+    shard = (dataset / read_manifest(dataset).shards[table.shard[row]].path).read_bytes()
+    raw = np.frombuffer(shard, np.uint8)[table.offset[row] : table.offset[row] + table.size[row]]
+    return cv2.imdecode(raw, cv2.IMREAD_COLOR)[:, :, ::-1]
+
+
+def test_pictures_and_genetics_belong_to_the_keys(dataset):
+    config = config_for(dataset, rotation=0.0, flip=0.0)
+    loader = make(config)
+    table = read_sample_table(str(dataset))
+    row_of_key = {key: row for row, key in enumerate(table.key.tolist())}
+    store = loader.dataset.store
+    for batch in itertools.islice(loader.batches(0), 4):
+        for place, key in enumerate(batch.keys):
+            row = row_of_key[key]
+            picture = batch.image_BCHW[place].permute(1, 2, 0).numpy().astype(int)
+            assert np.abs(picture - decode(dataset, table, row)).max() <= 3  # two decoders' rounding
+            for part, modality in zip(batch.packed, store.modalities, strict=True):
+                (there,) = np.flatnonzero(modality.participants == table.participant[row])
+                assert np.array_equal(part[place].numpy(), modality.rows[there])
+        assert batch.present.all()
+
+
+def test_an_epoch_holds_every_picture_once_and_ranks_share_batches(dataset):
+    config = config_for(dataset)
+    whole = [b.keys for b in itertools.islice(make(config).batches(0), 4)]
+    assert sorted(key for keys in whole for key in keys) == sorted(read_sample_table(str(dataset)).key.tolist())
+    shares = [
+        [b.keys for b in itertools.islice(make(config, micro=1, rank=rank, world=3).batches(0), 8)] for rank in range(3)
+    ]
+    for step in range(4):
+        joined = [key for rank in range(3) for keys in shares[rank][2 * step : 2 * step + 2] for key in keys]
+        assert joined == list(whole[step])
+
+
+def test_resumed_batches_are_bit_identical(dataset):
+    unbroken = list(itertools.islice(make(config_for(dataset)).batches(0), 9))
+    resumed = list(itertools.islice(make(config_for(dataset)).batches(5 * 6), 4))
+    for before, after in zip(unbroken[5:], resumed, strict=True):
+        assert before.keys == after.keys
+        assert before.epochs == after.epochs
+        assert torch.equal(before.image_BCHW, after.image_BCHW)
+        for a, b in zip(before.packed, after.packed, strict=True):
+            assert torch.equal(a.view(torch.uint8), b.view(torch.uint8))
+
+
+def test_epochs_and_seeds_augment_differently(dataset):
+    def pictures(seed, epoch):
+        batches = itertools.islice(make(config_for(dataset), seed=seed).batches(24 * epoch), 4)
+        return {k: b.image_BCHW[i] for b in batches for i, k in enumerate(b.keys)}
+
+    first, second, other = pictures(0, 0), pictures(0, 1), pictures(1, 0)
+    assert sum(torch.equal(first[k], second[k]) for k in first) == 0
+    assert sum(torch.equal(first[k], other[k]) for k in first) == 0
+
+
+@pytest.mark.parametrize(("angle", "flip"), [(0, False), (0, True), (17, False), (-20, True)])
+def test_the_warp_equals_opencvs(angle, flip):
+    from mrmfast.data.pipeline import ImagePipeline
+
+    generator = np.random.default_rng(0)
+    picture = cv2.resize(generator.integers(0, 255, (6, 6, 3), dtype=np.uint8), (64, 64), interpolation=cv2.INTER_CUBIC)
+    jpeg = np.frombuffer(cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 98])[1], np.uint8)
+    matrices = warp_matrices(np.array([angle]), np.array([flip]), 64)
+    pipeline = ImagePipeline(
+        lambda: ([jpeg], matrices, ["a"]), batch=1, stored_size=64, size=64, device=CPU, threads=1, depth=1
+    )
+    ours = pipeline.run()[0].permute(1, 2, 0).numpy().astype(int)
+    # The same thing said in OpenCV's words: rotate about the middle, then mirror.
+    turned = cv2.warpAffine(
+        cv2.imdecode(jpeg, cv2.IMREAD_COLOR)[:, :, ::-1], cv2.getRotationMatrix2D((31.5, 31.5), angle, 1.0), (64, 64)
+    )
+    theirs = (turned[:, ::-1] if flip else turned).astype(int)
+    inner = np.hypot(*(np.indices((64, 64)) - 31.5)) < 30  # their borders blend with black, ours clamp
+    assert np.abs(ours - theirs)[inner].mean() <= 1.0
+
+
+def test_smaller_inputs_are_resized(dataset):
+    batch = next(make(replace(config_for(dataset), image_size=16)).batches(0))
+    assert batch.image_BCHW.shape == (6, 3, 16, 16)
+
+
+def test_preview_is_unaugmented_and_fixed(dataset):
+    loader = make(config_for(dataset))
+    first, again = loader.preview(4), loader.preview(4)
+    assert torch.equal(first.image_BCHW, again.image_BCHW)
+    table = read_sample_table(str(dataset))
+    row = table.key.tolist().index(first.keys[0])
+    assert np.abs(first.image_BCHW[0].permute(1, 2, 0).numpy().astype(int) - decode(dataset, table, row)).max() <= 3
+
+
+def test_images_only(dataset):
+    batch = next(make(config_for(dataset, modalities=[])).batches(0))
+    assert batch.packed == ()
+    assert batch.present.shape == (6, 0)
+
+
+def test_modalities_can_be_chosen(dataset):
+    opened = open_dataset(config_for(dataset, modalities=["burden", "snps"]))
+    assert [kind[0] for kind in opened.genome_spec().kinds] == ["snps", "burden"]
+    with pytest.raises(UserError, match="no modality 'rna'; it holds snps, pgs, burden"):
+        open_dataset(config_for(dataset, modalities=["rna"]))
+
+
+def test_participants_without_genetics(tmp_path):
+    path = write_dataset(tmp_path, participants=6)
+    ids = read_sample_table(str(path)).participant.tolist()
+    write_dataset(path, genetics=False, ids=[*dict.fromkeys(ids), "2000001"])
+    with pytest.raises(UserError, match=r"2 of 14 images .* without genetics; leave them out with data.unmatched=drop"):
+        open_dataset(config_for(path))
+    assert len(open_dataset(config_for(path, unmatched="drop")).selected) == 12
+    kept = open_dataset(config_for(path, unmatched="keep"))
+    assert (kept.genome_rows[-2:] == -1).all()
+    write_dataset(path, genetics=False, ids=["2000001", "2000002"])
+    with pytest.raises(UserError, match="4 of 4 images"):
+        open_dataset(config_for(path, unmatched="keep"))
+
+
+def test_split_selects_participants(tmp_path):
+    path = write_dataset(tmp_path, participants=40, test_fraction=0.3)
+    parts = {s: set(open_dataset(config_for(path, split=s)).selected.tolist()) for s in ("train", "test", "all")}
+    assert parts["train"] | parts["test"] == parts["all"]
+    assert not parts["train"] & parts["test"]
+    table = read_sample_table(str(path))
+    people = [set(table.participant[sorted(parts[s])].tolist()) for s in ("train", "test")]
+    assert not people[0] & people[1]
+
+
+def test_errors_of_missing_datasets(tmp_path):
+    with pytest.raises(UserError, match="path is empty"):
+        open_dataset(DataConfig())
+    with pytest.raises(UserError, match=r"no dataset\.json there"):
+        open_dataset(config_for(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match="no genetics; run python -m preprocess"):
+        open_dataset(config_for(write_dataset(tmp_path / "d", genetics=False), modalities=["snps"]))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "garbage"])
+def test_an_unreadable_image_is_named_by_its_key(tmp_path, damage):
+    path = write_dataset(tmp_path)
+    table = read_sample_table(str(path))
+    shard = path / "images/shard-000000.tar"
+    raw = bytearray(shard.read_bytes())
+    start, end = table.offset[2], table.offset[2] + table.size[2]
+    if damage == "truncated":
+        raw[end - 2 : end] = b"\0\0"
+    else:
+        raw[start + 2 : end - 2] = b"\x55" * (end - start - 4)
+    shard.write_bytes(raw)
+    with pytest.raises(UserError, match="sample 000000002 is not a readable JPEG"):
+        list(itertools.islice(make(config_for(path)).batches(0), 4))
+
+
+def test_remote_bytes_go_through_a_checked_cache(dataset, upload, monkeypatch):
+    url = upload(dataset, "loader")
+    config = config_for(dataset)
+    local = list(itertools.islice(make(config).batches(0), 4))
+    remote = list(itertools.islice(make(replace(config, path=url)).batches(0), 4))
+    for a, b in zip(local, remote, strict=True):
+        assert a.keys == b.keys
+        assert torch.equal(a.image_BCHW, b.image_BCHW)
+        assert all(
+            torch.equal(x.view(torch.uint8), y.view(torch.uint8)) for x, y in zip(a.packed, b.packed, strict=True)
+        )
+    opened = open_dataset(replace(config, path=url))
+    cached = [opened.source.local(shard) for shard in opened.manifest.shards]
+    assert [file_sha256(path) for path in cached] == [shard.sha256 for shard in opened.manifest.shards]
+
+
+def test_a_wrong_checksum_in_the_bucket_is_an_error(tmp_path, upload, monkeypatch):
+    monkeypatch.setenv("MRMFAST_CACHE", str(tmp_path / "cache"))  # the shared one may hold these bytes, whole
+    path = write_dataset(tmp_path / "ds", genetics=False)
+    shard = path / "images/shard-000000.tar"
+    raw = bytearray(shard.read_bytes())
+    raw[600] ^= 1
+    shard.write_bytes(raw)
+    url = upload(path, "damaged")
+    with pytest.raises(UserError, match=r"shard-000000\.tar: SHA-256 differs from the manifest, twice"):
+        list(itertools.islice(make(config_for(url)).batches(0), 4))
+
+
+def test_bucket_errors(upload, monkeypatch, tmp_path):
+    with pytest.raises(UserError, match=r"s3://no-such-bucket/ds/dataset.json: not there"):
+        open_dataset(DataConfig(path="s3://no-such-bucket/ds"))
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("HOME", str(tmp_path))  # nor a credentials file
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()
+    with pytest.raises(UserError, match="no credentials for this bucket; set AWS_ACCESS_KEY_ID"):
+        open_dataset(DataConfig(path="s3://some-bucket/ds"))
