@@ -111,7 +111,9 @@ def test_an_object_store_gives_the_same_losses(dataset, unbroken, tmp_path, s3):
 
 
 def test_two_ranks_agree_at_every_zero_stage(dataset, tmp_path):
-    settings = {"steps": 20, "model.alpha_dropout": 0.05}
+    # Rising rates, as in the first 20 steps of any real run: at the peak rate, a mask that flips on a rounding error
+    # of one stage's arithmetic is amplified past the bound within a few steps on some machines.
+    settings = {"steps": 20, "model.alpha_dropout": 0.05, "optimiser.warmup": 1.0}
     curves = {}
     for stage in range(4):
         succeed(*tiny_run(tmp_path, dataset, name=f"z{stage}", **settings, **{"engine.zero_stage": stage}), ranks=2)
@@ -120,6 +122,7 @@ def test_two_ranks_agree_at_every_zero_stage(dataset, tmp_path):
         assert (tmp_path / f"z{stage}/encoder.safetensors").exists()
     for stage in range(1, 4):
         assert np.abs(curves[stage] - curves[0]).max() <= 1e-3, stage
+        print(f"ZeRO {stage} against 0, largest difference in 20 steps: {np.abs(curves[stage] - curves[0]).max():.1e}")
     # Both ranks' halves of every batch were logged, and no key twice in an epoch.
     lines = logged_keys(tmp_path / "z3")
     assert {rank for _, _, rank, _ in lines} == {0, 1}

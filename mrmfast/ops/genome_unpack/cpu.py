@@ -3,13 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
-import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -18,9 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mrmfast.cache import cache_folder
+from mrmfast import native
 
-FLAGS = ("-O3", "-shared", "-fPIC", "-std=c11")
+FLAGS = ("-O3", "-std=c11")
 SOURCE = Path(__file__).with_name("cpu.c")
 LEAST_ROWS = 16  # per thread; below this the hand-over costs more than it gives
 
@@ -74,20 +67,8 @@ def available() -> bool:
 @cache
 def library() -> ctypes.CDLL | None:
     """Load the compiled kernel, building it first; None (and a warning) without a C compiler."""
-    source = SOURCE.read_bytes()
-    key = hashlib.sha256(source + " ".join(FLAGS).encode() + platform.machine().encode()).hexdigest()[:16]
-    final = cache_folder() / "kernels" / f"genome_unpack-{key}.so"
-    try:
-        if not final.exists():
-            _build(final)
-        loaded = ctypes.CDLL(str(final))
-    except (OSError, subprocess.CalledProcessError) as error:
-        warnings.warn(
-            f"genome_unpack: no compiled CPU path ({type(error).__name__}); install a C compiler (gcc, clang), or "
-            "point CC at one and MRMFAST_CACHE at a writable folder. Unpacking about ten times slower meanwhile",
-            RuntimeWarning,
-            stacklevel=3,
-        )
+    loaded = native.load(SOURCE, FLAGS, name="genome_unpack", otherwise="Unpacking about ten times slower")
+    if loaded is None:
         return None
     pointer, size = ctypes.c_void_p, ctypes.c_size_t
     for kind in ("genotype", "binary", "float"):
@@ -95,21 +76,6 @@ def library() -> ctypes.CDLL | None:
         function.argtypes = [pointer, size, pointer, size, size, size, pointer, pointer, pointer, size]
         function.restype = None
     return loaded
-
-
-def _build(final: Path) -> None:
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if compiler is None:
-        raise FileNotFoundError("cc")
-    final.parent.mkdir(parents=True, exist_ok=True)
-    # Ranks may build at the same moment: each aside, and the last rename wins.
-    descriptor, aside = tempfile.mkstemp(dir=final.parent, suffix=".so.partial")
-    os.close(descriptor)
-    try:
-        subprocess.run([compiler, *FLAGS, "-o", aside, str(SOURCE)], check=True, capture_output=True)
-        os.replace(aside, final)
-    finally:
-        Path(aside).unlink(missing_ok=True)
 
 
 @cache
