@@ -15,8 +15,9 @@ from mrmfast.data.augment import draw_matrices
 from mrmfast.data.fetch import Source
 from mrmfast.data.genome_store import GenomeStore
 from mrmfast.data.manifest import Manifest
-from mrmfast.data.plan import Plan, Slice, rank_share
+from mrmfast.data.plan import Plan, Slice
 from mrmfast.data.shards import SampleTable, read_sample_table
+from mrmfast.data.weights import read_weights
 from mrmfast.errors import UserError
 
 if TYPE_CHECKING:
@@ -45,7 +46,14 @@ class DataConfig:
     flip : float
         Probability of a left-right flip (paper: 0.5).
     shuffle_window : int
-        0: full shuffle; w: shuffle within windows of w shards, for object stores.
+        0: full shuffle. w, for object stores: shuffle shards, then images within each w shards of each of 64 lanes;
+        all ranks together have 64 w shards in use at a time, and each reads its own part of them.
+    sampling : {"images", "participants"}
+        What an epoch holds: each image once, or each participant once, by one of their images, chosen anew per epoch.
+    weights : str, optional
+        CSV file with the columns ``key,weight`` or ``participant,weight``: images are drawn in proportion, as many an
+        epoch as there are images. A weight of 2 is drawn twice as often as one of 1, a weight of 0 never. Only with
+        ``sampling: images``.
     threads : int
         CPU threads for decoding, per rank.
     prefetch : int
@@ -64,6 +72,8 @@ class DataConfig:
     rotation: float = 20.0
     flip: float = 0.5
     shuffle_window: int = 0
+    sampling: Literal["images", "participants"] = "images"
+    weights: str | None = None
     threads: int = 2
     prefetch: int = 3
     cache: str | None = None
@@ -155,6 +165,28 @@ def open_dataset(config: DataConfig) -> Dataset:
     return Dataset(source, manifest, table, selected, store, rows)
 
 
+def make_plan(dataset: Dataset, config: DataConfig, seed: int) -> Plan:
+    """Return the order in which to train on the selected samples.
+
+    Raises
+    ------
+    UserError
+        Weights that cannot be read, or weights together with ``sampling="participants"``.
+    """
+    table = dataset.table
+    selected = np.zeros(len(table), dtype=bool)
+    selected[dataset.selected] = True
+    weights = participant = None
+    if config.sampling == "participants":
+        if config.weights is not None:
+            raise UserError("data.weights goes with data.sampling=images, not participants; leave out one of the two")
+        participant = np.unique(table.participant.astype(str), return_inverse=True)[1]
+    elif config.weights is not None:
+        weights = read_weights(config.weights, table, selected)
+    per_shard = np.bincount(table.shard, minlength=len(dataset.manifest.shards))
+    return Plan(per_shard, seed, config.shuffle_window, selected=selected, weights=weights, participant=participant)
+
+
 class Loader:
     """Micro-batches of one rank, from any position of the stream.
 
@@ -185,9 +217,8 @@ class Loader:
         device: torch.device,
     ) -> None:
         self.dataset, self.config, self.seed, self.device = dataset, config, seed, device
-        self.batch, self.micro_batch = batch, micro_batch
-        self.offset, self.share = rank_share(batch, world, rank)
-        self.plan = Plan(dataset.selected, dataset.table.shard[dataset.selected], seed, config.shuffle_window)
+        self.batch, self.micro_batch, self.rank, self.world = batch, micro_batch, rank, world
+        self.plan = make_plan(dataset, config, seed)
         self._maps: dict[int, np.memmap] = {}
 
     def batches(self, position: int) -> Generator[Batch]:
@@ -196,7 +227,7 @@ class Loader:
         Parameters
         ----------
         position : int
-            Samples consumed so far by all ranks, a multiple of the global batch.
+            Samples consumed so far by all ranks.
 
         Yields
         ------
@@ -238,9 +269,11 @@ class Loader:
     def _slices(self, position: int) -> Iterator[Slice]:
         """Yield the samples of one micro-batch after another."""
         while True:
-            for start in range(self.offset, self.offset + self.share, self.micro_batch):
-                yield self.plan.take(position + start, self.micro_batch)
-            position += self.batch
+            whole = self.plan.take(position, self.batch)
+            share = self.plan.share(whole, self.rank, self.world)
+            for start in range(0, len(share), self.micro_batch):
+                yield share[start : start + self.micro_batch]
+            position = whole.end
 
     def _read(self, piece: Slice, rotation: float, flip: float) -> Fed:
         """Return JPEG bytes, warp matrices and keys of a slice."""
