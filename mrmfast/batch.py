@@ -56,6 +56,8 @@ class Batch:
         Sample keys (running numbers, no participant ids).
     epochs : tuple of int
         Which epoch each sample belongs to; a batch may cross an epoch's end.
+    end : int
+        Position of the stream after the global batch that this is part of: where to go on once it is consumed.
     """
 
     image_BCHW: Tensor
@@ -63,6 +65,7 @@ class Batch:
     present: Tensor
     keys: tuple[str, ...]
     epochs: tuple[int, ...]
+    end: int
 
     def to(self, device: torch.device) -> Batch:
         """Copy the tensors to a device, without waiting where the memory is pinned."""

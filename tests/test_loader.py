@@ -10,7 +10,10 @@ import torch
 from conftest import write_dataset
 
 from mrmfast.data.augment import warp_matrices
-from mrmfast.data.loader import DataConfig, Loader, open_dataset
+from mrmfast.data.dataset import DataConfig, open_dataset
+from mrmfast.data.images import open_images
+from mrmfast.data.loader import Loader
+from mrmfast.data.meters import Meters
 from mrmfast.data.shards import file_sha256, read_sample_table
 from mrmfast.errors import UserError
 
@@ -85,18 +88,21 @@ def test_epochs_and_seeds_augment_differently(dataset):
     assert sum(torch.equal(first[k], other[k]) for k in first) == 0
 
 
+@pytest.mark.parametrize("backend", ["cpu", "dali"])
 @pytest.mark.parametrize(("angle", "flip"), [(0, False), (0, True), (17, False), (-20, True)])
-def test_the_warp_equals_opencvs(angle, flip):
-    from mrmfast.data.pipeline import ImagePipeline
-
+def test_the_warp_equals_opencvs(angle, flip, backend):
     generator = np.random.default_rng(0)
     picture = cv2.resize(generator.integers(0, 255, (6, 6, 3), dtype=np.uint8), (64, 64), interpolation=cv2.INTER_CUBIC)
     jpeg = np.frombuffer(cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 98])[1], np.uint8)
     matrices = warp_matrices(np.array([angle]), np.array([flip]), 64)
-    pipeline = ImagePipeline(
-        lambda: ([jpeg], matrices, ["a"]), batch=1, stored_size=64, size=64, device=CPU, threads=1, depth=1
-    )
-    ours = pipeline.run()[0].permute(1, 2, 0).numpy().astype(int)
+    images = open_images(
+        backend, lambda: ([jpeg], matrices, ["a"]), batch=1, stored_size=64, size=64, device=CPU, threads=1, depth=1,
+        meters=Meters(),
+    )  # fmt: skip
+    pictures, bad = images.run()
+    images.close()
+    assert not bad.any()
+    ours = pictures[0].permute(1, 2, 0).numpy().astype(int)
     # The same thing said in OpenCV's words: rotate about the middle, then mirror.
     turned = cv2.warpAffine(
         cv2.imdecode(jpeg, cv2.IMREAD_COLOR)[:, :, ::-1], cv2.getRotationMatrix2D((31.5, 31.5), angle, 1.0), (64, 64)

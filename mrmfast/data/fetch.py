@@ -43,6 +43,11 @@ class Source:
         self.remote = "://" in self.url and not self.url.startswith("file://")
         self.storage_options = dict(storage_options or {})
         self._cache = cache_folder(cache)
+        from types import SimpleNamespace
+
+        from mrmfast.data.meters import Meters
+
+        self.meters, self.config = Meters(), SimpleNamespace(requests=4)
         self._files: dict[str, Future[Path]] = {}
         self._pool = ThreadPoolExecutor(DOWNLOADS, thread_name_prefix="mrmfast-fetch")
 
@@ -91,6 +96,9 @@ class Source:
         """
         self.prefetch([shard])
         return self._files[shard.path].result()
+
+    def release(self, shard: Shard) -> None:
+        """Allow a shard to be evicted."""
 
     def prefetch(self, shards: Iterable[Shard]) -> None:
         """Begin to download shards that :meth:`local` will be asked for; returns at once."""

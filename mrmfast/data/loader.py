@@ -1,190 +1,55 @@
-"""Images joined with genetics by participant, in the order of the plan."""
+"""Images joined with genetics by participant, in the order of the plan, at the speed of decoding.
+
+One thread ahead of training draws the order, reads bytes and gathers genetics; the image backend decodes and warps in
+its own threads. A picture that cannot be read is set aside: all ranks learn of it before the step is handed out, and
+the step is made again without it, so the order stays one and the same for every number of ranks.
+"""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from mrmfast.batch import Batch, GenomeSpec
+from mrmfast.batch import Batch
 from mrmfast.data.augment import draw_matrices
-from mrmfast.data.fetch import Source
-from mrmfast.data.genome_store import GenomeStore
-from mrmfast.data.manifest import Manifest
-from mrmfast.data.plan import Plan, Slice
-from mrmfast.data.shards import SampleTable, read_sample_table
-from mrmfast.data.weights import read_weights
+from mrmfast.data.dataset import DataConfig, Dataset, make_plan
+from mrmfast.data.images import Fed, Images, open_images
+from mrmfast.data.meters import Meters
+from mrmfast.data.plan import Slice
+from mrmfast.data.reader import ShardReader
 from mrmfast.errors import UserError
 
-if TYPE_CHECKING:
-    from mrmfast.data.pipeline import Fed, ImagePipeline
+SPARE_SHARDS = 8  # beyond a window, for batches that cross from one to the next
+OPEN_SHARDS = 512  # maps at a time without a window; far below the system's limits
+AHEAD = 4  # shards fetched ahead per request under way
+Agree = Callable[[frozenset[int]], frozenset[int]]
 
 
 @dataclass(frozen=True)
-class DataConfig:
-    """Where the data is and how it is fed.
+class Step:
+    """A rank's part of a global batch on its way through the image backend.
 
     Attributes
     ----------
-    path : str
-        Dataset folder or URL (``s3://bucket/prefix``).
-    split : {"train", "test", "all"}
-        Which participants, by the dataset's split rule.
-    modalities : list of str, optional
-        Which genetics; all that the dataset has by default, none (``[]``) for images only.
-    unmatched : {"error", "drop", "keep"}
-        What to do with images whose participant has no genetics at all: stop, leave them out, or train on them with
-        filled genetics that carry no loss.
-    image_size : int
-        Side of the input, pixels.
-    rotation : float
-        Largest rotation, degrees, drawn uniformly from both directions (paper: 20).
-    flip : float
-        Probability of a left-right flip (paper: 0.5).
-    shuffle_window : int
-        0: full shuffle. w, for object stores: shuffle shards, then images within each w shards of each of 64 lanes;
-        all ranks together have 64 w shards in use at a time, and each reads its own part of them.
-    sampling : {"images", "participants"}
-        What an epoch holds: each image once, or each participant once, by one of their images, chosen anew per epoch.
-    weights : str, optional
-        CSV file with the columns ``key,weight`` or ``participant,weight``: images are drawn in proportion, as many an
-        epoch as there are images. A weight of 2 is drawn twice as often as one of 1, a weight of 0 never. Only with
-        ``sampling: images``.
-    threads : int
-        CPU threads for decoding, per rank.
-    prefetch : int
-        Micro-batches under way at once.
-    cache : str, optional
-        Folder for downloaded shards.
-    anonymous : bool
-        Read a public bucket without credentials.
+    start, end : int
+        Stream positions around the global batch.
+    piece : Slice
+        This rank's samples.
+    packed : list of Tensor
+        Their genetics, packed.
+    present : Tensor, bool, (n, modalities)
     """
 
-    path: str = ""
-    split: Literal["train", "test", "all"] = "train"
-    modalities: list[str] | None = None
-    unmatched: Literal["error", "drop", "keep"] = "error"
-    image_size: int = 224
-    rotation: float = 20.0
-    flip: float = 0.5
-    shuffle_window: int = 0
-    sampling: Literal["images", "participants"] = "images"
-    weights: str | None = None
-    threads: int = 2
-    prefetch: int = 3
-    cache: str | None = None
-    anonymous: bool = False
-
-
-@dataclass
-class Dataset:
-    """An opened dataset, reduced to the samples to train on.
-
-    Attributes
-    ----------
-    source : Source
-    manifest : Manifest
-    table : SampleTable
-        All samples.
-    selected : ndarray of int64
-        Rows of `table` in the split (and with genetics, where wanted).
-    store : GenomeStore or None
-    genome_rows : ndarray of int64, shape (len(table), modalities)
-        Rows in the store per sample, -1 where absent.
-    """
-
-    source: Source
-    manifest: Manifest
-    table: SampleTable
-    selected: np.ndarray
-    store: GenomeStore | None
-    genome_rows: np.ndarray
-
-    def genome_spec(self) -> GenomeSpec | None:
-        """Describe x_G for the model; None when training on images only."""
-        if self.store is None:
-            return None
-        groups = self.store.groups()
-        return GenomeSpec(
-            kinds=tuple((m.name, str(m.kind), len(m.features)) for m in self.store.modalities),
-            groups=tuple(size for _, _, size in groups),
-            group_names=tuple(f"{modality}/{group}" for modality, group, _ in groups),
-            fill=torch.from_numpy(self.store.fill()),
-        )
-
-
-def open_dataset(config: DataConfig) -> Dataset:
-    """Open a dataset and join images with genetics.
-
-    Raises
-    ------
-    UserError
-        Nothing there, no image in the split, or images without genetics under ``unmatched="error"``.
-    """
-    if not config.path:
-        raise UserError("data.path is empty; give data.path=FOLDER or data.path=s3://BUCKET/PREFIX")
-    source = Source(config.path, config.cache, {"anon": True} if config.anonymous else None)
-    manifest = source.manifest()
-    if not manifest.shards:
-        raise UserError(
-            f"data.path={config.path}: holds no images yet; run python -m preprocess fundus or pathology into it"
-        )
-    table = read_sample_table(source.url, source.zarr_options())
-    if len(table) != manifest.samples or (len(table) and table.shard.max() >= len(manifest.shards)):
-        raise UserError(
-            f"{config.path}: dataset.json says {manifest.samples} images in {len(manifest.shards)} shards, the sample "
-            "table says otherwise; they belong to different versions: copy the dataset again"
-        )
-    selected = np.arange(len(table))
-    if config.split != "all":
-        selected = selected[manifest.splits.training(table.participant.tolist()) == (config.split == "train")]
-        if not len(selected):
-            raise UserError(f"data.split={config.split}: none of the {len(table)} images is in it; use data.split=all")
-    names = sorted(set(manifest.genetics if config.modalities is None else config.modalities))
-    if not names:
-        return Dataset(source, manifest, table, selected, None, np.empty((len(table), 0), np.int64))
-    store = GenomeStore.open(source.url, names, source.zarr_options(), config.cache)
-    rows = store.locate(table.participant)
-    without = (rows[selected] < 0).all(1)
-    if without.all() or (without.any() and config.unmatched == "error"):
-        remedy = (
-            "do both come from the same id list?"
-            if without.all()
-            else "leave them out with data.unmatched=drop, or keep them without a genome loss with data.unmatched=keep"
-        )
-        raise UserError(
-            f"{config.path}: {int(without.sum())} of {len(selected)} images belong to participants without genetics; "
-            + remedy
-        )
-    if config.unmatched == "drop":
-        selected = selected[~without]
-    return Dataset(source, manifest, table, selected, store, rows)
-
-
-def make_plan(dataset: Dataset, config: DataConfig, seed: int) -> Plan:
-    """Return the order in which to train on the selected samples.
-
-    Raises
-    ------
-    UserError
-        Weights that cannot be read, or weights together with ``sampling="participants"``.
-    """
-    table = dataset.table
-    selected = np.zeros(len(table), dtype=bool)
-    selected[dataset.selected] = True
-    weights = participant = None
-    if config.sampling == "participants":
-        if config.weights is not None:
-            raise UserError("data.weights goes with data.sampling=images, not participants; leave out one of the two")
-        participant = np.unique(table.participant.astype(str), return_inverse=True)[1]
-    elif config.weights is not None:
-        weights = read_weights(config.weights, table, selected)
-    per_shard = np.bincount(table.shard, minlength=len(dataset.manifest.shards))
-    return Plan(per_shard, seed, config.shuffle_window, selected=selected, weights=weights, participant=participant)
+    start: int
+    end: int
+    piece: Slice
+    packed: list[Tensor]
+    present: Tensor
 
 
 class Loader:
@@ -199,9 +64,19 @@ class Loader:
     batch : int
         Global batch: samples per optimiser step over all ranks.
     micro_batch : int
-        Samples per forward pass of a rank; ``batch`` is a multiple of ``micro_batch * world``.
+        Samples per forward pass of a rank.
     rank, world : int
     device : torch.device
+    agree : callable, optional
+        Given the samples that this rank could not read in a step, returns those of all ranks; called once a step, in
+        the same order on every rank. By default there are no other ranks.
+    meters : Meters, optional
+        Stages read, decode, augment and join are counted here; the source counts fetch.
+
+    Attributes
+    ----------
+    set_aside : dict of int to str
+        Samples that cannot be read -> their keys; the same on all ranks.
     """
 
     def __init__(
@@ -215,89 +90,168 @@ class Loader:
         rank: int,
         world: int,
         device: torch.device,
+        agree: Agree | None = None,
+        meters: Meters | None = None,
     ) -> None:
         self.dataset, self.config, self.seed, self.device = dataset, config, seed, device
         self.batch, self.micro_batch, self.rank, self.world = batch, micro_batch, rank, world
+        self.agree = agree or (lambda found: found)
+        self.meters = meters or dataset.source.meters
         self.plan = make_plan(dataset, config, seed)
-        self._maps: dict[int, np.memmap] = {}
+        self.set_aside: dict[int, str] = {}
 
-    def batches(self, position: int) -> Generator[Batch]:
-        """Yield this rank's micro-batches without end, from the step that begins at stream position `position`.
+    def batches(self, position: int, end: int | None = None) -> Generator[Batch]:
+        """Yield this rank's micro-batches from the step that begins at stream position `position`.
 
         Parameters
         ----------
         position : int
-            Samples consumed so far by all ranks.
+            Where a run stands: the last batch's ``end``, 0 at its start.
+        end : int, optional
+            Stop at this position, with a smaller last batch; by default the stream has no end.
 
         Yields
         ------
         Batch
-            Genetics on the CPU, still packed; images where the pipeline ran.
+            Genetics on the CPU, still packed; images where the backend works.
+
+        Raises
+        ------
+        UserError
+            A shard cannot be had, or more images cannot be read than ``config.unreadable`` allows.
         """
-        pieces = self._slices(position)
-        under_way: deque[Slice] = deque()
+        windows = self.plan.open_shards(self.world)
+        limit = int(min(OPEN_SHARDS, windows + SPARE_SHARDS))
+        reader = ShardReader(self.dataset.source, self.dataset.manifest.shards, self.dataset.table, self.meters, limit)
+        try:
+            while end is None or position < end:
+                # Anew from the start of a step after each image that is set aside; that is rare, so it may be slow.
+                position = yield from self._until_unreadable(position, end, reader)
+        finally:
+            reader.close()
 
-        def next_fed() -> Fed:
-            piece = next(pieces)
-            under_way.append(piece)
-            return self._read(piece, self.config.rotation, self.config.flip)
+    def _until_unreadable(self, position: int, end: int | None, reader: ShardReader) -> Generator[Batch, None, int]:
+        """Yield micro-batches; return the start of the step that holds an unreadable image, or the end."""
+        under_way: deque[Step] = deque()
+        steps = self._steps(position, end, reader)
 
-        pipeline = self._pipeline(next_fed, self.micro_batch, self.config.threads, self.config.prefetch)
-        while True:
-            image_BCHW = pipeline.run()
-            yield self._join(image_BCHW, under_way.popleft())
+        def feed() -> Fed:
+            step = next(steps)
+            under_way.append(step)
+            return self._fed(reader, step.piece, self.config.rotation, self.config.flip)
+
+        images = self._images(feed, -(-self.batch // self.world), self.config.threads, self.config.prefetch)
+        try:
+            while end is None or position < end:
+                image_BCHW, bad = images.run()
+                step = under_way.popleft()
+                found = self.agree(frozenset(step.piece.sample[bad].tolist()))
+                if found:
+                    self._put_aside(found)
+                    return step.start
+                yield from self._split(image_BCHW, step)
+                position = step.end
+            return position
+        finally:
+            images.close()
 
     def preview(self, count: int) -> Batch:
         """Return up to `count` samples of the first epoch without augmentation, for figures; the same on every rank."""
-        piece = self.plan.take(0, min(count, len(self.plan)))
-        pipeline = self._pipeline(lambda: self._read(piece, 0.0, 0.0), len(piece.sample), threads=1, depth=1)
-        return self._join(pipeline.run(), piece)
+        piece = self.plan.take(0, min(count, len(self.plan)), self.set_aside.keys())
+        reader = ShardReader(
+            self.dataset.source, self.dataset.manifest.shards, self.dataset.table, self.meters, OPEN_SHARDS
+        )
+        images = self._images(lambda: self._fed(reader, piece, 0.0, 0.0), len(piece), threads=1, depth=1)
+        try:
+            image_BCHW, bad = images.run()
+        finally:
+            images.close()
+            reader.close()
+        good = np.flatnonzero(~bad)
+        packed, present = self._join(piece[good])
+        (batch,) = self._split(
+            image_BCHW[torch.from_numpy(good)], Step(0, piece.end, piece[good], packed, present), count
+        )
+        return batch
 
-    def _pipeline(self, source: Callable[[], Fed], batch: int, threads: int, depth: int) -> ImagePipeline:
-        from mrmfast.data.pipeline import ImagePipeline  # data/ imports without DALI
-
-        return ImagePipeline(
-            source,
+    def _images(self, feed: Callable[[], Fed], batch: int, threads: int, depth: int) -> Images:
+        return open_images(
+            self.config.backend,
+            feed,
             batch=batch,
             stored_size=self.dataset.manifest.image_size,
             size=self.config.image_size,
             device=self.device,
             threads=threads,
             depth=depth,
+            meters=self.meters,
         )
 
-    def _slices(self, position: int) -> Iterator[Slice]:
-        """Yield the samples of one micro-batch after another."""
-        while True:
-            whole = self.plan.take(position, self.batch)
-            share = self.plan.share(whole, self.rank, self.world)
-            for start in range(0, len(share), self.micro_batch):
-                yield share[start : start + self.micro_batch]
+    def _steps(self, position: int, end: int | None, reader: ShardReader) -> Iterator[Step]:
+        """Draw this rank's part of one global batch after another, and fetch ahead of it."""
+        looked = position
+        while end is None or position < end:
+            whole = self.plan.take(position, self.batch, self.set_aside.keys())
+            if end is not None and whole.end > end:
+                whole = replace(whole[whole.position < end], end=end)
+            piece = self.plan.share(whole, self.rank, self.world)
+            if position >= looked:
+                reach = self._reach()
+                reader.prefetch(self.plan.shards_ahead(position, reach, self.rank, self.world, self.batch))
+                looked = position + max(self.batch, reach // 2)
+            packed, present = self._join(piece)
+            yield Step(position, whole.end, piece, packed, present)
             position = whole.end
 
-    def _read(self, piece: Slice, rotation: float, flip: float) -> Fed:
+    def _reach(self) -> int:
+        """Return how many entries of the stream to fetch ahead for: AHEAD shards for each request under way."""
+        per_shard = max(1, self.dataset.manifest.samples // len(self.dataset.manifest.shards))
+        shards = AHEAD * self.dataset.source.config.requests * self.world
+        return min(len(self.plan), per_shard * shards) // self.batch * self.batch + self.batch
+
+    def _fed(self, reader: ShardReader, piece: Slice, rotation: float, flip: float) -> Fed:
         """Return JPEG bytes, warp matrices and keys of a slice."""
-        table, shards = self.dataset.table, self.dataset.manifest.shards
-        numbers = table.shard[piece.sample]
-        self.dataset.source.prefetch(shards[number] for number in np.unique(numbers))
-        jpegs = []
-        for sample, number in zip(piece.sample, numbers, strict=True):
-            if number not in self._maps:
-                self._maps[number] = np.memmap(self.dataset.source.local(shards[number]), mode="r")
-            jpegs.append(self._maps[number][table.offset[sample] : table.offset[sample] + table.size[sample]])
         matrices = draw_matrices(piece, seed=self.seed, rotation=rotation, flip=flip, size=self.config.image_size)
-        return jpegs, matrices, self._keys(piece)
+        return reader.read(piece.sample), matrices, self._keys(piece)
 
     def _keys(self, piece: Slice) -> list[str]:
-        return [str(key) for key in self.dataset.table.key[piece.sample]]
+        return self.dataset.table.key[piece.sample].tolist()
 
-    def _join(self, image_BCHW: torch.Tensor, piece: Slice) -> Batch:
+    def _join(self, piece: Slice) -> tuple[list[Tensor], Tensor]:
+        """Gather the genetics of a slice, packed, and who has which."""
         rows = self.dataset.genome_rows[piece.sample]
-        packed = self.dataset.store.gather(rows) if self.dataset.store is not None else []
-        return Batch(
-            image_BCHW=image_BCHW,
-            packed=tuple(torch.from_numpy(part) for part in packed),
-            present=torch.from_numpy(rows >= 0),
-            keys=tuple(self._keys(piece)),
-            epochs=tuple(piece.epoch.tolist()),
-        )
+        with self.meters.time("join", len(piece)):
+            packed = self.dataset.store.gather(rows) if self.dataset.store is not None else []
+            return [torch.from_numpy(part) for part in packed], torch.from_numpy(rows >= 0)
+
+    def _split(self, image_BCHW: Tensor, step: Step, size: int | None = None) -> Iterator[Batch]:
+        size = size or self.micro_batch
+        for start in range(0, len(step.piece), size):
+            part = slice(start, start + size)
+            yield Batch(
+                image_BCHW=image_BCHW[part],
+                packed=tuple(packed[part] for packed in step.packed),
+                present=step.present[part],
+                keys=tuple(self._keys(step.piece[part])),
+                epochs=tuple(step.piece.epoch[part].tolist()),
+                end=step.end,
+            )
+
+    def _put_aside(self, found: frozenset[int]) -> None:
+        """Record unreadable images.
+
+        Raises
+        ------
+        UserError
+            They are too many.
+        """
+        table, limit = self.dataset.table, self.config.unreadable
+        self.set_aside.update({sample: str(table.key[sample]) for sample in sorted(found)})
+        self.meters.count("set_aside", len(found))
+        if len(self.set_aside) > limit * len(self.dataset.selected):
+            sample = min(found)
+            raise UserError(
+                f"sample {table.key[sample]} in {self.dataset.manifest.shards[table.shard[sample]].path} is not a "
+                f"readable JPEG; {len(self.set_aside)} of {len(self.dataset.selected)} images cannot be read, more than "
+                f"data.unreadable={limit:g} allows: copy the dataset again, or preprocess it anew"
+            )

@@ -83,3 +83,9 @@ class Meters:
         """Count an event."""
         with self._lock:
             self.counts[event] = self.counts.get(event, 0) + number
+
+    def slowest(self) -> str:
+        """Name the stage of the loader that takes most of its threads' time."""
+        return max(
+            (name for name in STAGES if name not in ("copy", "wait")), key=lambda name: self.stages[name].seconds
+        )

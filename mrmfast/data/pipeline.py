@@ -12,36 +12,19 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import simplejpeg
 import torch
 from nvidia.dali import Pipeline, fn
 from nvidia.dali import types as dali_types
 from nvidia.dali.data_node import DataNode
 from torch import Tensor
 
-from mrmfast.errors import UserError
+from mrmfast.data.images import LARGEST, Fed
+from mrmfast.data.meters import Meters
 
-Fed = tuple[list[np.ndarray], np.ndarray, list[str]]
 
-
-class ImagePipeline:
-    """Decoded, augmented batches; `depth` of them are worked on in the background.
-
-    Parameters
-    ----------
-    source : callable
-        Called once per batch, in order and ahead of :meth:`run`; returns JPEG bytes (list of B uint8 arrays), warp
-        matrices (float32, (B, 2, 3), :func:`mrmfast.data.augment.warp_matrices`) and sample keys for errors.
-    batch : int
-        B.
-    stored_size, size : int
-        Side of the images in the shards and of the output, pixels.
-    device : torch.device
-        Where the batches are wanted.
-    threads : int
-        CPU threads.
-    depth : int
-        How many batches are asked for ahead.
-    """
+class DALIImages:
+    """Decode and warp in DALI: see :class:`mrmfast.data.images.Images` and :func:`mrmfast.data.images.open_images`."""
 
     def __init__(
         self,
@@ -53,80 +36,117 @@ class ImagePipeline:
         device: torch.device,
         threads: int,
         depth: int,
+        meters: Meters,
     ) -> None:
-        self._source, self._gpu = source, device.type == "cuda"
-        self._under_way: deque[tuple[list[np.ndarray], list[str]]] = deque()
-        self._pipeline = Pipeline(
-            batch_size=batch,
-            num_threads=threads,
-            device_id=(device.index or 0) if self._gpu else None,
-            prefetch_queue_depth=depth,
-        )
-        with self._pipeline:
-            self._pipeline.set_outputs(self._graph(stored_size, size))
-        self._pipeline.build()
+        self._source, self._gpu, self._meters = source, device.type == "cuda", meters
+        self._stored_size, self._size = stored_size, size
+        self._settings: dict[str, Any] = {
+            "batch_size": batch,
+            "num_threads": threads,
+            "device_id": (device.index or 0) if self._gpu else None,
+            "prefetch_queue_depth": depth,
+        }
+        black = np.zeros((stored_size, stored_size, 3), dtype=np.uint8)
+        self._black = np.frombuffer(simplejpeg.encode_jpeg(black), dtype=np.uint8)
+        # Batches that DALI works on, and those that it has to be given again after a failure.
+        self._under_way: deque[_Batch] = deque()
+        self._again: deque[_Batch] = deque()
+        self._failed: BaseException | None = None
+        self._pipeline: Pipeline | None = self._build()
 
-    def _graph(self, stored_size: int, size: int) -> DataNode:
+    def _build(self) -> Pipeline:
+        pipeline = Pipeline(**self._settings)
+        with pipeline:
+            pipeline.set_outputs(self._graph())
+        pipeline.build()
+        return pipeline
+
+    def _graph(self) -> DataNode:
         types: Any = dali_types  # its members are made at run time
+        size = self._size
         jpegs, matrices = fn.external_source(source=self._feed, num_outputs=2, dtype=[types.UINT8, types.FLOAT])
         images: Any = fn.decoders.image(jpegs, device="mixed" if self._gpu else "cpu", output_type=types.RGB)
-        if stored_size != size:
+        if self._stored_size != size:
             images = fn.resize(images, size=(size, size), interp_type=types.INTERP_LINEAR, antialias=True)
         if self._gpu:
             matrices = matrices.gpu()
         return fn.warp_affine(images, matrix=matrices, fill_value=0, interp_type=types.INTERP_LINEAR)
 
     def _feed(self) -> tuple[list[np.ndarray], np.ndarray]:
-        jpegs, matrices, keys = self._source()
-        for jpeg, key in zip(jpegs, keys, strict=True):
+        if self._again:
+            batch = self._again.popleft()
+        else:
+            if self._failed is not None:
+                raise StopIteration
+            try:
+                jpegs, matrices, _ = self._source()
+            except BaseException as error:
+                # DALI would wrap it, and drop the batches before it: they come first, then this.
+                self._failed = error
+                raise StopIteration from None
             # Decoders fill the rest of a truncated JPEG with grey and say nothing, so look for both end markers.
-            if bytes(jpeg[:2]) != b"\xff\xd8" or bytes(jpeg[-2:]) != b"\xff\xd9":
-                raise _unreadable(key)
-        self._under_way.append((jpegs, keys))
-        return jpegs, matrices
+            bad = np.array([not _whole(jpeg) for jpeg in jpegs], dtype=bool)
+            batch = _Batch(jpegs, matrices, bad)
+        self._under_way.append(batch)
+        return [self._black if bad else jpeg for jpeg, bad in zip(batch.jpegs, batch.bad, strict=True)], batch.matrices
 
-    def run(self) -> Tensor:
-        """Wait for the next batch.
-
-        Returns
-        -------
-        Tensor, uint8, shape (B, 3, size, size)
-            In channels-last memory order, on the device.
-
-        Raises
-        ------
-        UserError
-            An image is not a whole JPEG or cannot be decoded; names the sample's key.
-        """
-        try:
-            output: Any
-            (output,) = self._pipeline.run()
-        except RuntimeError as error:
-            for jpegs, keys in self._under_way:
-                for jpeg, key in zip(jpegs, keys, strict=True):
-                    if not _decodes(jpeg):
-                        raise _unreadable(key) from error
-            raise
-        self._under_way.popleft()
+    def run(self) -> tuple[Tensor, np.ndarray]:
+        """Wait for the next batch: see :class:`mrmfast.data.images.Images`."""
+        assert self._pipeline is not None, "closed"
+        while True:
+            try:
+                with self._meters.time("decode", self._settings["batch_size"]):
+                    output: Any
+                    (output,) = self._pipeline.run()
+                break
+            except StopIteration:
+                assert self._failed is not None, "only a source that ends ends the stream"
+                raise self._failed from None
+            except RuntimeError:
+                if not self._mark_undecodable():
+                    raise
+                self._again = deque([*self._under_way, *self._again])
+                self._under_way.clear()
+                self._pipeline = self._build()
+        bad = self._under_way.popleft().bad
         # DALI reuses its buffers, so the batch is copied out.
         if self._gpu:
             image_BHWC = torch.from_dlpack(output.as_tensor()).clone()
         else:
             image_BHWC = torch.from_numpy(np.array(output.as_array()))
-        return image_BHWC.permute(0, 3, 1, 2)
+        return image_BHWC.permute(0, 3, 1, 2), bad
+
+    def _mark_undecodable(self) -> bool:
+        """Find the pictures that made DALI fail; return whether there are any."""
+        found = False
+        for batch in self._under_way:
+            for number, jpeg in enumerate(batch.jpegs):
+                if not batch.bad[number] and not _decodes(jpeg):
+                    batch.bad[number] = found = True
+        return found
+
+    def close(self) -> None:
+        """Stop DALI's threads and let go of its buffers."""
+        self._pipeline = None
+
+
+class _Batch:
+    """A batch in DALI's hands."""
+
+    def __init__(self, jpegs: list[np.ndarray], matrices: np.ndarray, bad: np.ndarray) -> None:
+        self.jpegs, self.matrices, self.bad = jpegs, matrices, bad
+
+
+def _whole(jpeg: np.ndarray) -> bool:
+    return bytes(jpeg[:2]) == b"\xff\xd8" and bytes(jpeg[-2:]) == b"\xff\xd9"
 
 
 def _decodes(jpeg: np.ndarray) -> bool:
-    from torchvision.io import ImageReadMode, decode_jpeg  # slow to import, and only needed to explain an error
-
     try:
-        decode_jpeg(torch.from_numpy(np.array(jpeg)), mode=ImageReadMode.RGB)
-    except RuntimeError:
-        return False
-    return True
-
-
-def _unreadable(key: str) -> UserError:
-    return UserError(
-        f"sample {key} is not a readable JPEG; its shard is damaged: copy the dataset again, or preprocess it anew"
-    )
+        height, width, _, _ = simplejpeg.decode_jpeg_header(jpeg)
+        if height * width <= LARGEST:
+            simplejpeg.decode_jpeg(jpeg, "RGB")
+            return True
+    except ValueError:
+        pass
+    return False

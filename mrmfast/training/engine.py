@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -91,6 +91,27 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def agreement(world: World) -> Callable[[frozenset[int]], frozenset[int]]:
+    """Return a function that tells every rank what any rank has found; called by all ranks the same number of times.
+
+    Over a gloo group of its own, so that asking does not wait for the GPU.
+    """
+    if world.size == 1:
+        return lambda found: found
+    group = torch.distributed.new_group(backend="gloo")
+
+    def agree(found: frozenset[int]) -> frozenset[int]:
+        count = torch.tensor([len(found)])
+        torch.distributed.all_reduce(count, group=group)
+        if not count:
+            return found
+        everyone: list[Any] = [None] * world.size
+        torch.distributed.all_gather_object(everyone, found, group=group)
+        return frozenset().union(*everyone)
+
+    return agree
 
 
 def build_engine(

@@ -13,12 +13,13 @@ from filelock import FileLock, Timeout
 from timm.scheduler import CosineLRScheduler
 
 from mrmfast import config as configs
-from mrmfast.data.loader import Dataset, Loader, open_dataset
+from mrmfast.data.dataset import Dataset, open_dataset
+from mrmfast.data.loader import Loader
 from mrmfast.errors import UserError
 from mrmfast.objectives import OBJECTIVES
 from mrmfast.training import checkpoint
 from mrmfast.training.checkpoint import TrainState
-from mrmfast.training.engine import World, build_engine, join_world
+from mrmfast.training.engine import World, agreement, build_engine, join_world
 from mrmfast.training.optimiser import build_optimiser, build_schedule
 from mrmfast.training.settings import TrainConfig, check
 
@@ -101,6 +102,7 @@ def build(config: TrainConfig, *, resume: bool) -> Job:
         rank=world.rank,
         world=world.size,
         device=world.device,
+        agree=agreement(world),
     )
     return Job(config, world, dataset, engine, schedule, loader, state, steps, lock)
 

@@ -17,11 +17,14 @@ from tqdm import tqdm
 from mrmfast import config as configs
 from mrmfast.atomic import write_aside
 from mrmfast.batch import Batch
+from mrmfast.data.loader import Loader
 from mrmfast.errors import SharedError
 from mrmfast.training import checkpoint
 from mrmfast.training.job import Job
 from mrmfast.training.results import write_results
 from mrmfast.training.run import RunLog
+
+WAITING = 0.05  # share of a step spent waiting for data from which the progress bar says why
 
 
 def step_seed(seed: int, step: int, micro: int, rank: int) -> int:
@@ -46,6 +49,7 @@ def run(job: Job) -> int:
         log = RunLog(config.run, state.step)
         print(_summary(job), file=sys.stderr)
     interrupted = _on_interrupt()
+    reporter = SetAsideReporter(job.loader, state.samples)
     batches = job.loader.batches(state.samples)
     bar = tqdm(
         total=job.steps,
@@ -62,8 +66,11 @@ def run(job: Job) -> int:
             took = time.perf_counter() - began
             state.seconds += took
             speed, wait = config.batch_size / took, waited / took
-            bar.set_postfix_str(f"loss {entry['loss']:.4f}, {speed:.0f} images/s, waiting for data {wait:.0%}")
+            slowest = f" (slowest: {job.loader.meters.slowest()})" if wait > WAITING else ""
+            bar.set_postfix_str(f"loss {entry['loss']:.4f}, {speed:.0f} images/s, waiting for data {wait:.0%}{slowest}")
             bar.update()
+            for line in reporter.lines(state.samples):
+                bar.write(f"mrmfast: {line}", file=sys.stderr)
             if log is not None:
                 log.log({**entry, "images_per_s": speed, "data_wait": wait}, samples)
             if state.step % config.run.checkpoint_every == 0 or state.step == job.steps or interrupted.agreed:
@@ -106,7 +113,8 @@ def train_step(job: Job, batches: Any, interrupted: _Interrupt) -> tuple[dict[st
         batch = next(batches)
         waited += time.perf_counter() - began
         micro_batches.append(batch)
-        batch = batch.to(job.world.device)
+        with job.loader.meters.time("copy", len(batch.keys)):
+            batch = batch.to(job.world.device)
         seed = step_seed(job.config.seed, state.step, micro, job.world.rank)
         torch.manual_seed(seed)
         loss, parts = engine(batch.image_BCHW, batch.packed, batch.present, seed)
@@ -115,7 +123,8 @@ def train_step(job: Job, batches: Any, interrupted: _Interrupt) -> tuple[dict[st
         for name, value in {"loss": loss.detach(), **{f"loss/{k}": v for k, v in parts.items()}}.items():
             totals[name] = totals.get(name, 0) + value.float() / accumulation
     state.step += 1
-    state.samples += job.config.batch_size
+    state.samples = micro_batches[-1].end
+    job.loader.meters.add("wait", waited, job.config.batch_size // job.world.size)
     means = _mean_over_ranks(totals, interrupted)
     if not math.isfinite(means["loss"]):
         raise SharedError(
@@ -125,10 +134,11 @@ def train_step(job: Job, batches: Any, interrupted: _Interrupt) -> tuple[dict[st
     norm = engine.get_global_grad_norm()
     entry = {
         "step": state.step,
-        "epoch": state.samples / len(job.dataset.selected),
+        "epoch": state.samples / len(job.loader.plan),
         **means,
         "lr": rate,
         **({} if norm is None else {"grad_norm": float(norm)}),
+        **({"set_aside": len(job.loader.set_aside)} if job.loader.set_aside else {}),
     }
     return entry, _sample_lines(job, micro_batches), waited
 
@@ -163,6 +173,32 @@ class _Interrupt:
 
     asked: bool = False
     agreed: bool = False
+
+
+class SetAsideReporter:
+    """Say which images were set aside, each once, and what that made of an epoch.
+
+    Parameters
+    ----------
+    loader : Loader
+    position : int
+        Stream position that the run starts from.
+    """
+
+    def __init__(self, loader: Loader, position: int) -> None:
+        self._loader, self._epoch = loader, position // len(loader.plan)
+        self._said: set[int] = set()
+
+    def lines(self, position: int) -> list[str]:
+        """Return what is new since the last call."""
+        new = [key for sample, key in self._loader.set_aside.items() if sample not in self._said]
+        self._said.update(self._loader.set_aside)
+        lines = [f"sample {key} cannot be read and is set aside, {len(self._said)} so far" for key in new]
+        total = len(self._loader.plan)
+        if self._said and position // total > self._epoch:
+            lines.append(f"epoch {self._epoch}: {total - len(self._said):,} of {total:,} images, the others set aside")
+        self._epoch = position // total
+        return lines
 
 
 def _on_interrupt() -> _Interrupt:

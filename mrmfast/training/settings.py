@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from mrmfast.data.loader import DataConfig
+from mrmfast.data.dataset import DataConfig
 from mrmfast.errors import UserError
 from mrmfast.objectives.mrm import ModelConfig, MRMConfig
 from mrmfast.training.engine import EngineConfig

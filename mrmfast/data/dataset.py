@@ -1,0 +1,189 @@
+"""A dataset, opened: what is in it, who is selected, and in which order to go through them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from mrmfast.batch import GenomeSpec
+from mrmfast.data.fetch import Source
+from mrmfast.data.genome_store import GenomeStore
+from mrmfast.data.images import Backend
+from mrmfast.data.manifest import Manifest
+from mrmfast.data.plan import Plan
+from mrmfast.data.shards import SampleTable, read_sample_table
+from mrmfast.data.weights import read_weights
+from mrmfast.errors import UserError
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the data is and how it is fed.
+
+    Attributes
+    ----------
+    path : str
+        Dataset folder or URL (``s3://bucket/prefix``).
+    split : {"train", "test", "all"}
+        Which participants, by the dataset's split rule.
+    modalities : list of str, optional
+        Which genetics; all that the dataset has by default, none (``[]``) for images only.
+    unmatched : {"error", "drop", "keep"}
+        What to do with images whose participant has no genetics at all: stop, leave them out, or train on them with
+        filled genetics that carry no loss.
+    image_size : int
+        Side of the input, pixels.
+    rotation : float
+        Largest rotation, degrees, drawn uniformly from both directions (paper: 20).
+    flip : float
+        Probability of a left-right flip (paper: 0.5).
+    shuffle_window : int
+        0: full shuffle. w, for object stores: shuffle shards, then images within each w shards of each of 64 lanes;
+        all ranks together have 64 w shards in use at a time, and each reads its own part of them.
+    sampling : {"images", "participants"}
+        What an epoch holds: each image once, or each participant once, by one of their images, chosen anew per epoch.
+    weights : str, optional
+        CSV file with the columns ``key,weight`` or ``participant,weight``: images are drawn in proportion, as many an
+        epoch as there are images. A weight of 2 is drawn twice as often as one of 1, a weight of 0 never. Only with
+        ``sampling: images``.
+    unreadable : float
+        Largest share of images that may turn out to be unreadable: they are set aside, counted and reported, and the
+        stream fills their places. More stop the run.
+    backend : {"auto", "dali", "cpu"}
+        Who decodes and warps: DALI on a GPU, the fused CPU path without one (``auto``), or the one that is named.
+    threads : int
+        CPU threads for decoding, per rank.
+    prefetch : int
+        Micro-batches under way at once.
+    cache : str, optional
+        Folder for downloaded shards.
+    anonymous : bool
+        Read a public bucket without credentials.
+    """
+
+    path: str = ""
+    split: Literal["train", "test", "all"] = "train"
+    modalities: list[str] | None = None
+    unmatched: Literal["error", "drop", "keep"] = "error"
+    image_size: int = 224
+    rotation: float = 20.0
+    flip: float = 0.5
+    shuffle_window: int = 0
+    sampling: Literal["images", "participants"] = "images"
+    weights: str | None = None
+    unreadable: float = 0.01
+    backend: Backend = "auto"
+    threads: int = 2
+    prefetch: int = 3
+    cache: str | None = None
+    anonymous: bool = False
+
+
+@dataclass
+class Dataset:
+    """An opened dataset, reduced to the samples to train on.
+
+    Attributes
+    ----------
+    source : Source
+    manifest : Manifest
+    table : SampleTable
+        All samples.
+    selected : ndarray of int64
+        Rows of `table` in the split (and with genetics, where wanted).
+    store : GenomeStore or None
+    genome_rows : ndarray of int64, shape (len(table), modalities)
+        Rows in the store per sample, -1 where absent.
+    """
+
+    source: Source
+    manifest: Manifest
+    table: SampleTable
+    selected: np.ndarray
+    store: GenomeStore | None
+    genome_rows: np.ndarray
+
+    def genome_spec(self) -> GenomeSpec | None:
+        """Describe x_G for the model; None when training on images only."""
+        if self.store is None:
+            return None
+        groups = self.store.groups()
+        return GenomeSpec(
+            kinds=tuple((m.name, str(m.kind), len(m.features)) for m in self.store.modalities),
+            groups=tuple(size for _, _, size in groups),
+            group_names=tuple(f"{modality}/{group}" for modality, group, _ in groups),
+            fill=torch.from_numpy(self.store.fill()),
+        )
+
+
+def open_dataset(config: DataConfig) -> Dataset:
+    """Open a dataset and join images with genetics.
+
+    Raises
+    ------
+    UserError
+        Nothing there, no image in the split, or images without genetics under ``unmatched="error"``.
+    """
+    if not config.path:
+        raise UserError("data.path is empty; give data.path=FOLDER or data.path=s3://BUCKET/PREFIX")
+    source = Source(config.path, config.cache, {"anon": True} if config.anonymous else None)
+    manifest = source.manifest()
+    if not manifest.shards:
+        raise UserError(
+            f"data.path={config.path}: holds no images yet; run python -m preprocess fundus or pathology into it"
+        )
+    table = read_sample_table(source.url, source.zarr_options())
+    if len(table) != manifest.samples or (len(table) and table.shard.max() >= len(manifest.shards)):
+        raise UserError(
+            f"{config.path}: dataset.json says {manifest.samples} images in {len(manifest.shards)} shards, the sample "
+            "table says otherwise; they belong to different versions: copy the dataset again"
+        )
+    selected = np.arange(len(table))
+    if config.split != "all":
+        selected = selected[manifest.splits.training(table.participant.tolist()) == (config.split == "train")]
+        if not len(selected):
+            raise UserError(f"data.split={config.split}: none of the {len(table)} images is in it; use data.split=all")
+    names = sorted(set(manifest.genetics if config.modalities is None else config.modalities))
+    if not names:
+        return Dataset(source, manifest, table, selected, None, np.empty((len(table), 0), np.int64))
+    store = GenomeStore.open(source.url, names, source.zarr_options(), config.cache)
+    rows = store.locate(table.participant)
+    without = (rows[selected] < 0).all(1)
+    if without.all() or (without.any() and config.unmatched == "error"):
+        remedy = (
+            "do both come from the same id list?"
+            if without.all()
+            else "leave them out with data.unmatched=drop, or keep them without a genome loss with data.unmatched=keep"
+        )
+        raise UserError(
+            f"{config.path}: {int(without.sum())} of {len(selected)} images belong to participants without genetics; "
+            + remedy
+        )
+    if config.unmatched == "drop":
+        selected = selected[~without]
+    return Dataset(source, manifest, table, selected, store, rows)
+
+
+def make_plan(dataset: Dataset, config: DataConfig, seed: int) -> Plan:
+    """Return the order in which to train on the selected samples.
+
+    Raises
+    ------
+    UserError
+        Weights that cannot be read, or weights together with ``sampling="participants"``.
+    """
+    table = dataset.table
+    selected = np.zeros(len(table), dtype=bool)
+    selected[dataset.selected] = True
+    weights = participant = None
+    if config.sampling == "participants":
+        if config.weights is not None:
+            raise UserError("data.weights goes with data.sampling=images, not participants; leave out one of the two")
+        participant = np.unique(table.participant.astype(str), return_inverse=True)[1]
+    elif config.weights is not None:
+        weights = read_weights(config.weights, table, selected)
+    per_shard = np.bincount(table.shard, minlength=len(dataset.manifest.shards))
+    return Plan(per_shard, seed, config.shuffle_window, selected=selected, weights=weights, participant=participant)

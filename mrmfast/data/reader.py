@@ -1,0 +1,64 @@
+"""Bytes of samples out of shards: random access through memory maps, a bounded number of them open."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import numpy as np
+
+from mrmfast.data.fetch import Source
+from mrmfast.data.manifest import Shard
+from mrmfast.data.meters import Meters
+from mrmfast.data.shards import SampleTable
+
+
+class ShardReader:
+    """Hand out JPEG bytes by sample number.
+
+    Parameters
+    ----------
+    source : Source
+        Fetches shards and keeps them in its cache as long as they are in use here.
+    shards : list of Shard
+    table : SampleTable
+    meters : Meters
+        Stage ``read``.
+    limit : int
+        Shards open at a time; the one used longest ago is closed first. The system bounds maps and files.
+    """
+
+    def __init__(self, source: Source, shards: list[Shard], table: SampleTable, meters: Meters, limit: int) -> None:
+        self._source, self._shards, self._table, self._meters = source, shards, table, meters
+        self._limit = limit
+        self._open: OrderedDict[int, np.memmap] = OrderedDict()
+
+    def prefetch(self, numbers: np.ndarray) -> None:
+        """Begin to fetch shards that will be read soon; returns at once."""
+        self._source.prefetch(self._shards[number] for number in numbers.tolist())
+
+    def read(self, samples: np.ndarray) -> list[np.ndarray]:
+        """Return the JPEG bytes of samples, uint8 views of the mapped shards; waits for those still being fetched."""
+        table = self._table
+        with self._meters.time("read", len(samples), int(table.size[samples].sum())):
+            jpegs = []
+            for sample, number in zip(samples.tolist(), table.shard[samples].tolist(), strict=True):
+                start = table.offset[sample]
+                jpegs.append(self._map(number)[start : start + table.size[sample]])
+            return jpegs
+
+    def _map(self, number: int) -> np.memmap:
+        mapped = self._open.get(number)
+        if mapped is None:
+            mapped = self._open[number] = np.memmap(self._source.local(self._shards[number]), mode="r")
+            while len(self._open) > self._limit:
+                # A map that was handed out stays valid until the last view of it is gone.
+                oldest, _ = self._open.popitem(last=False)
+                self._source.release(self._shards[oldest])
+        self._open.move_to_end(number)
+        return mapped
+
+    def close(self) -> None:
+        """Let go of all shards."""
+        while self._open:
+            number, _ = self._open.popitem()
+            self._source.release(self._shards[number])
