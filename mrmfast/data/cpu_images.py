@@ -31,7 +31,7 @@ FLAGS = ("-O3", "-march=native", "-std=c11", "-ffp-contract=off")
 
 
 class CPUImages:
-    """Decode and warp in threads: see :class:`mrmfast.data.images.Images` and :func:`mrmfast.data.images.open_images`."""
+    """Decode and warp in threads; the contract and the parameters are those of :mod:`mrmfast.data.images`."""
 
     def __init__(
         self,
@@ -75,24 +75,20 @@ class CPUImages:
         bad = np.zeros(len(jpegs), dtype=bool)
         matrices = np.ascontiguousarray(matrices, dtype=np.float32)
         work = [
-            self._pool.submit(self._chunk, jpegs, matrices, image_BHWC.numpy(), bad, start, start + CHUNK)
+            self._pool.submit(self._chunk, (jpegs, matrices), image_BHWC.numpy(), bad, start)
             for start in range(0, len(jpegs), CHUNK)
         ]
         return _Batch(image_BHWC, bad, work)
 
     def _chunk(
-        self,
-        jpegs: list[np.ndarray],
-        matrices: np.ndarray,
-        image_BHWC: np.ndarray,
-        bad: np.ndarray,
-        first: int,
-        last: int,
+        self, fed: tuple[list[np.ndarray], np.ndarray], image_BHWC: np.ndarray, bad: np.ndarray, first: int
     ) -> None:
-        """Decode and warp pictures `first` .. `last` of a batch into their places."""
+        """Decode and warp CHUNK pictures of a batch into their places."""
+        jpegs, matrices = fed
+        last = min(first + CHUNK, len(jpegs))
         decoding = warping = 0.0
         begun = time.perf_counter()
-        for number in range(first, min(last, len(jpegs))):
+        for number in range(first, last):
             if self._closed.is_set():
                 return
             picture = self._decode(jpegs[number])
@@ -105,8 +101,8 @@ class CPUImages:
                 warp(picture, matrices[number], image_BHWC[number])
             begun = time.perf_counter()
             warping += begun - decoded
-        self._meters.add("decode", decoding, min(last, len(jpegs)) - first, start=begun - decoding - warping)
-        self._meters.add("augment", warping, min(last, len(jpegs)) - first, start=begun - warping)
+        self._meters.add("decode", decoding, last - first, start=begun - decoding - warping)
+        self._meters.add("augment", warping, last - first, start=begun - warping)
 
     def _decode(self, jpeg: np.ndarray) -> np.ndarray | None:
         """Decode to RGB, at the smallest of libjpeg's scales that is not below the output; None if it cannot be."""
@@ -118,7 +114,7 @@ class CPUImages:
             scratch: np.ndarray | None = getattr(self._scratch, "buffer", None)
             if scratch is None or len(scratch) < room:
                 scratch = self._scratch.buffer = np.empty(room, dtype=np.uint8)
-            # strict: what libjpeg calls a warning (a truncated or damaged stream, filled up with grey) is an error here.
+            # strict: what libjpeg only warns of (a truncated or damaged stream, filled up with grey) is an error here.
             picture = simplejpeg.decode_jpeg(
                 jpeg, "RGB", min_height=self._size, min_width=self._size, buffer=scratch, strict=True
             )

@@ -6,9 +6,9 @@ import numpy as np
 
 MASK = (1 << 64) - 1
 GOLDEN = 0x9E3779B97F4A7C15
-# Turns of the network of `permute`. With six, a chi-squared test of 40,000 keys tells that the orders of four things and
-# the steps between neighbours among a hundred are not equally likely; with eight it
-# cannot. It can still for the orders of five, where it takes sixteen and half the speed: no one trains on five images.
+# Turns of the network of `permute`. With six, a chi-squared test of 40,000 keys tells that the orders of four things
+# and the steps between neighbours among a hundred are not equally likely. With eight it cannot. For the orders of five
+# it still can, and that takes sixteen, at half the speed.
 ROUNDS = 8
 
 

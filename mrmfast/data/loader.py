@@ -169,9 +169,8 @@ class Loader:
             reader.close()
         good = np.flatnonzero(~bad)
         packed, present = self._join(piece[good])
-        (batch,) = self._split(
-            image_BCHW[torch.from_numpy(good)], Step(0, piece.end, piece[good], packed, present), count
-        )
+        step = Step(0, piece.end, piece[good], packed, present)
+        (batch,) = self._split(image_BCHW[torch.from_numpy(good)], step, count)
         return batch
 
     def _images(self, feed: Callable[[], Fed], batch: int, threads: int, depth: int) -> Images:
@@ -251,7 +250,7 @@ class Loader:
         if len(self.set_aside) > limit * len(self.dataset.selected):
             sample = min(found)
             raise UserError(
-                f"sample {table.key[sample]} in {self.dataset.manifest.shards[table.shard[sample]].path} is not a "
-                f"readable JPEG; {len(self.set_aside)} of {len(self.dataset.selected)} images cannot be read, more than "
+                f"sample {table.key[sample]} is not a readable JPEG; "
+                f"{len(self.set_aside)} of {len(self.dataset.selected)} images cannot be read, more than "
                 f"data.unreadable={limit:g} allows: copy the dataset again, or preprocess it anew"
             )

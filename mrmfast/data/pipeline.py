@@ -24,7 +24,7 @@ from mrmfast.data.meters import Meters
 
 
 class DALIImages:
-    """Decode and warp in DALI: see :class:`mrmfast.data.images.Images` and :func:`mrmfast.data.images.open_images`."""
+    """Decode and warp in DALI; the contract and the parameters are those of :mod:`mrmfast.data.images`."""
 
     def __init__(
         self,

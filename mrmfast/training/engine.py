@@ -100,7 +100,7 @@ def agreement(world: World) -> Callable[[frozenset[int]], frozenset[int]]:
     """
     if world.size == 1:
         return lambda found: found
-    group = torch.distributed.new_group(backend="gloo")
+    group: Any = torch.distributed.new_group(backend="gloo")
 
     def agree(found: frozenset[int]) -> frozenset[int]:
         count = torch.tensor([len(found)])
