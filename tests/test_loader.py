@@ -1,10 +1,14 @@
 """Decoding, augmentation, joining, order."""
 
+import gc
 import itertools
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import cv2
 import numpy as np
+import psutil
 import pytest
 import torch
 from conftest import write_dataset
@@ -20,10 +24,11 @@ from mrmfast.errors import UserError
 CPU = torch.device("cpu")
 
 
-def make(config, *, batch=6, micro=6, rank=0, world=1, seed=0):
+def make(config, *, batch=6, micro=6, rank=0, world=1, seed=0, **more):
     return Loader(
-        open_dataset(config), config, seed=seed, batch=batch, micro_batch=micro, rank=rank, world=world, device=CPU
-    )
+        open_dataset(config), config, seed=seed, batch=batch, micro_batch=micro, rank=rank, world=world, device=CPU,
+        **more,
+    )  # fmt: skip
 
 
 def config_for(dataset, **settings):
@@ -172,20 +177,104 @@ def test_errors_of_missing_datasets(tmp_path):
         open_dataset(config_for(write_dataset(tmp_path / "d", genetics=False), modalities=["snps"]))
 
 
-@pytest.mark.parametrize("damage", ["truncated", "garbage"])
-def test_an_unreadable_image_is_named_by_its_key(tmp_path, damage):
-    path = write_dataset(tmp_path)
+def damage(path, *rows, kind="garbage"):
+    """Spoil pictures of a dataset in place."""
     table = read_sample_table(str(path))
-    shard = path / "images/shard-000000.tar"
-    raw = bytearray(shard.read_bytes())
-    start, end = table.offset[2], table.offset[2] + table.size[2]
-    if damage == "truncated":
-        raw[end - 2 : end] = b"\0\0"
-    else:
-        raw[start + 2 : end - 2] = b"\x55" * (end - start - 4)
-    shard.write_bytes(raw)
-    with pytest.raises(UserError, match="sample 000000002 is not a readable JPEG"):
-        list(itertools.islice(make(config_for(path)).batches(0), 4))
+    for row in rows:
+        shard = path / f"images/shard-{table.shard[row]:06d}.tar"
+        raw = bytearray(shard.read_bytes())
+        start, end = table.offset[row], table.offset[row] + table.size[row]
+        if kind == "truncated":
+            raw[end - 2 : end] = b"\0\0"
+        else:
+            raw[start + 2 : end - 2] = b"\x55" * (end - start - 4)
+        shard.write_bytes(raw)
+
+
+@pytest.mark.parametrize("kind", ["truncated", "garbage"])
+@pytest.mark.parametrize("backend", ["cpu", "dali"])
+def test_too_many_unreadable_images_stop_the_run(tmp_path, kind, backend):
+    path = write_dataset(tmp_path)
+    damage(path, 2, kind=kind)
+    with pytest.raises(UserError, match=r"sample 000000002 is not a readable JPEG; 1 of 24 .* data.unreadable=0.01"):
+        list(itertools.islice(make(config_for(path, backend=backend)).batches(0), 4))
+
+
+@pytest.mark.parametrize("backend", ["cpu", "dali"])
+def test_unreadable_images_are_set_aside_and_the_stream_fills_their_places(tmp_path, backend):
+    path = write_dataset(tmp_path)
+    config = config_for(path, unreadable=0.2, backend=backend)
+    damage(path, 2, 9, 17)
+    lost = {f"{row:09d}" for row in (2, 9, 17)}
+    loader = make(config, batch=5, micro=5)
+    batches = list(itertools.islice(loader.batches(0), 20))
+    assert all(len(batch.keys) == 5 and len(batch.image_BCHW) == 5 for batch in batches)
+    assert set(loader.set_aside.values()) == lost
+    assert loader.meters.counts["set_aside"] == 3
+    for epoch in range(4):  # every other image once an epoch
+        keys = [k for b in batches for k, of in zip(b.keys, b.epochs, strict=True) if of == epoch]
+        assert sorted(keys) == sorted(set(read_sample_table(str(path)).key.tolist()) - lost)
+    # The order is the sound dataset's without them, wherever a run goes on.
+    again = make(config, batch=5, micro=5)
+    for before, after in zip(batches[7:], itertools.islice(again.batches(batches[6].end), 6), strict=False):
+        assert before.keys == after.keys
+        assert torch.equal(before.image_BCHW, after.image_BCHW)
+
+
+def test_ranks_agree_on_what_is_set_aside(tmp_path):
+    """Three ranks in three threads: one finds the damage, all leave it out, and the global order stays one."""
+    path = write_dataset(tmp_path)
+    damage(path, 2, 9, 17)
+    config = config_for(path, unreadable=0.2)
+    alone = [b.keys for b in itertools.islice(make(config, batch=6, micro=6).batches(0), 12)]
+    barrier, found = threading.Barrier(3), [frozenset()] * 3
+    shares = [[] for _ in range(3)]
+
+    def work(rank):
+        def agree(mine):
+            found[rank] = mine
+            barrier.wait(30)
+            everyone = frozenset().union(*found)
+            barrier.wait(30)
+            return everyone
+
+        loader = make(config, batch=6, micro=2, rank=rank, world=3, agree=agree)
+        batches = loader.batches(0)
+        shares[rank] = [next(batches).keys for _ in range(12)]
+        batches.close()
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(work, range(3)))
+    assert [tuple(itertools.chain(*parts)) for parts in zip(*shares, strict=True)] == alone
+
+
+def test_a_stream_with_an_end(dataset):
+    batches = list(make(config_for(dataset), batch=7, micro=4).batches(0, 24))
+    assert [len(batch.keys) for batch in batches] == [4, 3, 4, 3, 4, 3, 3]
+    assert len({key for batch in batches for key in batch.keys}) == 24
+
+
+def test_leaving_early_leaves_nothing_behind(dataset):
+    def once():
+        batches = make(config_for(dataset)).batches(0)
+        next(batches)
+        batches.close()
+
+    once()
+    threads, files = threading.active_count(), psutil.Process().num_fds()
+    for _ in range(5):
+        once()
+    gc.collect()
+    assert threading.active_count() <= threads
+    assert psutil.Process().num_fds() <= files
+
+
+def test_stages_are_counted(dataset):
+    loader = make(config_for(dataset))
+    list(loader.batches(0, 24))
+    stages = loader.meters.stages
+    assert all(stages[name].items == 24 and stages[name].seconds > 0 for name in ("read", "decode", "augment", "join"))
+    assert stages["read"].bytes == read_sample_table(str(dataset)).size.sum()
 
 
 def test_remote_bytes_go_through_a_checked_cache(dataset, upload, monkeypatch):
