@@ -10,6 +10,7 @@ import timm
 from conftest import ROOT, read_jsonl, tiny_run, train, write_dataset
 from safetensors.torch import load_file
 
+from mrmfast.data.shards import read_sample_table
 from mrmfast.training.checkpoint import TrainState, checkpoints
 from mrmfast.training.loop import step_seed
 from mrmfast.training.run import JSONLines, read_lines
@@ -69,8 +70,6 @@ def test_training_learns_and_logs_every_sample_once(unbroken):
 
 
 def test_nothing_of_a_run_names_a_participant(unbroken, dataset):
-    from mrmfast.data.shards import read_sample_table
-
     ids = {one.encode() for one in read_sample_table(str(dataset)).participant.tolist()}
     for path in unbroken.rglob("*"):
         if path.is_file():
@@ -129,6 +128,47 @@ def test_two_ranks_agree_at_every_zero_stage(dataset, tmp_path):
     for epoch in range(6):
         keys = [key for _, of, _, keys in lines if of == epoch for key in keys]
         assert len(keys) == len(set(keys)) == 24
+
+
+def test_unreadable_images_within_the_limit_are_set_aside_by_all_ranks(tmp_path):
+    torn = write_dataset(tmp_path / "torn")
+    table = read_sample_table(str(torn))
+    shard = torn / "images/shard-000000.tar"
+    raw = bytearray(shard.read_bytes())
+    raw[table.offset[3] + 2 : table.offset[3] + table.size[3] - 2] = bytes(int(table.size[3]) - 4)
+    shard.write_bytes(raw)
+    done = succeed(*tiny_run(tmp_path, torn, steps=7, **{"data.unreadable": 0.05}), ranks=2)
+    assert "sample 000000003 cannot be read and is set aside, 1 so far" in done.stderr
+    assert "epoch 0: 23 of 24 images, the others set aside" in done.stderr
+    assert read_jsonl(tmp_path / "run/metrics.jsonl")[-1]["set_aside"] == 1
+    for epoch in (0, 1):
+        keys = [key for _, of, _, keys in logged_keys(tmp_path / "run") if of == epoch for key in keys]
+        assert sorted(keys) == sorted(set(table.key.tolist()) - {"000000003"})
+
+
+def test_every_sample_once_over_changing_ranks_and_kills(dataset, tmp_path):
+    """3 ranks, SIGKILL, 2 ranks, SIGKILL, 1 rank to the end: the order of one unbroken run on one rank."""
+    settings = {"batch_size": 6, "steps": 14, "run.checkpoint_every": 2, "engine.zero_stage": 0}
+    succeed(*tiny_run(tmp_path, dataset, name="whole", **settings))
+    arguments = tiny_run(tmp_path, dataset, name="broken", **settings)
+    for ranks, until in ((3, 4), (2, 9)):
+        process = train(*arguments, "--resume", "auto", ranks=ranks, wait=False)
+        metrics = tmp_path / "broken/metrics.jsonl"
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and not (metrics.exists() and len(read_lines(metrics)) >= until):
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert until <= len(read_lines(metrics)) < 14
+    succeed(*arguments, "--resume", "auto")
+
+    def order(name):
+        return [(epoch, key) for _, epoch, _, keys in logged_keys(tmp_path / name) for key in keys]
+
+    assert order("broken") == order("whole")
+    assert {rank for _, _, rank, _ in logged_keys(tmp_path / "broken")} == {0, 1, 2}
+    counts = np.unique([key for epoch, key in order("broken") if epoch < 3], return_counts=True)[1]
+    assert counts.tolist() == [3] * 24
 
 
 def test_zero_3_resumes_too(dataset, tmp_path):
@@ -236,7 +276,7 @@ def test_an_unreadable_image_ends_a_run_with_one_line(tmp_path):
     done = train(*tiny_run(tmp_path, torn))
     assert done.returncode == 2, done.stderr[-1500:]
     (line,) = [line for line in done.stderr.splitlines() if "mrmfast: error:" in line]
-    assert "is not a readable JPEG; its shard is damaged" in line
+    assert "is not a readable JPEG; 4 of 24 images cannot be read, more than data.unreadable=0.01 allows" in line
     assert "Traceback" not in done.stderr
 
 
