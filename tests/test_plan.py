@@ -263,7 +263,8 @@ def test_windows_mix_and_epochs_differ():
 
 
 def test_few_shards_make_few_lanes():
-    assert Plan([5] * 10 + [0] * 90, 0, 1).lanes == 10
+    assert Plan([5] * 10 + [0] * 90, 0, 1).lanes == 8  # of a power of two, batches are multiples
+    assert Plan([5] * 64, 0, 1).lanes == LANES
     assert Plan([5] * 10, 0, 0).lanes == 1
     assert Plan([5] * 10, 0, 0).open_shards(2) == np.inf
 
