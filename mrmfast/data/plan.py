@@ -5,7 +5,7 @@ takes its share. The whole state is one integer, the position: entries of the st
 Nothing is padded, dropped or repeated, so every epoch holds each of its entries exactly once.
 
 What an epoch holds is :mod:`mrmfast.data.sampling`'s, its shuffle :mod:`mrmfast.data.order`'s. Nothing is listed: a
-sample is computed from its position, in about 32 bytes a shard and 3 bits a row of memory.
+sample is computed from its position, with 2 bits a row and some 150 bytes a shard in memory.
 """
 
 from __future__ import annotations
