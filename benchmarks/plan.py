@@ -45,7 +45,8 @@ def manifest(samples: int, shards: int) -> tuple[np.ndarray, np.ndarray]:
 def measure(mode: str, samples: int, shards: int) -> dict[str, Any]:
     """Run one mode in this process."""
     per_shard, selected = manifest(samples, shards)
-    window, extra = MODES.get(mode, 0), {}
+    window = MODES.get(mode, 0)
+    extra: dict[str, np.ndarray] = {}
     if mode == "weights":
         extra = {"weights": np.random.default_rng(1).gamma(1.0, size=samples)}
     if mode == "participants":

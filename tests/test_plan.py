@@ -184,6 +184,12 @@ def test_shards_ahead_are_those_of_the_shares_in_order(case, start, count, batch
         assert plan.shards_ahead(start, count, rank, world, batch).tolist() == list(needed)
 
 
+@pytest.mark.parametrize(("window", "order"), [(0, [15, 4, 2, 10, 2, 14, 4, 3]), (2, [0, 9, 7, 13, 15, 2, 9, 0])])
+def test_the_order_stays_what_it_was(window, order):
+    """A run resumed with a newer version must continue its epoch."""
+    assert Plan([5, 3, 8], 1, window).take(12, 8).sample.tolist() == order
+
+
 # What peers' users report most (loading.md), in terms of a plan.
 
 
@@ -263,7 +269,8 @@ def test_windows_mix_and_epochs_differ():
 
 
 def test_few_shards_make_few_lanes():
-    assert Plan([5] * 10 + [0] * 90, 0, 1).lanes == 10
+    assert Plan([5] * 10 + [0] * 90, 0, 1).lanes == 8  # of a power of two, batches are multiples
+    assert Plan([5] * 64, 0, 1).lanes == LANES
     assert Plan([5] * 10, 0, 0).lanes == 1
     assert Plan([5] * 10, 0, 0).open_shards(2) == np.inf
 

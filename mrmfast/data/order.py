@@ -52,7 +52,6 @@ class EpochOrder:
     def _window_starts(self, lane_edges: np.ndarray, window: int) -> np.ndarray:
         """Return where windows begin on the line: at each lane's start and after every `window` shards of it."""
         first = np.searchsorted(self._line, lane_edges, side="right") - 1
-        first[-1] = len(self._line)
         starts = []
         for lane, start in enumerate(lane_edges[:-1]):
             inside = self._line[first[lane] + window : first[lane + 1] + 1 : window]

@@ -5,7 +5,7 @@ takes its share. The whole state is one integer, the position: entries of the st
 Nothing is padded, dropped or repeated, so every epoch holds each of its entries exactly once.
 
 What an epoch holds is :mod:`mrmfast.data.sampling`'s, its shuffle :mod:`mrmfast.data.order`'s. Nothing is listed: a
-sample is computed from its position, in about 32 bytes a shard and 3 bits a row of memory.
+sample is computed from its position, with 2 bits a row and some 150 bytes a shard in memory.
 """
 
 from __future__ import annotations
@@ -112,8 +112,10 @@ class Plan:
             self._sampling = OnePerParticipant(seed, rows, participant[chosen])
         else:
             self._sampling = EveryImage(rows)
-        # At most one a shard, and the same in every epoch: a rank's part of the shards should not jump.
-        self.lanes = min(LANES, int((rows.per_shard > 0).sum()), len(self)) if window else 1
+        # At most one a shard, and the same in every epoch, or a rank's part of the shards would jump. A power of two
+        # divides the batches that people use, and then a rank's lanes stay the same: see `share`.
+        most = min(LANES, int((rows.per_shard > 0).sum()), len(self)) if window else 1
+        self.lanes = 1 << most.bit_length() - 1
         self._epochs: dict[int, tuple[Entries, EpochOrder]] = {}
 
     def __len__(self) -> int:
@@ -156,8 +158,10 @@ class Plan:
     def share(self, piece: Slice, rank: int, world: int) -> Slice:
         """Return a rank's part of a global batch; the parts of all ranks, in turn, are the batch.
 
-        In object mode the batch is divided by lanes, so that a rank stays with its shards. Parts differ by one sample
-        at most, and are empty where there are more ranks than samples.
+        In object mode the batch is divided by lanes, so that a rank stays with its shards: if the batch is a multiple
+        or a divisor of the 64 lanes, it reads the lanes that are its own, and 1 / N of the bytes; if not, those of its
+        neighbours too (measured: 1.6 to 2.3 times as much for batches of 100, 1.1 to 1.3 times for 1,000). Parts differ
+        by one sample at most, and are empty where there are more ranks than samples.
         """
         first, last = (len(piece) * turn // world for turn in (rank, rank + 1))
         return piece[np.argsort(self._lane(piece.position), kind="stable")[first:last]]
@@ -196,7 +200,7 @@ class Plan:
     def open_shards(self, world: int) -> float:
         """Return how many shards a rank has in use at a time, at most; infinite in local mode.
 
-        For batches that are a multiple or a divisor of the number of lanes; others let a rank's lanes drift.
+        Between one step and the next, for batches that are a multiple or a divisor of the number of lanes.
         """
         return min(self.lanes, -(-self.lanes // world) + 1) * self.window if self.window else float("inf")
 

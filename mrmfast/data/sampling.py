@@ -54,7 +54,7 @@ class Sampling(Protocol):
 
 
 class Rows:
-    """A set of rows as a bitmap with a running count per 64 rows: two bits and a bit a row, any member in one search.
+    """A set of rows as a bitmap with a running count per 64 rows: two bits a row, any member in one search.
 
     Parameters
     ----------
