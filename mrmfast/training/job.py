@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from timm.scheduler import CosineLRScheduler
 
 from mrmfast import config as configs
-from mrmfast.data.dataset import Dataset, open_dataset
+from mrmfast.data.dataset import DataConfig, Dataset, open_dataset
 from mrmfast.data.loader import Loader
 from mrmfast.errors import UserError
 from mrmfast.objectives import OBJECTIVES
@@ -73,7 +73,18 @@ def build(config: TrainConfig, *, resume: bool) -> Job:
     dataset = open_dataset(config.data)
     world = join_world(config.engine)
     micro_batch = config.micro_batch(world.size)
-    steps = config.total_steps(len(dataset.selected))
+    loader = Loader(
+        dataset,
+        config.data,
+        seed=config.seed,
+        batch=config.batch_size,
+        micro_batch=micro_batch,
+        rank=world.rank,
+        world=world.size,
+        device=world.device,
+        agree=agreement(world),
+    )
+    steps = config.total_steps(len(loader.plan))
     torch.manual_seed(config.seed)
     model = OBJECTIVES[config.objective](config.model, config.mrm, config.data.image_size, dataset.genome_spec())
     checkpoint.need_space(folder, sum(p.numel() for p in model.parameters()), config.run.keep)
@@ -89,27 +100,19 @@ def build(config: TrainConfig, *, resume: bool) -> Job:
         micro_batch=micro_batch,
         clip=config.optimiser.clip,
     )
-    fingerprint = _fingerprint(dataset)
+    fingerprint = _fingerprint(dataset, config.data)
     state = TrainState(dataset=fingerprint, world=world.size, zero_stage=config.engine.zero_stage)
     if resume and found:
         state = checkpoint.load(engine, found[-1], fingerprint)
-    loader = Loader(
-        dataset,
-        config.data,
-        seed=config.seed,
-        batch=config.batch_size,
-        micro_batch=micro_batch,
-        rank=world.rank,
-        world=world.size,
-        device=world.device,
-        agree=agreement(world),
-    )
     return Job(config, world, dataset, engine, schedule, loader, state, steps, lock)
 
 
-def _fingerprint(dataset: Dataset) -> str:
-    """Identify the training set without naming anyone."""
+def _fingerprint(dataset: Dataset, config: DataConfig) -> str:
+    """Identify the training set and the rules of its order, without naming anyone."""
     digest = hashlib.sha256(dataset.selected.tobytes())
+    digest.update(f"{config.sampling}:{config.shuffle_window}".encode())
+    if config.weights is not None:
+        digest.update(Path(config.weights).read_bytes())
     for shard in dataset.manifest.shards:
         digest.update(shard.sha256.encode())
     spec = dataset.genome_spec()
