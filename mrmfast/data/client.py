@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -91,7 +91,8 @@ class Client:
         """Let go of threads and connections; `closing` is set before."""
         self.pool.shutdown(wait=True, cancel_futures=True)
         with self._lock:
-            self._store = None
+            if self._store is not None:
+                self._store.close()
 
     def read(self, path: str, part: Part | None = None, deadline: float | None = None) -> bytes:
         """Return a small file, or a part of it.
@@ -134,12 +135,14 @@ class Client:
             if position == stop:
                 return  # all had come when the connection broke
             try:
-                for chunk in store.stream(path, position, stop, size):
-                    write(position, chunk)
-                    position += len(chunk)
-                    patience.progress()
-                    if self.closing.is_set():
-                        raise retry.ClosedError(f"{self.url}: closed")
+                # Closed outright: an error's traceback would keep the connection open until it is collected.
+                with closing(store.stream(path, position, stop, size)) as chunks:
+                    for chunk in chunks:
+                        write(position, chunk)
+                        position += len(chunk)
+                        patience.progress()
+                        if self.closing.is_set():
+                            raise retry.ClosedError(f"{self.url}: closed")
             finally:
                 self.meters.count("fetched_bytes", position - before)
 

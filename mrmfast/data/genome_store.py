@@ -118,21 +118,13 @@ class GenomeStore:
         """
         where = f"{dataset.rstrip('/')}/{STORE}"
         folder = store or LocalStore(dataset, read_only=True)
-        try:
-            root = zarr.open_group(folder, path=STORE, mode="r", zarr_format=3)
-            wanted = sorted(root.group_keys() if names is None else names, key=_modality_rank)
-        except (FileNotFoundError, KeyError) as error:
-            raise UserError(
-                f"{where}: no genetics; run python -m preprocess snps|pgs|burden|expression, or set data.modalities=[]"
-            ) from error
-        # Listed for the error only: a store behind https:// can't list what it holds.
-        for name in wanted:
-            if name not in root:
-                raise UserError(f"{where}: no modality {name!r}; it holds {_held(root)}")
+        wanted = sorted(_held(folder, where) if names is None else names, key=_modality_rank)
         if not wanted:
-            raise UserError(f"{where}: no modality is asked for; name at least one of {_held(root)}")
+            raise UserError(
+                f"{where}: no modality is asked for; name at least one of {', '.join(_held(folder, where)) or 'none'}"
+            )
         try:
-            groups: dict[str, Any] = {name: root[name] for name in wanted}
+            groups: dict[str, Any] = {name: _open(folder, where, name) for name in wanted}
             arrays = [(name, group.attrs["kind"], group["rows"]) for name, group in groups.items()]
             table = open_table(
                 cache_folder(cache),
@@ -201,8 +193,24 @@ class GenomeStore:
         return [modality.take(row) for modality in self.modalities]
 
 
-def _held(root: zarr.Group) -> str:
-    return ", ".join(sorted(root.group_keys(), key=_modality_rank)) or "none"
+def _open(folder: Store, where: str, name: str) -> zarr.Group:
+    """Open one modality by its name: its folder is sealed, and behind https:// nothing can be listed."""
+    try:
+        return zarr.open_group(folder, path=f"{STORE}/{name}", mode="r", zarr_format=3)
+    except FileNotFoundError:
+        held = ", ".join(_held(folder, where)) or "none"
+        raise UserError(f"{where}: no modality {name!r}; it holds {held}") from None
+
+
+def _held(folder: Store, where: str) -> list[str]:
+    """List the modalities of a store."""
+    try:
+        root = zarr.open_group(folder, path=STORE, mode="r", zarr_format=3)
+    except (FileNotFoundError, KeyError) as error:
+        raise UserError(
+            f"{where}: no genetics; run python -m preprocess snps|pgs|burden|expression, or set data.modalities=[]"
+        ) from error
+    return sorted(root.group_keys(), key=_modality_rank)
 
 
 def _modality_rank(name: str) -> tuple[int, str]:

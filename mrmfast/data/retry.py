@@ -14,7 +14,7 @@ from tenacity.stop import stop_base
 
 T = TypeVar("T")
 
-MISMATCHES = 3  # wrong bytes are asked for this often: a proxy's fault passes, a wrong upload doesn't
+MISMATCHES = 4  # wrong bytes are asked for this often: a proxy's fault passes, a wrong upload doesn't
 BACKOFF = (0.1, 10.0)  # seconds: first and longest mean wait; random, so that ranks don't come back in step
 FINAL = (
     FileNotFoundError,  # the client's NotFoundError
@@ -65,7 +65,7 @@ class Patience:
     """
 
     def __init__(
-        self, deadline: float, closing: threading.Event, retried: Callable[[BaseException | None], object]
+        self, deadline: float, closing: threading.Event, retried: Callable[[BaseException | None], None]
     ) -> None:
         self.deadline, self.closing, self.retried = deadline, closing, retried
         self.last = 0.0
@@ -95,10 +95,11 @@ class _Enough(stop_base):
     """No progress for a whole deadline, or wrong bytes too often."""
 
     def __init__(self, patience: Patience) -> None:
-        self.patience = patience
+        self.patience, self.mismatches = patience, 0
 
     def __call__(self, state: tenacity.RetryCallState) -> bool:
-        if isinstance(_error(state), MismatchError) and state.attempt_number >= MISMATCHES:
+        self.mismatches += isinstance(_error(state), MismatchError)
+        if self.mismatches >= MISMATCHES:
             return True
         return time.monotonic() - self.patience.last > self.patience.deadline
 

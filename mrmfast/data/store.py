@@ -7,7 +7,7 @@ standard chain of the store's own library and are never read, kept or logged her
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -85,7 +85,7 @@ class ObjectStore:
             raise retry.MismatchError(f"{self.url}/{path}: {len(data)} bytes came instead of {stop - start}")
         return data.to_bytes()
 
-    def stream(self, path: str, start: int, stop: int, size: int) -> Iterator[bytes]:
+    def stream(self, path: str, start: int, stop: int, size: int) -> Generator[bytes]:
         """Yield the bytes from `start` up to `stop` of an object of `size` bytes, in one request.
 
         Raises
@@ -112,6 +112,10 @@ class ObjectStore:
         found = obstore.list_with_delimiter(self._store, path)
         paths = [*found["common_prefixes"], *(entry["path"] for entry in found["objects"])]
         return [one.rstrip("/").rsplit("/", 1)[-1] for one in paths]
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        self._store = None
 
 
 def _aws(url: str, anonymous: bool) -> tuple[dict[str, Any], dict[str, Any]]:
