@@ -288,7 +288,8 @@ def test_the_cache_stays_within_its_limit_and_keeps_what_is_in_use(bucket, behin
     def cached():
         return {shard.path for shard in manifest.shards if (tmp_path / f"{shard.sha256}.tar").exists()}
 
-    with Source(url, str(tmp_path), config=config) as source:
+    meters = Meters()
+    with Source(url, str(tmp_path), config=config, meters=meters) as source:
         for shard in (a, b, c):
             source.local(shard)
         with pytest.raises(UserError, match=r"data.fetch.cache_gb=.* full of shards in use; raise it, or lower"):
@@ -308,6 +309,7 @@ def test_the_cache_stays_within_its_limit_and_keeps_what_is_in_use(bucket, behin
         source.release(c)
         source.local(e)
         assert cached() == {a.path, d.path, e.path}
+        assert meters.counts["cache_evictions"] == 2
         source.release(d)
         source.release(e)
         holder.kill()

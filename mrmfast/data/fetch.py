@@ -69,7 +69,13 @@ class Source:
         self._closing = threading.Event()
         self._client = Client(self.url, dict(storage_options or {}), self.config, self.meters, self._closing)
         limit = None if self.config.cache_gb is None else int(self.config.cache_gb * 1e9)
-        self._cache = NodeCache(cache_folder(cache), limit, self.config.verify, self._closing)
+        self._cache = NodeCache(
+            cache_folder(cache),
+            limit,
+            self.config.verify,
+            self._closing,
+            lambda: self.meters.count("cache_evictions"),
+        )
         # Not the client's pool: a large shard's download waits for its ranges there.
         self._pool = ThreadPoolExecutor(self.config.requests, thread_name_prefix="mrmfast-shard")
         self._pins: dict[str, Future[Path | Pin]] = {}

@@ -19,7 +19,7 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -142,11 +142,21 @@ class NodeCache:
         Hash a cached file before its first use by a process, whatever its age.
     closing : Event
         Set: stop waiting for other processes.
+    evicted : callable
+        Called after each eviction.
     """
 
-    def __init__(self, folder: Path, limit: int | None, verify: bool, closing: threading.Event) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        limit: int | None,
+        verify: bool,
+        closing: threading.Event,
+        evicted: Callable[[], object] = lambda: None,
+    ) -> None:
         self.folder, self.limit, self.verify, self.closing = folder, limit, verify, closing
-        self.evicted = 0
+        self.evicted = evicted
+        self._sweeping = threading.Lock()
         self._unswept: int | None = None  # bytes added since the folder was looked through; None: never
 
     def find(self, sha256: str, size: int) -> Pin | None:
@@ -209,30 +219,31 @@ class NodeCache:
         return self.folder / f"{sha256}.tar"
 
     def _allocate(self, partial: Partial) -> None:
-        """Lay a download out; under a lock of the folder, so that two processes don't both take the last room."""
-        with open(self.folder / ".sweep.lock", "w") as lock:
-            while not _lock(lock.fileno(), fcntl.LOCK_EX):
-                if self.closing.wait(POLL):
-                    raise InterruptedError
-            try:
-                self._make_room(partial.size)
+        try:
+            if self.limit is None:
                 partial.allocate()
-            except OSError:
-                partial.discard()
-                raise
+                return
+            # One at a time, or two would take the last room both: threads here, processes by a lock of the folder.
+            with self._sweeping, open(self.folder / ".sweep.lock", "w") as lock:
+                while not _lock(lock.fileno(), fcntl.LOCK_EX):
+                    if self.closing.wait(POLL):
+                        raise InterruptedError
+                self._make_room(partial.size, self.limit)
+                partial.allocate()
+        except OSError:
+            partial.discard()
+            raise
 
-    def _make_room(self, size: int) -> None:
+    def _make_room(self, size: int, limit: int) -> None:
         """Evict what was used longest ago until `size` bytes more stay within the limit."""
-        if self.limit is None:
-            return
         # Looking through a hundred thousand files for each would cost more than its download: with a limit of many
         # files, look after every hundredth of it, and leave room for eight processes that do the same.
-        step = self.limit // 100
+        step = limit // 100
         if size < step and self._unswept is not None and self._unswept + size < step:
             self._unswept += size
             return
         self._unswept = size
-        room = self.limit - size - (8 * step if size < step else 0)
+        room = limit - size - (8 * step if size < step else 0)
         entries = []
         for entry in os.scandir(self.folder):
             if entry.name.endswith((".tar", ".partial")) and entry.is_file():
@@ -245,8 +256,8 @@ class NodeCache:
                 return
             if _remove_unused(path):
                 total -= taken
-                self.evicted += 1
-        if total > self.limit - size:
+                self.evicted()
+        if total > limit - size:
             raise FullError(errno.EDQUOT, "cache limit", str(self.folder))
 
 
