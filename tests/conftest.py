@@ -120,16 +120,11 @@ def read_jsonl(path):
 
 @pytest.fixture
 def upload(s3, monkeypatch):
-    """The environment of the S3 server set in this process; yields the function that uploads a folder."""
-    import s3fs
-
+    """The environment of the S3 server set in this process; returns the function that uploads a folder."""
     environment, send = s3
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    # s3fs keeps connections by their arguments, and not by the environment that they were made under.
-    s3fs.S3FileSystem.clear_instance_cache()
-    yield send
-    s3fs.S3FileSystem.clear_instance_cache()
+    return send
 
 
 @pytest.fixture(scope="session")

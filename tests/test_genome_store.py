@@ -14,6 +14,7 @@ import zarr
 from conftest import write_dataset
 
 from mrmfast.data import genome_format
+from mrmfast.data.fetch import Source
 from mrmfast.data.genome_store import FeatureTable, GenomeStore, pack_rows, write_modality
 from mrmfast.data.genome_table import lay_out
 from mrmfast.errors import UserError
@@ -212,7 +213,7 @@ def test_an_object_store_gives_the_same_rows(tmp_path, upload, monkeypatch):
     url = upload(local, "genome-store")
     # Caches apart: equal content would otherwise be found by its checksum and nothing would be read remotely.
     near = GenomeStore.open(str(local), cache=str(tmp_path / "near"))
-    far = GenomeStore.open(url, storage_options={}, cache=str(tmp_path / "far"))
+    far = GenomeStore.open(url, store=Source(url).zarr_store(), cache=str(tmp_path / "far"))
     assert far.groups() == near.groups()
     for one, other in zip(near.modalities, far.modalities, strict=True):
         assert np.array_equal(one.rows, other.rows, equal_nan=one.kind == "float")

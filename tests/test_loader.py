@@ -301,7 +301,7 @@ def test_a_wrong_checksum_in_the_bucket_is_an_error(tmp_path, upload, monkeypatc
     raw[600] ^= 1
     shard.write_bytes(raw)
     url = upload(path, "damaged")
-    with pytest.raises(UserError, match=r"shard-000000\.tar: SHA-256 differs from the manifest, twice"):
+    with pytest.raises(UserError, match=r"shard-000000\.tar: SHA-256 differs from the manifest, 3 times"):
         list(itertools.islice(make(config_for(url)).batches(0), 4))
 
 
@@ -311,8 +311,5 @@ def test_bucket_errors(upload, monkeypatch, tmp_path):
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.setenv("HOME", str(tmp_path))  # nor a credentials file
-    import s3fs
-
-    s3fs.S3FileSystem.clear_instance_cache()
     with pytest.raises(UserError, match="no credentials for this bucket; set AWS_ACCESS_KEY_ID"):
         open_dataset(DataConfig(path="s3://some-bucket/ds"))

@@ -247,8 +247,6 @@ NEWCOMER = {
 @pytest.mark.parametrize("case", NEWCOMER)
 def test_errors_a_newcomer_meets(case, dataset, tmp_path, s3, monkeypatch, capsys):
     """Each is one line with a remedy and exit status 2; met before any process group exists, so called in process."""
-    import s3fs
-
     from mrmfast.train import main
 
     settings, message = NEWCOMER[case]
@@ -257,7 +255,6 @@ def test_errors_a_newcomer_meets(case, dataset, tmp_path, s3, monkeypatch, capsy
     for name, value in s3[0].items():
         monkeypatch.delenv(name, raising=False) if "KEY" in name else monkeypatch.setenv(name, value)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
-    s3fs.S3FileSystem.clear_instance_cache()
     if case == "unmatched":
         lonely = write_dataset(tmp_path / "lonely", participants=3)
         write_dataset(lonely, genetics=False, ids=["5000001", "5000002"])

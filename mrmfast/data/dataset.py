@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 import torch
 
 from mrmfast.batch import GenomeSpec
-from mrmfast.data.fetch import Source
+from mrmfast.data.fetch import FetchConfig, Source
 from mrmfast.data.genome_store import GenomeStore
 from mrmfast.data.images import Backend
 from mrmfast.data.manifest import Manifest
@@ -62,6 +62,8 @@ class DataConfig:
         Folder for downloaded shards.
     anonymous : bool
         Read a public bucket without credentials.
+    fetch : FetchConfig
+        Requests, time limits and the cache's size.
     """
 
     path: str = ""
@@ -80,6 +82,7 @@ class DataConfig:
     prefetch: int = 3
     cache: str | None = None
     anonymous: bool = False
+    fetch: FetchConfig = field(default_factory=FetchConfig)
 
 
 @dataclass
@@ -129,13 +132,13 @@ def open_dataset(config: DataConfig) -> Dataset:
     """
     if not config.path:
         raise UserError("data.path is empty; give data.path=FOLDER or data.path=s3://BUCKET/PREFIX")
-    source = Source(config.path, config.cache, {"anon": True} if config.anonymous else None)
+    source = Source(config.path, config.cache, {"anon": True} if config.anonymous else None, config.fetch)
     manifest = source.manifest()
     if not manifest.shards:
         raise UserError(
             f"data.path={config.path}: holds no images yet; run python -m preprocess fundus or pathology into it"
         )
-    table = read_sample_table(source.url, source.zarr_options())
+    table = read_sample_table(source.url, source.zarr_store())
     if len(table) != manifest.samples or (len(table) and table.shard.max() >= len(manifest.shards)):
         raise UserError(
             f"{config.path}: dataset.json says {manifest.samples} images in {len(manifest.shards)} shards, the sample "
@@ -149,7 +152,7 @@ def open_dataset(config: DataConfig) -> Dataset:
     names = sorted(set(manifest.genetics if config.modalities is None else config.modalities))
     if not names:
         return Dataset(source, manifest, table, selected, None, np.empty((len(table), 0), np.int64))
-    store = GenomeStore.open(source.url, names, source.zarr_options(), config.cache)
+    store = GenomeStore.open(source.url, names, source.zarr_store(), config.cache)
     rows = store.locate(table.participant)
     without = (rows[selected] < 0).all(1)
     if without.all() or (without.any() and config.unmatched == "error"):

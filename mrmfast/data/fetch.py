@@ -1,28 +1,40 @@
-"""Bytes of a dataset from a folder or an object store, whole files through a checked local cache.
+"""Bytes of a dataset from a folder or an object store, whole shards through a checked cache of the node.
 
-Credentials come from the standard chain of the store's own library and are never read, kept or logged here.
+A shard is fetched in one request, a large one in several at once, each streamed to its place in the file while it is
+hashed. What fails for a passing reason is asked for again from the byte where it broke off.
 """
 
 from __future__ import annotations
 
 import errno
-import os
-import shutil
-import tempfile
+import threading
+import time
 from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-import fsspec
-from filelock import FileLock
+import zarr.abc.store
+import zarr.storage
 
 from mrmfast.cache import cache_folder
-from mrmfast.data.manifest import NAME, Manifest, Shard
-from mrmfast.data.shards import file_sha256
+from mrmfast.data import manifest as manifests
+from mrmfast.data.client import Client, FetchConfig
+from mrmfast.data.genome_format import STORE
+from mrmfast.data.manifest import Manifest, Shard
+from mrmfast.data.meters import Meters
+from mrmfast.data.node_cache import FullError, NodeCache, Partial, Pin
+from mrmfast.data.retry import ClosedError
+from mrmfast.data.shards import INDEX
+from mrmfast.data.zarr_remote import RemoteStore
 from mrmfast.errors import UserError
 
-DOWNLOADS = 4  # shards under way at once
+__all__ = ["FetchConfig", "Source"]
+
+REQUEST = 16 << 20  # bytes; the largest range of one request
+TRIES = 3  # downloads of a file whose SHA-256 is wrong
+FIRST = 15.0  # seconds; the manifest is asked for no longer than this, since a typing error is likelier than a fault
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 
 class Source:
@@ -31,33 +43,62 @@ class Source:
     Parameters
     ----------
     url : str
-        Folder, or ``s3://bucket/prefix`` (any fsspec URL).
+        Folder, or ``s3://bucket/prefix``, ``gs://bucket/prefix``, ``https://host/prefix``.
     cache : str, optional
-        Folder for downloaded shards; by default one under the user's cache folder. Shared by the ranks of a node.
+        Folder for downloaded shards: :func:`mrmfast.cache.cache_folder`. Shared by the ranks of a node.
     storage_options : dict, optional
-        Passed to fsspec.
+        Settings of the object store's client (:class:`mrmfast.data.store.ObjectStore`); ``{"anon": True}`` for a public
+        bucket.
+    config : FetchConfig, optional
+    meters : Meters, optional
+        Stage ``fetch`` (downloaded shards: samples, bytes, and the seconds of each added up), the client's counts
+        (:class:`mrmfast.data.client.Client`), ``cache_hits``, ``cache_evictions`` and ``resumed_bytes``.
     """
 
-    def __init__(self, url: str, cache: str | None = None, storage_options: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        cache: str | None = None,
+        storage_options: dict[str, Any] | None = None,
+        config: FetchConfig | None = None,
+        meters: Meters | None = None,
+    ) -> None:
         self.url = url.rstrip("/")
         self.remote = "://" in self.url and not self.url.startswith("file://")
-        self.storage_options = dict(storage_options or {})
-        self._cache = cache_folder(cache)
-        from types import SimpleNamespace
+        self.config, self.meters = config or FetchConfig(), meters or Meters()
+        self._closing = threading.Event()
+        self._client = Client(self.url, dict(storage_options or {}), self.config, self.meters, self._closing)
+        limit = None if self.config.cache_gb is None else int(self.config.cache_gb * 1e9)
+        self._cache = NodeCache(
+            cache_folder(cache),
+            limit,
+            self.config.verify,
+            self._closing,
+            lambda: self.meters.count("cache_evictions"),
+        )
+        # Not the client's pool: a large shard's download waits for its ranges there.
+        self._pool = ThreadPoolExecutor(self.config.requests, thread_name_prefix="mrmfast-shard")
+        self._pins: dict[str, Future[Path | Pin]] = {}
+        self._lock = threading.Lock()
 
-        from mrmfast.data.meters import Meters
+    def __enter__(self) -> Self:
+        return self
 
-        self.meters, self.config = Meters(), SimpleNamespace(requests=4)
-        self._files: dict[str, Future[Path]] = {}
-        self._pool = ThreadPoolExecutor(DOWNLOADS, thread_name_prefix="mrmfast-fetch")
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
-        """Stop downloading; files in the cache stay."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        """Stop downloading and let go of threads, connections and files; what was fetched stays for the next.
 
-    def zarr_options(self) -> dict[str, Any] | None:
-        """Return what zarr takes as ``storage_options`` (None for a local folder)."""
-        return self.storage_options if self.remote else None
+        Waits for requests under way to hand over what they have, at most ``config.stall`` seconds.
+        """
+        self._closing.set()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._client.close()
+        with self._lock:
+            pins, self._pins = list(self._pins.values()), {}
+        for future in pins:
+            _unpin(future)
 
     def manifest(self) -> Manifest:
         """Read ``dataset.json``.
@@ -67,22 +108,34 @@ class Source:
         UserError
             No dataset there, no credentials, no such bucket, or no connection.
         """
-        where = f"{self.url}/{NAME}"
+        where = f"{self.url}/{manifests.NAME}"
         if not self.remote:
-            path = Path(self.url.removeprefix("file://")) / NAME
+            path = self._folder / manifests.NAME
             if not path.exists():
                 raise UserError(
-                    f"data.path={self.url}: no {NAME} there; make a dataset with python -m preprocess, or mend the path"
+                    f"data.path={self.url}: no {manifests.NAME} there; "
+                    "make a dataset with python -m preprocess, or mend the path"
                 )
             return Manifest.from_json(path.read_bytes(), str(path))
-        try:
-            with fsspec.open(where, "rb", **self.storage_options) as file:
-                return Manifest.from_json(file.read(), where)
-        except Exception as error:
-            raise self._explain(error, where) from error
+        for _ in range(TRIES):
+            text = self._client.read(manifests.NAME, deadline=min(FIRST, self.config.deadline))
+            if manifests.sealed(text):
+                break
+            self.meters.count("mismatches")
+        else:
+            Manifest.from_json(text, where)  # says what is wrong, where it can
+            raise UserError(f"{where}: differs from its own SHA-256, {TRIES} times; upload the dataset again")
+        manifest = Manifest.from_json(text, where)
+        if manifest.index_sha256:
+            self._client.trust(INDEX, manifest.index_sha256)
+        for name, entry in manifest.genetics.items():
+            self._client.trust(f"{STORE}/{name}", entry["sha256"])
+        return manifest
 
     def local(self, shard: Shard) -> Path:
         """Return a local file with the shard's bytes, downloading it first where needed.
+
+        It stays in the cache until :meth:`release`.
 
         Parameters
         ----------
@@ -92,22 +145,46 @@ class Source:
         Raises
         ------
         UserError
-            The file is missing, has the wrong length, or (downloads) fails its checksum twice.
+            The file is missing, has the wrong length, fails its checksum, doesn't come, or finds no room.
         """
         self.prefetch([shard])
-        return self._files[shard.path].result()
-
-    def release(self, shard: Shard) -> None:
-        """Allow a shard to be evicted."""
+        with self._lock:
+            future = self._pins[shard.path]
+        try:
+            found = future.result()
+        except BaseException:
+            self.release(shard)  # asked for again, it is tried again
+            raise
+        return found.path if isinstance(found, Pin) else found
 
     def prefetch(self, shards: Iterable[Shard]) -> None:
-        """Begin to download shards that :meth:`local` will be asked for; returns at once."""
-        for shard in shards:
-            if shard.path not in self._files:
-                self._files[shard.path] = self._pool.submit(self._download if self.remote else self._check_local, shard)
+        """Begin to download shards that :meth:`local` will be asked for; returns at once.
+
+        They count as in use until :meth:`release`.
+        """
+        with self._lock:
+            for shard in shards:
+                if shard.path not in self._pins:
+                    work = self._fetch if self.remote else self._check_local
+                    self._pins[shard.path] = self._pool.submit(work, shard)
+
+    def release(self, shard: Shard) -> None:
+        """Allow the cache to evict a shard, however often it was asked for; mapped memory stays valid."""
+        with self._lock:
+            future = self._pins.pop(shard.path, None)
+        if future is not None:
+            _unpin(future)
+
+    def zarr_store(self) -> zarr.abc.store.Store:
+        """Return the dataset's folder as a read-only Zarr store; chunks come with the same client, retries, checks."""
+        return RemoteStore(self._client) if self.remote else zarr.storage.LocalStore(self._folder, read_only=True)
+
+    @property
+    def _folder(self) -> Path:
+        return Path(self.url.removeprefix("file://"))
 
     def _check_local(self, shard: Shard) -> Path:
-        path = Path(self.url.removeprefix("file://")) / shard.path
+        path = self._folder / shard.path
         try:
             size = path.stat().st_size
         except FileNotFoundError:
@@ -118,61 +195,84 @@ class Source:
             raise UserError(f"{path}: has {size} bytes, the manifest says {shard.bytes}; copy the dataset again")
         return path
 
-    def _download(self, shard: Shard) -> Path:
-        # The checksum is the name: two datasets, or two versions of one, never meet in the cache.
-        final = self._cache / f"{shard.sha256}.tar"
-        if final.exists():
-            return final
-        self._cache.mkdir(parents=True, exist_ok=True)
-        where = f"{self.url}/{shard.path}"
-        with FileLock(self._cache / f"{shard.sha256}.lock"):
-            if final.exists():
-                return final
-            for _ in range(2):
-                descriptor, aside = tempfile.mkstemp(dir=self._cache, suffix=".partial")
+    def _fetch(self, shard: Shard) -> Pin:
+        since = time.monotonic()
+        try:
+            while True:
                 try:
-                    with (
-                        os.fdopen(descriptor, "wb") as target,
-                        fsspec.open(where, "rb", **self.storage_options) as file,
-                    ):
-                        shutil.copyfileobj(file, target, 8 << 20)
-                        target.flush()
-                        os.fsync(target.fileno())
-                    if file_sha256(aside) == shard.sha256:
-                        os.replace(aside, final)
-                        return final
-                except OSError as error:
-                    if error.errno == errno.ENOSPC:
-                        raise UserError(
-                            f"{self._cache}: no space left for {shard.bytes} bytes; free space or set data.cache"
-                        ) from error
-                    raise self._explain(error, where) from error
-                except Exception as error:
-                    raise self._explain(error, where) from error
-                finally:
-                    Path(aside).unlink(missing_ok=True)
-        raise UserError(f"{where}: SHA-256 differs from the manifest, twice; upload the dataset again")
+                    with self._cache.claim(shard.sha256, shard.bytes) as found:
+                        if isinstance(found, Pin):
+                            self.meters.count("cache_hits")
+                            return found
+                        with self.meters.time("fetch", shard.samples, shard.bytes):
+                            pin = self._download(found, shard)
+                        if pin is not None:
+                            return pin
+                except FullError:
+                    self._wait_for_room(shard, since)
+        except InterruptedError:
+            raise ClosedError(f"{self.url}: closed") from None
+        except OSError as error:
+            raise self._explain(error, shard) from error
 
-    def _explain(self, error: Exception, where: str) -> Exception:
-        """Turn an object store's exception into one line with a remedy; anything unknown stays what it is."""
-        kind, text = type(error).__name__, str(error)
-        if isinstance(error, UserError):
-            return error
-        if kind in ("NoCredentialsError", "PartialCredentialsError") or "Unable to locate credentials" in text:
-            return UserError(
-                f"{where}: no credentials for this bucket; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY "
-                "(or AWS_PROFILE, or a role), or make the bucket public and set data.anonymous=true"
+    def _download(self, partial: Partial, shard: Shard) -> Pin | None:
+        """Fetch what a shard lacks, check it, and give it its name."""
+        for attempt in range(TRIES):
+            runs = partial.missing(REQUEST)
+            if attempt == 0:
+                self.meters.count("resumed_bytes", shard.bytes - sum(stop - start for start, stop in runs))
+            if len(runs) == 1:
+                self._client.stream(shard.path, *runs[0], shard.bytes, partial.write)
+            else:
+                work = [
+                    self._client.pool.submit(self._client.stream, shard.path, *run, shard.bytes, partial.write)
+                    for run in runs
+                ]
+                _, waiting = wait(work, return_when=FIRST_EXCEPTION)
+                for future in waiting:
+                    future.cancel()
+                wait(waiting)  # nobody writes any more when an error leaves here
+                for future in work:
+                    future.result()
+            if partial.sha256() == shard.sha256:
+                return partial.finish(self._cache.final(shard.sha256))
+            self.meters.count("mismatches")
+            partial.restart()
+        partial.discard()
+        raise UserError(
+            f"{self.url}/{shard.path}: SHA-256 differs from the manifest, {TRIES} times; upload the dataset again"
+        )
+
+    def _wait_for_room(self, shard: Shard, since: float) -> None:
+        """Give others time to release what fills the cache; not for ever, since they may wait for us."""
+        limit = f"data.fetch.cache_gb={self.config.cache_gb}"
+        if shard.bytes > (self.config.cache_gb or 0) * 1e9:
+            raise UserError(f"{limit}: {shard.path} alone has {shard.bytes / 1e9:.3g} GB; raise the limit")
+        if time.monotonic() - since > self.config.deadline:
+            raise UserError(
+                f"{limit}: {self._cache.folder} is full of shards in use; raise it, or lower data.shuffle_window"
             )
-        if isinstance(error, PermissionError) or "Forbidden" in text:
+        if self._closing.wait(0.1):
+            raise ClosedError(f"{self.url}: closed")
+
+    def _explain(self, error: OSError, shard: Shard) -> Exception:
+        """Say in one line what is wrong with the cache folder."""
+        folder = self._cache.folder
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return UserError(
-                f"{where}: access denied; the credentials lack s3:GetObject or s3:ListBucket on this bucket"
+                f"{folder}: no space left for {shard.bytes} bytes; free space, set data.fetch.cache_gb, or data.cache"
             )
-        if isinstance(error, FileNotFoundError):
-            return UserError(f"{where}: not there; upload the dataset, or mend data.path")
-        if "Protocol not known" in text:
-            return UserError(f"{where}: {text}; data.path is a folder, or a URL such as s3://BUCKET/PREFIX")
-        if isinstance(error, ImportError):
-            return UserError(f"{where}: {text}; install the fsspec backend of this protocol")
-        if "connect" in kind.lower() or "connect" in text.lower():
-            return UserError(f"{where}: cannot connect to the object store; check the network and AWS_ENDPOINT_URL")
+        if error.errno in UNWRITABLE:
+            return UserError(f"{folder}: cannot be written; set data.cache to a folder of this machine")
         return error
+
+
+def _unpin(future: Future[Path | Pin]) -> None:
+    """Close the file of a download, now or when it ends."""
+
+    def close(done: Future[Path | Pin]) -> None:
+        if not done.cancelled() and done.exception() is None and isinstance(found := done.result(), Pin):
+            found.close()
+
+    future.cancel()
+    future.add_done_callback(close)

@@ -6,13 +6,16 @@ Rows stay packed (2 bits a SNP, 1 bit a burden gene, float16 or float32 a score)
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Iterable
 from typing import Any
 
-import fsspec
 import numpy as np
 import zarr
+from zarr.abc.store import Store
+from zarr.core.buffer import default_buffer_prototype
+from zarr.storage import LocalStore
 
 from mrmfast.cache import cache_folder
 from mrmfast.data import checksums
@@ -92,19 +95,19 @@ class GenomeStore:
         cls,
         dataset: str,
         names: Iterable[str] | None = None,
-        storage_options: dict[str, Any] | None = None,
+        store: Store | None = None,
         cache: str | None = None,
     ) -> GenomeStore:
-        """Open the store of a dataset, local or on an object store.
+        """Open the store of a dataset.
 
         Parameters
         ----------
         dataset : str
-            Folder or URL of the dataset.
+            Folder of the dataset; its URL for the errors, where `store` is given.
         names : iterable of str, optional
             Which modalities; all by default.
-        storage_options : dict, optional
-            Passed to fsspec, for URLs.
+        store : Store, optional
+            The dataset's folder on an object store (:meth:`mrmfast.data.fetch.Source.zarr_store`).
         cache : str, optional
             Folder of this node for the packed rows, shared by its ranks: :func:`mrmfast.cache.cache_folder`.
 
@@ -114,25 +117,18 @@ class GenomeStore:
             There is no store, it lacks a modality, it is damaged, or the cache cannot hold it.
         """
         where = f"{dataset.rstrip('/')}/{STORE}"
-        try:
-            root = zarr.open_group(where, mode="r", storage_options=storage_options)
-            found = sorted(root.group_keys(), key=_modality_rank)
-        except (FileNotFoundError, KeyError) as error:
-            raise UserError(
-                f"{where}: no genetics; run python -m preprocess snps|pgs|burden|expression, or set data.modalities=[]"
-            ) from error
-        wanted = found if names is None else sorted(names, key=_modality_rank)
-        for name in wanted:
-            if name not in found:
-                raise UserError(f"{where}: no modality {name!r}; it holds {', '.join(found) or 'none'}")
+        folder = store or LocalStore(dataset, read_only=True)
+        wanted = sorted(_held(folder, where) if names is None else names, key=_modality_rank)
         if not wanted:
-            raise UserError(f"{where}: no modality is asked for; name at least one of {', '.join(found) or 'none'}")
+            raise UserError(
+                f"{where}: no modality is asked for; name at least one of {', '.join(_held(folder, where)) or 'none'}"
+            )
         try:
-            groups: dict[str, Any] = {name: root[name] for name in wanted}
+            groups: dict[str, Any] = {name: _open(folder, where, name) for name in wanted}
             arrays = [(name, group.attrs["kind"], group["rows"]) for name, group in groups.items()]
             table = open_table(
                 cache_folder(cache),
-                [_digest(f"{where}/{name}", storage_options) for name in wanted],
+                [_digest(folder, f"{STORE}/{name}") for name in wanted],
                 arrays,
                 lambda name: np.asarray(groups[name]["participants"][:]),
             )
@@ -197,11 +193,33 @@ class GenomeStore:
         return [modality.take(row) for modality in self.modalities]
 
 
+def _open(folder: Store, where: str, name: str) -> zarr.Group:
+    """Open one modality by its name: its folder is sealed, and behind https:// nothing can be listed."""
+    try:
+        return zarr.open_group(folder, path=f"{STORE}/{name}", mode="r", zarr_format=3)
+    except FileNotFoundError:
+        held = ", ".join(_held(folder, where)) or "none"
+        raise UserError(f"{where}: no modality {name!r}; it holds {held}") from None
+
+
+def _held(folder: Store, where: str) -> list[str]:
+    """List the modalities of a store."""
+    try:
+        root = zarr.open_group(folder, path=STORE, mode="r", zarr_format=3)
+    except (FileNotFoundError, KeyError) as error:
+        raise UserError(
+            f"{where}: no genetics; run python -m preprocess snps|pgs|burden|expression, or set data.modalities=[]"
+        ) from error
+    return sorted(root.group_keys(), key=_modality_rank)
+
+
 def _modality_rank(name: str) -> tuple[int, str]:
     return (MODALITY_ORDER.index(name) if name in MODALITY_ORDER else len(MODALITY_ORDER), name)
 
 
-def _digest(url: str, storage_options: dict[str, Any] | None) -> str:
+def _digest(folder: Store, name: str) -> str:
     """Return the digest of a modality's folder (:func:`mrmfast.data.checksums.seal`); it names the content."""
-    with fsspec.open(f"{url}/{checksums.NAME}", "rb", **(storage_options or {})) as file:
-        return hashlib.sha256(file.read()).hexdigest()
+    seal = asyncio.run(folder.get(f"{name}/{checksums.NAME}", default_buffer_prototype()))
+    if seal is None:
+        raise FileNotFoundError(f"{name}/{checksums.NAME}")
+    return hashlib.sha256(seal.to_bytes()).hexdigest()

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import zarr
+from zarr.abc.store import Store
 from zarr.codecs import ZstdCodec
 
 from mrmfast.atomic import rename_directory, write_aside
@@ -210,8 +211,15 @@ def write_columns(group: zarr.Group, columns: dict[str, np.ndarray]) -> None:
         array[:] = values
 
 
-def read_sample_table(url: str, storage_options: dict[str, Any] | None = None) -> SampleTable:
-    """Read ``images/index.zarr`` of a dataset, local or on an object store.
+def read_sample_table(url: str, store: Store | None = None) -> SampleTable:
+    """Read ``images/index.zarr`` of a dataset.
+
+    Parameters
+    ----------
+    url : str
+        Folder of the dataset; its URL for the errors, where `store` is given.
+    store : Store, optional
+        The dataset's folder on an object store (:meth:`mrmfast.data.fetch.Source.zarr_store`).
 
     Raises
     ------
@@ -220,7 +228,7 @@ def read_sample_table(url: str, storage_options: dict[str, Any] | None = None) -
     """
     where = f"{url.rstrip('/')}/{INDEX}"
     try:
-        group: Any = zarr.open_group(where, mode="r", storage_options=storage_options)
+        group: Any = zarr.open_group(store or url, path=INDEX, mode="r", zarr_format=3)
         columns = {name: np.asarray(group[name][:]) for name in ("shard", "offset", "size", "key", "participant")}
     except (KeyError, FileNotFoundError, ValueError, RuntimeError) as error:
         raise UserError(f"{where}: missing or damaged sample table; run the image preprocessor again") from error

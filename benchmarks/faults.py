@@ -1,0 +1,133 @@
+"""Every sample, once and whole, through a bad network; and what each fault costs.
+
+``python -m benchmarks.faults [--runs 200] [--json FILE]``
+
+Small epochs (fetch and hash every sample, no decoding) from nginx through a proxy that breaks a fifth of the answers in
+one of ten ways, seeded; a fresh cache each run, a few large shards among small ones so that ranges are broken, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks import shard_data
+from benchmarks.fault_proxy import KINDS, FaultProxy
+from benchmarks.harness import Bench
+from benchmarks.servers import nginx
+from mrmfast.data import fetch
+from mrmfast.data.fetch import FetchConfig, Source
+from mrmfast.data.meters import Meters
+
+SHARDS, SAMPLES, SIZE = 6, 40, 12_000
+LARGE = (2, 200, 12_000)  # two of 2.4 MB, in several requests
+REQUEST = 1 << 20  # bytes a request here, so that a large shard is a few MB
+CONFIG = FetchConfig(requests=4, stall=0.4, deadline=30)
+SHARE = 0.2  # of answers with a fault
+
+
+def epoch(url: str, cache: Path, seed: int, meters: Meters) -> tuple[Counter[int], int, int]:
+    """Fetch an epoch in a random order; return how often each sample came, how many there are, how many were wrong."""
+    came: Counter[int] = Counter()
+    wrong = expected = 0
+    with Source(url, str(cache), config=CONFIG, meters=meters) as source:
+        shards = source.manifest().shards
+        random.Random(seed).shuffle(shards)
+        source.prefetch(shards)
+        for shard in shards:
+            expected += shard.samples
+            for number, digest in shard_data.read(source.local(shard), shard.samples):
+                came[number] += 1
+                wrong += DIGESTS.get(number) != digest
+            source.release(shard)
+    return came, expected, wrong
+
+
+DIGESTS: dict[int, bytes] = {}  # number of a sample -> its SHA-256
+
+
+def run(
+    url: str, upstream: int, seed: int, choose: Callable[[str], str | None]
+) -> tuple[float, Counter[int], int, int]:
+    """Run one epoch behind a proxy with an empty cache; seconds and what :func:`epoch` returns."""
+    with tempfile.TemporaryDirectory() as cache, FaultProxy(("127.0.0.1", upstream), choose) as proxy:
+        start = time.perf_counter()
+        came, expected, wrong = epoch(f"{proxy.url}/{url}", Path(cache), seed, Meters())
+        return time.perf_counter() - start, came, expected, wrong
+
+
+def main() -> int:
+    """Run it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=200)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    bench = Bench("faults: small epochs through a network that breaks a fifth of the answers")
+    fetch.REQUEST = REQUEST
+    with tempfile.TemporaryDirectory() as work, nginx(Path(work)) as server:
+        for name, shape in (("small", (SHARDS, SAMPLES, SIZE)), ("large", LARGE)):
+            _, digests = shard_data.write(Path(work) / name, *shape)
+            DIGESTS.clear()
+            DIGESTS.update(enumerate(digests))
+            once(bench, name, server.port, arguments.runs // 2)
+        _, digests = shard_data.write(Path(work) / "one", 1, SAMPLES, SIZE)
+        DIGESTS.update(enumerate(digests))
+        costs(bench, server.port)
+    return bench.finish(arguments.json)
+
+
+def once(bench: Bench, name: str, port: int, runs: int) -> None:
+    """Count lost, repeated and wrong samples over runs with random faults."""
+    lost = repeated = wrong = failed = 0
+    faults: Counter[str] = Counter()
+    seconds = []
+    for seed in range(runs):
+        draw = random.Random(seed)
+
+        def choose(path: str, draw: random.Random = draw) -> str | None:
+            fault = draw.choice(KINDS) if draw.random() < SHARE else None
+            faults[fault or "none"] += 1
+            return fault
+
+        try:
+            took, came, expected, bad = run(name, port, seed, choose)
+        except Exception as error:
+            print(f"run {seed}: {type(error).__name__}: {error}", flush=True)
+            failed += 1
+            continue
+        seconds.append(took)
+        lost += expected - len(came)
+        repeated += sum(came.values()) - len(came)
+        wrong += bad
+    print(f"      {name}: answers {dict(sorted(faults.items()))}", flush=True)
+    bench.figure(f"{name}: seconds an epoch, median", statistics.median(seconds), "s")
+    bench.figure(f"{name}: seconds an epoch, longest", max(seconds), "s")
+    for what, count in (("failed runs", failed), ("lost", lost), ("repeated", repeated), ("silently wrong", wrong)):
+        bench.bar(f"{name}: {what}, {runs} runs", count, "<=", 0)
+
+
+def costs(bench: Bench, port: int, repeats: int = 5) -> None:
+    """Seconds that one fault of each kind adds to fetching one shard."""
+
+    def first(kind: str | None) -> Callable[[str], str | None]:
+        left = [kind]
+        return lambda path: left.pop() if path.endswith(".tar") and left else None
+
+    def seconds(kind: str | None) -> float:
+        return statistics.median(run("one", port, 0, first(kind))[0] for _ in range(repeats))
+
+    without = seconds(None)
+    bench.figure("one shard without a fault", without, "s")
+    for kind in KINDS:
+        bench.figure(f"cost of {kind}", seconds(kind) - without, "s")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

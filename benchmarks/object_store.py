@@ -1,0 +1,205 @@
+"""How near fetching comes to the server's own speed, over near, far and narrow links; s3fs against obstore.
+
+``python -m benchmarks.object_store [--shards 96] [--json FILE]``
+
+nginx on loopback as an anonymous bucket; shards of 1,000 samples of 12 KB, an empty cache each time, no decoding. "Raw"
+is the least a download can be: as many connections, one plain GET a shard, written to a file, nothing checked. Ours
+checks SHA-256, too. Raw to memory, without even the file, is told beside it. Ratios within one run, medians of repeats
+that take turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from benchmarks import shard_data
+from benchmarks.harness import Bench
+from benchmarks.servers import link, nginx
+from mrmfast.data.fetch import FetchConfig, Source
+from mrmfast.data.manifest import Manifest, Shard
+from mrmfast.data.meters import Meters
+from mrmfast.data.store import ObjectStore
+
+SAMPLES, SIZE = 1_000, 12_000
+CONFIG = FetchConfig()
+CHUNK = 256 << 10
+DELAYS = (0.02, 0.1)  # seconds a round trip
+RATE = 150e6  # bytes a second of the narrow link
+
+
+def options(url: str) -> dict[str, object]:
+    """Return the client's settings of an anonymous bucket at `url`."""
+    return {"anon": True, "endpoint": url, "region": "us-east-1"}
+
+
+def raw(url: str, manifest: Manifest, folder: Path | None) -> None:
+    """Download with the least there is: a connection a thread, a GET a shard."""
+    where = urlsplit(url)
+
+    def some(shards: list[Shard]) -> None:
+        connection = http.client.HTTPConnection(str(where.hostname), where.port)
+        buffer = memoryview(bytearray(CHUNK))
+        for shard in shards:
+            connection.request("GET", f"/bucket/{shard.path}")
+            answer = connection.getresponse()
+            if folder is None:
+                while answer.readinto(buffer):
+                    pass
+                continue
+            with open(folder / Path(shard.path).name, "wb", buffering=0) as file:
+                while count := answer.readinto(buffer):
+                    file.write(buffer[:count])
+        connection.close()
+
+    with ThreadPoolExecutor(CONFIG.requests) as pool:
+        list(pool.map(some, [manifest.shards[i :: CONFIG.requests] for i in range(CONFIG.requests)]))
+
+
+def ours(url: str, manifest: Manifest, folder: Path, meters: Meters | None = None) -> list[Path]:
+    """Fetch through the cache."""
+    with Source("s3://bucket", str(folder), options(url), CONFIG, meters) as source:
+        source.prefetch(manifest.shards)
+        return [source.local(shard) for shard in manifest.shards]
+
+
+def client(url: str, manifest: Manifest) -> None:
+    """Fetch to memory with obstore alone."""
+    store = ObjectStore("s3://bucket", options(url), CONFIG.stall)
+    with ThreadPoolExecutor(CONFIG.requests) as pool:
+        for shard, size in zip(
+            manifest.shards, pool.map(lambda one: len(store.read(one.path)), manifest.shards), strict=True
+        ):
+            assert size == shard.bytes
+
+
+def s3fs_client(url: str, manifest: Manifest) -> None:
+    """Fetch to memory with s3fs alone."""
+    import s3fs
+
+    # In turns of a few, or it would hold everything in memory at once.
+    store = s3fs.S3FileSystem(anon=True, endpoint_url=url, max_concurrency=CONFIG.requests)
+    for start in range(0, len(manifest.shards), CONFIG.requests):
+        some = manifest.shards[start : start + CONFIG.requests]
+        found = store.cat([f"bucket/{shard.path}" for shard in some], batch_size=CONFIG.requests)
+        assert [len(found[f"bucket/{shard.path}"]) for shard in some] == [shard.bytes for shard in some]
+
+
+class Turns:
+    """Seconds of calls that took turns, each with an empty folder, after a turn that isn't counted.
+
+    Ratios are medians over the turns: what slows the machine for a moment slows both sides.
+    """
+
+    def __init__(self, calls: dict[str, Callable[[Path], object]], work: Path, repeats: int) -> None:
+        self._seconds: dict[str, list[float]] = {name: [] for name in calls}
+        for repeat in range(repeats + 1):
+            for name, call in calls.items():
+                folder = work / "cold"
+                folder.mkdir()
+                start = time.perf_counter()
+                call(folder)
+                took = time.perf_counter() - start
+                shutil.rmtree(folder)
+                if repeat:
+                    self._seconds[name].append(took)
+
+    def median(self, name: str) -> float:
+        """Return the median seconds of a call."""
+        return statistics.median(self._seconds[name])
+
+    def speed(self, name: str, other: str) -> float:
+        """Return how many times as fast as `other` a call is."""
+        return statistics.median(b / a for a, b in zip(self._seconds[name], self._seconds[other], strict=True))
+
+
+def speeds(bench: Bench, turns: Turns, names: tuple[str, ...], total: int, suffix: str = "") -> None:
+    """Record MB/s."""
+    for name in names:
+        bench.figure(name + suffix, total / turns.median(name) / 1e6, "MB/s")
+
+
+def main() -> int:
+    """Run it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shards", type=int, default=96)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    for name in ("AWS_ENDPOINT_URL", "AWS_PROFILE"):
+        os.environ.pop(name, None)
+    bench = Bench("object store: fetching without decoding, cold")
+    with tempfile.TemporaryDirectory() as folder, nginx(Path(folder)) as server:
+        work = Path(folder)
+        manifest, _ = shard_data.write(work / "bucket", arguments.shards, SAMPLES, SIZE)
+        total = sum(shard.bytes for shard in manifest.shards)
+
+        before, meters = server.requests(), Meters()
+        paths = ours(server.url, manifest, work / "gate", meters)
+        same = all(
+            path.read_bytes() == (work / "bucket" / shard.path).read_bytes()
+            for path, shard in zip(paths, manifest.shards, strict=True)
+        )
+        bench.gate("fetched bytes equal the server's", same)
+        bench.gate(
+            "the server saw the requests that the meters count", server.requests() - before == meters.counts["requests"]
+        )
+        bench.bar("requests per 20 samples", 20 * meters.counts["requests"] / manifest.samples, "<=", 1)
+        shutil.rmtree(work / "gate")
+
+        calls: dict[str, Callable[[Path], object]] = {
+            "raw to a file": lambda cold: raw(server.url, manifest, cold),
+            "raw to memory": lambda _: raw(server.url, manifest, None),
+            "ours": lambda cold: ours(server.url, manifest, cold),
+            "obstore to memory": lambda _: client(server.url, manifest),
+            "s3fs to memory": lambda _: s3fs_client(server.url, manifest),
+        }
+        near = Turns(calls, work, arguments.repeats)
+        speeds(bench, near, tuple(calls), total)
+        bench.bar("ours / raw to a file", near.speed("ours", "raw to a file"), ">=", 0.85)
+        bench.figure("ours / raw to memory", near.speed("ours", "raw to memory"), "")
+        bench.bar("obstore / s3fs, to memory", near.speed("obstore to memory", "s3fs to memory"), ">=", 1)
+        far(bench, server.port, manifest, work, arguments.repeats)
+        narrow(bench, server.port, Manifest(shards=manifest.shards[: max(1, arguments.shards // 4)]), work)
+    return bench.finish(arguments.json)
+
+
+def far(bench: Bench, port: int, manifest: Manifest, work: Path, repeats: int) -> None:
+    """Fetch over links of different delays, in turn."""
+    total = sum(shard.bytes for shard in manifest.shards)
+    with ExitStack() as stack:
+        urls = {delay: stack.enter_context(link(port, delay)) for delay in (0.0, *DELAYS)}
+        calls: dict[str, Callable[[Path], object]] = {}
+        for delay, url in urls.items():
+            calls[f"raw to a file, {delay * 1e3:g} ms"] = partial(raw, url, manifest)
+            calls[f"ours, {delay * 1e3:g} ms"] = partial(ours, url, manifest)
+        turns = Turns(calls, work, repeats)
+    speeds(bench, turns, tuple(calls), total)
+    for delay in DELAYS:
+        name = f"ours, {delay * 1e3:g} ms"
+        bench.bar(f"{name} / 0 ms", turns.speed(name, "ours, 0 ms"), ">=", 0.8)
+
+
+def narrow(bench: Bench, port: int, manifest: Manifest, work: Path) -> None:
+    """Fetch over a link slower than everything else, 20 ms away."""
+    total = sum(shard.bytes for shard in manifest.shards)
+    with link(port, DELAYS[0], RATE) as url:
+        turns = Turns({"raw": partial(raw, url, manifest), "ours": partial(ours, url, manifest)}, work, 3)
+    bench.bar(f"share of a link of {RATE / 1e6:g} MB/s", total / turns.median("ours") / RATE, ">=", 0.9)
+    bench.figure("raw's share of that link", total / turns.median("raw") / RATE, "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
