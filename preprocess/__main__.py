@@ -17,6 +17,7 @@ COMMANDS = {
     "simulate": ("preprocess.simulate", "write a simulated biobank (photographs, genotypes, scores, phenotypes)"),
     "fundus": ("preprocess.fundus", "fundus photographs -> image shards"),
     "pathology": ("preprocess.pathology", "slide tiles or whole slides -> image shards"),
+    "index": ("preprocess.index", "WebDataset tars of another tool -> a dataset, without rewriting them"),
     "snps": ("preprocess.genetics.snps", "PLINK genotypes -> packed SNPs"),
     "pgs": ("preprocess.genetics.pgs", "PGS Catalog scoring files + genotypes -> polygenic scores"),
     "burden": ("preprocess.genetics.burden", "VEP-annotated VCF -> one bit per gene"),
