@@ -72,8 +72,8 @@ def run(arguments: argparse.Namespace) -> int:
             sides.add(_side(path, picture, jpeg))
             if len(sides) > 1:
                 raise UserError(
-                    f"{path}: the picture at byte {picture.offset} is {max(sides)} pixels wide, others {min(sides)}; pictures must be of "
-                    "one size: make the dataset with python -m preprocess fundus or pathology"
+                    f"{path}: the picture at byte {picture.offset} is {max(sides)} pixels wide, others {min(sides)}; "
+                    "pictures must be of one size: make the dataset with python -m preprocess fundus or pathology"
                 )
             participant = _participant(path, picture, metadata, arguments.participant_field, pattern)
             # A running number, since keys show up in logs and another tool's may hold ids.
@@ -147,8 +147,8 @@ def _side(path: Path, member: Member, picture: bytes) -> int:
         ) from None
     if kind != "JPEG" or width != height:
         raise UserError(
-            f"{path}: the picture at byte {member.offset} is a {kind} of {width} x {height}; square JPEGs are needed: make the dataset with "
-            "python -m preprocess fundus or pathology"
+            f"{path}: the picture at byte {member.offset} is a {kind} of {width} x {height}; "
+            "square JPEGs are needed: make the dataset with python -m preprocess fundus or pathology"
         )
     return width
 
