@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import errno
+import gc
 import importlib
+import os
 import sys
 
 from mrmfast.errors import UserError
@@ -60,4 +62,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    if sys.argv[1:2] != ["pgs"]:
+        # NumPy's BLAS starts a thread a core when it is imported, and pgs alone multiplies matrices.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    status = main()
+    # The process ends here: to look for garbage among a hundred thousand objects of libraries takes a tenth of a second.
+    gc.freeze()
+    sys.exit(status)

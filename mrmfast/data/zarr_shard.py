@@ -11,9 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import IO
 
-import google_crc32c
 import numpy as np
-from numcodecs.zstd import Zstd
 
 ZSTD_LEVEL = 3
 ABSENT = 2**64 - 1
@@ -35,6 +33,10 @@ def write_shard(file: IO[bytes], blocks: Iterable[np.ndarray], rows_per_chunk: i
     int
         Bytes written; 0 where all rows are zeros, and the shard must not exist.
     """
+    # Here, because a preprocessor imports them while other threads are packing.
+    import google_crc32c
+    from numcodecs.zstd import Zstd
+
     index = np.full((chunks_per_shard, 2), ABSENT, dtype="<u8")
     codec = Zstd(level=ZSTD_LEVEL, checksum=True)
     number = place = 0

@@ -10,7 +10,9 @@ on input, while the store keeps them as missing. Of variants with the same id th
 from __future__ import annotations
 
 import argparse
+import importlib
 import shutil
+import threading
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -206,6 +208,8 @@ def _make_parts(
         sizes = [sum(len(places) for _, places in task) for task in tasks]
         engine.run_parts(snp_parts.extract_part, job, tasks, sizes, arguments, "snps: read", "SNP")
         job = snp_parts.extracted(job, blocks)
+    # The store's writer takes longer to import than a core to pack 100 MB, which needs no interpreter meanwhile.
+    threading.Thread(target=importlib.import_module, args=("zarr",)).start()
     starts = list(job.starts())
     sizes = np.diff([*starts, participants]).tolist()
     engine.run_parts(snp_parts.pack_part, job, starts, sizes, arguments, "snps: pack", "participant")
