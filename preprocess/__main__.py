@@ -66,6 +66,6 @@ if __name__ == "__main__":
         # NumPy's BLAS starts a thread a core when it is imported, and pgs alone multiplies matrices.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     status = main()
-    # The process ends here: to look for garbage among a hundred thousand objects of libraries takes a tenth of a second.
+    # The process ends here, and looking for garbage among all the objects of libraries would take a tenth of a second.
     gc.freeze()
     sys.exit(status)

@@ -219,7 +219,7 @@ def write_modality(
             compressors=[ZstdCodec(level=ZSTD_LEVEL, checksum=True)],
         )
         if callable(blocks):
-            for number in range(-(-len(ids) // rows.shards[0])):
+            for number in range(-(-len(ids) // (chunk * chunks_per_shard))):
                 blocks(number, aside / "rows" / "c" / str(number) / "0")
         else:
             _write_in_whole_shards(

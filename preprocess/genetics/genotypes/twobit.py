@@ -128,11 +128,12 @@ def count(packed: np.ndarray, chosen: np.ndarray) -> np.ndarray:
         How many samples have code 0, 1, 2, 3.
     """
     low, high = packed & chosen, packed >> 1 & chosen
-    return counts_of_bits(*(_bits(x) for x in (low, high, low & high)), chosen)
+    return counts_of_bits(np.stack([_bits(x) for x in (low, high, low & high)], axis=1), chosen)
 
 
-def counts_of_bits(low: np.ndarray, high: np.ndarray, both: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """Count codes from how many chosen samples have the lower bit, the upper bit, both; see :func:`count`."""
+def counts_of_bits(bits: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Turn how many chosen samples have the lower bit, the upper bit, both, shape (variants, 3), into :func:`count`."""
+    low, high, both = bits.T
     total = int(np.bitwise_count(chosen).sum())
     return np.stack([total - low - high + both, low - both, high - both, both], axis=1)
 

@@ -35,7 +35,7 @@ def count(packed: np.ndarray, chosen: np.ndarray) -> np.ndarray:
         return twobit.count(packed, chosen)
     bits, chosen = np.empty((len(packed), 3), dtype=np.int64), np.ascontiguousarray(chosen)
     kernel.count_bits(packed.ctypes.data, packed.strides[0], *packed.shape, chosen.ctypes.data, bits.ctypes.data)
-    return twobit.counts_of_bits(*bits.T, chosen)
+    return twobit.counts_of_bits(bits, chosen)
 
 
 def transpose(packed: np.ndarray, out: np.ndarray) -> None:
