@@ -1,4 +1,4 @@
-"""Sparse weights x genotypes in C (``sparse_product.c``): a score uses a few per cent of the variants that all scores use.
+"""Sparse weights x genotypes in C (``sparse_product.c``): a score uses a few per cent of all variants used.
 
 A dense product multiplies 481 scores of 2,000 variants each by 50,000 variants, 25 times the work. The dense one in
 :mod:`.sums` is the reference, serves dense weights, and works without a compiler.
