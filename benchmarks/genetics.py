@@ -37,6 +37,12 @@ def main() -> int:
     parser.add_argument("--work", type=Path, help="where the temporary folder goes (default: the system's)")
     parser.add_argument("--plink2zarr", default=shutil.which("plink2zarr"), help="bio2zarr's command")
     parser.add_argument("--plink2", default=shutil.which("plink2"), help="plink2's command")
+    parser.add_argument(
+        "--plain-blas",
+        type=Path,
+        default=Path("/usr/lib/x86_64-linux-gnu/blas"),
+        help="folder of libblas.so.3 without OpenBLAS, for plink2 (default: where Debian's libblas3 puts it)",
+    )
     arguments = parser.parse_args()
     bench = Bench("genetics")
     parts = dict(PARTS)

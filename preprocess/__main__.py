@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import errno
+import gc
 import importlib
+import os
 import sys
 
 from mrmfast.errors import UserError
@@ -17,6 +19,7 @@ COMMANDS = {
     "simulate": ("preprocess.simulate", "write a simulated biobank (photographs, genotypes, scores, phenotypes)"),
     "fundus": ("preprocess.fundus", "fundus photographs -> image shards"),
     "pathology": ("preprocess.pathology", "slide tiles or whole slides -> image shards"),
+    "index": ("preprocess.index", "WebDataset tars of another tool -> a dataset, without rewriting them"),
     "snps": ("preprocess.genetics.snps", "PLINK genotypes -> packed SNPs"),
     "pgs": ("preprocess.genetics.pgs", "PGS Catalog scoring files + genotypes -> polygenic scores"),
     "burden": ("preprocess.genetics.burden", "VEP-annotated VCF -> one bit per gene"),
@@ -60,4 +63,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    if sys.argv[1:2] != ["pgs"]:
+        # NumPy's BLAS starts a thread a core when it is imported, and pgs alone multiplies matrices.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    status = main()
+    # The process ends here, and looking for garbage among all the objects of libraries would take a tenth of a second.
+    gc.freeze()
+    sys.exit(status)

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from mrmfast.data.checksums import damage, file_sha256
 from mrmfast.data.genome_format import ROOT_METADATA, STORE, packed_width
 from mrmfast.data.manifest import NAME, Manifest, Shard
-from mrmfast.data.shards import DALI_INDEX_VERSION, INDEX, read_sample_table
+from mrmfast.data.shards import INDEX, index_text, read_sample_table, tar_samples
 from mrmfast.errors import UserError
 
 
@@ -97,16 +97,13 @@ def _shard_damage(dataset: Path, shard: Shard) -> Iterator[str]:
     if path.stat().st_size != shard.bytes or file_sha256(path) != shard.sha256:
         yield f"{path}: size or SHA-256 differs from {NAME}"
         return
-    if not index.is_file() or index.read_bytes() != _index_of(path, shard.samples):
+    if not index.is_file() or index.read_bytes() != _index_of(path):
         yield f"{index}: is missing or does not describe its tar"
 
 
-def _index_of(path: Path, samples: int) -> bytes:
-    """Derive the DALI index of a sound tar; a sample is two members."""
+def _index_of(path: Path) -> bytes:
     with tarfile.open(path) as tar:
-        members = [f"{m.name.split('.', 1)[1]} {m.offset_data} {m.size} {m.name}" for m in tar]
-    lines = [" ".join(pair) for pair in zip(members[::2], members[1::2], strict=True)]
-    return (f"{DALI_INDEX_VERSION} {samples}\n" + "\n".join(lines) + "\n").encode()
+        return index_text(tar_samples(tar)).encode()
 
 
 def _joins(dataset: Path, manifest: Manifest) -> tuple[list[str], list[str]]:
@@ -139,7 +136,7 @@ def _sample_damage(
     problems = []
     for number, entry in enumerate(manifest.shards):
         with tarfile.open(dataset / entry.path) as tar:
-            held = [(m.offset_data, m.size) for m in tar if m.name.endswith(".jpg")]
+            held = [(m.offset_data, m.size) for m in tar if m.name.lower().endswith((".jpg", ".jpeg"))]
         rows = shard == number
         if held != list(zip(offset[rows].tolist(), size[rows].tolist(), strict=True)):
             problems.append(f"{dataset / INDEX}: does not point at the pictures of {entry.path}")

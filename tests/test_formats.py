@@ -4,16 +4,19 @@ import json
 
 import numpy as np
 import pytest
+import torch
 import webdataset
 import zarr
 from conftest import write_dataset
 
 from mrmfast.data.fetch import Source
 from mrmfast.data.genome_store import FeatureTable, GenomeStore, pack_rows, write_modality
+from mrmfast.data.loader import DataConfig, Loader, open_dataset
 from mrmfast.data.manifest import Manifest, SplitRule, claim_splits, read_manifest, updating
 from mrmfast.data.shards import file_sha256, read_sample_table
 from mrmfast.errors import UserError
 from mrmfast.ops.genome_unpack import unpack_genome
+from preprocess.__main__ import main as preprocess
 
 
 def test_stock_webdataset_reads_the_tars(dataset):
@@ -213,3 +216,63 @@ def test_missing_and_short_shards_are_named(tmp_path):
     (path / manifest.shards[1].path).unlink()
     with pytest.raises(UserError, match="shard is missing"):
         source.local(manifest.shards[1])
+
+
+@pytest.fixture
+def stock_tars(tmp_path):
+    """Tars as stock WebDataset writes them, with keys that are ids and members in its own order."""
+    import cv2
+
+    generator = np.random.default_rng(0)
+    with webdataset.ShardWriter(f"{tmp_path}/stock-%04d.tar", maxcount=4, verbose=0) as sink:
+        for number in range(10):
+            picture = cv2.resize(generator.integers(0, 255, (4, 4, 3), dtype=np.uint8), (48, 48))
+            jpeg = cv2.imencode(".jpg", picture)[1].tobytes()
+            metadata = {"participant": f"p{number // 2}", "eye": number % 2}
+            sink.write({"__key__": f"p{number // 2}_{number % 2}", "jpg": jpeg, "json": metadata, "cls": number})
+    return tmp_path
+
+
+def test_tars_of_stock_webdataset_become_a_dataset(stock_tars):
+    assert preprocess(["index", str(stock_tars), "--test-fraction", "0"]) == 0
+    assert preprocess(["check", str(stock_tars)]) == 0
+    loader_config = DataConfig(path=str(stock_tars), image_size=48, rotation=0, flip=0, split="all", modalities=[])
+    dataset = open_dataset(loader_config)
+    stock = webdataset.WebDataset(sorted(map(str, stock_tars.glob("*.tar"))), shardshuffle=False, empty_check=False)
+    expected = {f"{n:09d}": sample["jpg"] for n, sample in enumerate(stock)}
+    for row, shard in enumerate(dataset.table.shard):
+        content = (stock_tars / dataset.manifest.shards[shard].path).read_bytes()
+        offset, size = dataset.table.offset[row], dataset.table.size[row]
+        assert content[offset : offset + size] == expected[dataset.table.key[row]]
+    assert dataset.table.participant.tolist() == [f"p{number // 2}" for number in range(10)]
+    loader = Loader(dataset, loader_config, seed=0, batch=5, micro_batch=5, rank=0, world=1, device=torch.device("cpu"))
+    batches = loader.batches(0)
+    keys = [key for _ in range(2) for key in next(batches).keys]
+    batches.close()
+    assert sorted(keys) == sorted(expected)
+
+
+def test_participants_of_stock_tars_from_their_keys(stock_tars):
+    assert preprocess(["index", str(stock_tars), "--participant-pattern", r"(?P<participant>p\d+)_"]) == 0
+    assert read_sample_table(str(stock_tars)).participant.tolist() == [f"p{number // 2}" for number in range(10)]
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--participant-field", "patient"], "no field 'patient'"),
+        (["--tars", "*.tgz"], "no file matches"),
+        (["--participant-pattern", "x(?P<participant>.)"], "does not match --participant-pattern"),
+    ],
+)
+def test_mistakes_in_indexing_are_named(stock_tars, options, complaint, capsys):
+    assert preprocess(["index", str(stock_tars), *options]) == 2
+    assert complaint in capsys.readouterr().err
+    assert not (stock_tars / "images").exists()
+
+
+def test_a_truncated_stock_tar_is_named(stock_tars, capsys):
+    path = stock_tars / "stock-0001.tar"
+    path.write_bytes(path.read_bytes()[:1100])
+    assert preprocess(["index", str(stock_tars)]) == 2
+    assert "stock-0001.tar" in capsys.readouterr().err

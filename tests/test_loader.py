@@ -256,9 +256,11 @@ def test_a_stream_with_an_end(dataset):
 
 def test_leaving_early_leaves_nothing_behind(dataset):
     def once():
-        batches = make(config_for(dataset)).batches(0)
+        loader = make(config_for(dataset))
+        batches = loader.batches(0)
         next(batches)
         batches.close()
+        loader.dataset.source.close()
 
     once()
     threads, files = threading.active_count(), psutil.Process().num_fds()

@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from mrmfast.atomic import write_aside
 
 NAME = "checksums.json"
+HASHING_THREADS = 4
 
 
 def file_sha256(path: str | Path) -> str:
@@ -35,7 +37,9 @@ def seal(folder: Path) -> str:
     str
         SHA-256 of ``checksums.json`` itself: equal digests mean equal folders.
     """
-    sums = {name: file_sha256(folder / name) for name in _files(folder)}
+    names = _files(folder)
+    with ThreadPoolExecutor(HASHING_THREADS) as pool:  # hashlib lets go of the interpreter lock
+        sums = dict(zip(names, pool.map(file_sha256, [folder / name for name in names]), strict=True))
     with write_aside(folder / NAME) as file:
         file.write(json.dumps(sums, indent=0) + "\n")
     return file_sha256(folder / NAME)

@@ -10,19 +10,17 @@ bits first), ``binary`` 1 bit (lowest first), ``float`` a number with NaN for mi
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import zarr
-from zarr.codecs import ZstdCodec
 
 from mrmfast.atomic import rename_directory, write_aside
 from mrmfast.data.checksums import seal
 from mrmfast.data.manifest import updating
-from mrmfast.data.shards import write_columns
+from mrmfast.data.zarr_shard import ZSTD_LEVEL
 from mrmfast.errors import UserError
 
 Kind = Literal["genotype", "binary", "float"]
@@ -101,6 +99,12 @@ class FeatureTable:
         return [(str(self.group[start]), int(size)) for start, size in zip(starts, sizes, strict=True)]
 
 
+def shard_shape(participants: int) -> tuple[int, int]:
+    """Return rows a chunk and chunks a shard file of ``rows``."""
+    chunk = min(ROWS_PER_CHUNK, participants)
+    return chunk, min(CHUNKS_PER_SHARD, -(-participants // chunk))
+
+
 def packed_width(kind: Kind, n_features: int) -> int:
     """Return the number of columns of ``rows``: bytes for packed kinds, features for float."""
     return {"genotype": -(-n_features // 4), "binary": -(-n_features // 8), "float": n_features}[kind]
@@ -150,7 +154,7 @@ def write_modality(
     kind: Kind,
     participants: Iterable[str],
     features: FeatureTable,
-    blocks: Iterable[np.ndarray],
+    blocks: Iterable[np.ndarray] | Callable[[int, Path], None],
     *,
     attributes: dict[str, Any] | None = None,
     float_dtype: FloatDtype = "float32",
@@ -169,7 +173,8 @@ def write_modality(
         Unique ids, one per row.
     features : FeatureTable
     blocks : iterable of ndarray, shape (rows, n_features)
-        Consecutive rows, as :func:`pack_rows` takes them; any block sizes that add up.
+        Consecutive rows, as :func:`pack_rows` takes them; any block sizes that add up. Or a function that puts shard
+        file number n, written by :func:`mrmfast.data.zarr_shard.write_shard`, at a path; it leaves out one of zeros.
     attributes : dict, optional
         Provenance kept with the modality (rules, thresholds, counts); no ids.
     float_dtype : {"float32", "float16"}
@@ -182,6 +187,12 @@ def write_modality(
     UserError
         The modality exists already, ids repeat, there are no features, or a value does not fit `float_dtype`.
     """
+    # Zarr takes longer to import than many a command needs to notice a mistake.
+    import zarr
+    from zarr.codecs import ZstdCodec
+
+    from mrmfast.data.shards import write_columns
+
     final = Path(dataset) / STORE / name
     ids = np.array([str(one) for one in participants], dtype=object)
     if final.exists():
@@ -198,16 +209,22 @@ def write_modality(
         group = zarr.open_group(aside, mode="w", zarr_format=3)
         group.attrs.update({"kind": kind, "n_features": len(features), **(attributes or {})})
         width = packed_width(kind, len(features))
-        chunk = min(ROWS_PER_CHUNK, len(ids))
+        chunk, chunks_per_shard = shard_shape(len(ids))
         rows = group.create_array(
             "rows",
             shape=(len(ids), width),
             chunks=(chunk, width),
-            shards=(chunk * min(CHUNKS_PER_SHARD, -(-len(ids) // chunk)), width),
+            shards=(chunk * chunks_per_shard, width),
             dtype=float_dtype if kind == "float" else "uint8",
-            compressors=[ZstdCodec(level=3, checksum=True)],
+            compressors=[ZstdCodec(level=ZSTD_LEVEL, checksum=True)],
         )
-        _write_in_whole_shards(rows, blocks if packed else (pack_rows(kind, block, float_dtype) for block in blocks))
+        if callable(blocks):
+            for number in range(-(-len(ids) // (chunk * chunks_per_shard))):
+                blocks(number, aside / "rows" / "c" / str(number) / "0")
+        else:
+            _write_in_whole_shards(
+                rows, blocks if packed else (pack_rows(kind, block, float_dtype) for block in blocks)
+            )
         write_columns(group, {"participants": ids})
         write_columns(group.create_group("features"), {c: getattr(features, c) for c in FEATURE_COLUMNS})
         digest = seal(aside)

@@ -10,7 +10,7 @@ import io
 import json
 import shutil
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,42 @@ class SampleTable:
         return len(self.shard)
 
 
+@dataclass(frozen=True)
+class Member:
+    """One file of a sample inside a tar: extension (after the first dot), where its bytes are, its whole name."""
+
+    extension: str
+    offset: int
+    size: int
+    name: str
+
+
+def tar_samples(tar: tarfile.TarFile) -> Iterator[list[Member]]:
+    """Yield the members of each sample, in the order of the tar.
+
+    As in WebDataset, a sample is a run of files whose names are equal up to the first dot of the last part.
+    """
+    stem, members = "", list[Member]()
+    for header in tar:
+        if not header.isfile():
+            continue
+        folder, _, name = header.name.rpartition("/")
+        base, _, extension = name.partition(".")
+        if members and f"{folder}/{base}" != stem:
+            yield members
+            members = []
+        stem = f"{folder}/{base}"
+        members.append(Member(extension.lower(), header.offset_data, header.size, header.name))
+    if members:
+        yield members
+
+
+def index_text(samples: Iterable[Sequence[Member]]) -> str:
+    """Return DALI's index (``wds2idx`` format) of a tar with these samples."""
+    lines = [" ".join(f"{m.extension} {m.offset} {m.size} {m.name}" for m in members) for members in samples]
+    return f"{DALI_INDEX_VERSION} {len(lines)}\n" + "\n".join(lines) + "\n"
+
+
 def shard_name(number: int) -> str:
     """Return the path of a shard inside the dataset folder."""
     return f"images/shard-{number:06d}.tar"
@@ -100,7 +136,7 @@ def write_shard(dataset: str | Path, number: int, samples: Iterable[Sample]) -> 
     """
     path = Path(dataset) / shard_name(number)
     rows: list[dict[str, Any]] = []
-    index_lines: list[str] = []
+    written: list[list[Member]] = []
     with write_aside(path, "wb") as file:
         with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
             for sample in samples:
@@ -116,20 +152,20 @@ def write_shard(dataset: str | Path, number: int, samples: Iterable[Sample]) -> 
                     # USTAR headers are one 512-byte block, so the data starts there.
                     offset = tar.offset + tarfile.BLOCKSIZE
                     tar.addfile(header, io.BytesIO(payload))
-                    members.append((extension, offset, len(payload), header.name))
-                index_lines.append(" ".join(f"{e} {o} {s} {n}" for e, o, s, n in members))
+                    members.append(Member(extension, offset, len(payload), header.name))
+                written.append(members)
                 rows.append(
                     {
                         "key": sample.key,
                         "participant": sample.participant,
-                        "offset": members[0][1],
-                        "size": members[0][2],
+                        "offset": members[0].offset,
+                        "size": members[0].size,
                     }
                 )
         assert rows, "a shard holds at least one sample"
     index_path = path.with_suffix(".idx")
     with write_aside(index_path) as file:
-        file.write(f"{DALI_INDEX_VERSION} {len(rows)}\n" + "\n".join(index_lines) + "\n")
+        file.write(index_text(written))
     entry = Shard(
         path=shard_name(number),
         index=str(Path(shard_name(number)).with_suffix(".idx")),

@@ -7,6 +7,7 @@ number alone, so the bytes are the same for any number of workers, and after any
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,7 @@ from tqdm import tqdm
 
 from mrmfast.errors import UserError
 
-LEAST_MEMORY = 64
+LEAST_MEMORY, MOST_WORKERS = 64, 8  # MB a worker; more would wait for the disk
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--memory", metavar="MB", type=int, default=1024, help="working memory of all workers together (default 1024)"
     )
-    parser.add_argument("--workers", metavar="N", type=int, default=2, help="threads of this process (default 2)")
+    parser.add_argument(
+        "--workers",
+        metavar="N",
+        type=int,
+        help=f"threads of this process (default: one a core, up to {MOST_WORKERS} and as --memory allows)",
+    )
     parser.add_argument(
         "--scheduler",
         metavar="URL",
@@ -34,13 +40,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check_arguments(arguments: argparse.Namespace) -> int:
-    """Return the working memory of one worker, bytes.
+    """Return the working memory of one worker, bytes; set the number of workers if it was not given.
 
     Raises
     ------
     UserError
         An option is out of range.
     """
+    if arguments.workers is None:
+        arguments.workers = max(1, min(len(os.sched_getaffinity(0)), MOST_WORKERS, arguments.memory // LEAST_MEMORY))
     if arguments.workers < 1:
         raise UserError(f"--workers {arguments.workers}: give a whole number of at least 1")
     if arguments.memory < LEAST_MEMORY * arguments.workers:

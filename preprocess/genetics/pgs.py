@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from mrmfast.atomic import write_aside
-from mrmfast.data.genome_store import FeatureTable, write_modality
+from mrmfast.data.genome_format import FeatureTable, write_modality
 from mrmfast.data.manifest import claim_splits
 from mrmfast.errors import UserError
 from preprocess.genetics import cohort, plink2, scoring, standardise, target

@@ -11,11 +11,10 @@ from copy import copy
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import fsspec
 from tqdm import tqdm
 
 from mrmfast.atomic import write_aside
-from mrmfast.data.genome_store import STORE
+from mrmfast.data.genome_format import STORE
 from mrmfast.data.manifest import NAME
 from mrmfast.errors import UserError
 
@@ -131,6 +130,8 @@ def _folder(url: str) -> Path:
 
 
 def _open(url: str) -> tuple[Any, str]:
+    import fsspec  # only URLs need it
+
     try:
         store, root = fsspec.core.url_to_fs(url)
     except (ValueError, ImportError) as error:

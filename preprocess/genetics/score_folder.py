@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -117,7 +117,9 @@ def read_scores(
             return error
 
     paths = _preferred_first(paths, build)
-    with tqdm(total=len(paths), desc="pgs: match", unit="file", disable=None) as bar:
+    writing: deque[Future[None]] = deque()
+    # One thread writes, in order, while the next files are matched: compressing takes as long as that.
+    with tqdm(total=len(paths), desc="pgs: match", unit="file", disable=None) as bar, ThreadPoolExecutor(1) as writer:
         for path, loaded in zip(paths, _ahead(load, paths), strict=True):
             entry: dict[str, Any] = {"score": path.name, "file": path.name, "status": "left out", "reason": ""}
             entries.append(entry)
@@ -127,7 +129,9 @@ def read_scores(
                 continue
             score, matches = loaded
             entry |= {"score": score.name, **score.counts, **matches.counts}
-            ledger.add(score, matches)
+            writing.append(writer.submit(ledger.add, score, matches))
+            if len(writing) > WAITING:
+                writing.popleft().result()
             entry["reason"] = _why_unusable(score, matches, build, done)
             if entry["reason"]:
                 continue
@@ -135,6 +139,8 @@ def read_scores(
             done[score.name] = path.name
             rows = matches.used
             weights.add(matches.variant[rows], score.weight[rows], matches.effect_is_alt[rows])
+        for one in writing:
+            one.result()
     return entries, weights
 
 

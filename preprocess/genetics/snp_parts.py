@@ -1,15 +1,16 @@
-"""Any genotype file -> rows of packed SNP codes, in parts, within bounded memory.
+"""Any genotype file -> shard files of packed SNP codes, in parts, within bounded memory.
 
 Two steps, each in parts of its own. *Extract* (not for .bed, which is laid out like this already): blocks of variants,
 all participants, decoded once and packed variant-major. *Pack*: blocks of participants, all SNPs, transposed to
-sample-major, with the counts of codes over the training split. Parts lie in ``DATASET/.snps.parts`` until the store
-is written.
+sample-major and written as they will stand in the store, a shard file each, with the counts of codes over the training
+split behind it. Parts lie in ``DATASET/.snps.parts`` until they move into the store.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -19,12 +20,14 @@ from typing import Any
 import numpy as np
 
 from mrmfast.atomic import write_aside
-from preprocess.genetics.genotypes import GenotypeFile, Genotypes, twobit
+from mrmfast.data.genome_format import shard_shape
+from mrmfast.data.zarr_shard import write_shard
+from mrmfast.errors import UserError
+from preprocess.genetics.genotypes import GenotypeFile, Genotypes, twobit, twobit_cpu
 from preprocess.genetics.genotypes.plink1 import read_rows
 
-VERSION = 1
+VERSION = 2
 VARIANTS_PER_TILE = 256  # 256 variants x 16,384 participants are 1 MiB: they stay in the cache while transposed
-MOST_PARTICIPANTS, PARTICIPANTS_STEP = 16384, 64
 MOST_VARIANTS = 1024
 
 
@@ -61,14 +64,15 @@ class Job:
     train : ndarray of bool, shape (participants,)
     folder : Path
         Of the parts.
-    participants_per_part : int
+    participants_at_once : int
+        How many are held in memory while a part is packed: whole chunks of the store.
     """
 
     genotypes: Genotypes
     kept: np.ndarray
     train: np.ndarray
     folder: Path
-    participants_per_part: int
+    participants_at_once: int
 
     @property
     def row_bytes(self) -> int:
@@ -77,17 +81,31 @@ class Job:
 
     def starts(self) -> range:
         """First participant of every part of the pack step."""
-        return range(0, len(self.train), self.participants_per_part)
+        chunk, chunks_per_shard = shard_shape(len(self.train))
+        return range(0, len(self.train), chunk * chunks_per_shard)
 
     def rows_path(self, start: int) -> Path:
         """Where a part of the pack step lies."""
         return self.folder / f"rows-{start:010d}"
 
 
-def participants_per_part(snps: int, memory: int) -> int:
-    """Return how many participants a part of the pack step holds; two copies of its rows fit in half of `memory`."""
-    fits = memory // 4 // twobit.width(snps)
-    return int(np.clip(fits // PARTICIPANTS_STEP * PARTICIPANTS_STEP, PARTICIPANTS_STEP, MOST_PARTICIPANTS))
+def participants_at_once(participants: int, snps: int, memory: int) -> int:
+    """Return how many participants are packed at once, whole chunks of the store, within half of `memory`.
+
+    Raises
+    ------
+    UserError
+        Not even one chunk fits.
+    """
+    chunk, chunks_per_shard = shard_shape(participants)
+    # Beside the rows there may be a selection of them, or one chunk as it is encoded.
+    fits = memory // (3 * twobit.width(snps)) // chunk
+    if not fits:
+        raise UserError(
+            f"--memory: {snps} SNPs of {chunk} participants take {3 * chunk * twobit.width(snps) >> 20} MB a worker, "
+            f"{memory >> 20} MB are given; give more --memory, fewer --workers, or fewer SNPs"
+        )
+    return chunk * min(fits, chunks_per_shard)
 
 
 def variant_blocks(job: Job, memory: int) -> list[np.ndarray]:
@@ -140,22 +158,66 @@ def extracted(job: Job, blocks: list[np.ndarray]) -> Job:
 
 
 def pack_part(job: Job, start: int) -> None:
-    """Write the rows of participants start, start + 1, ...: counts of codes, then packed rows."""
+    """Write the shard file of participants start, start + 1, ...: packed rows, then counts of codes."""
     path = job.rows_path(start)
     if path.exists():
         return
-    stop = min(start + job.participants_per_part, len(job.train))
-    rows = np.empty((stop - start, job.row_bytes), dtype=np.uint8)
+    chunk, chunks_per_shard = shard_shape(len(job.train))
+    stop = min(start + chunk * chunks_per_shard, len(job.train))
+    counts = np.zeros((len(job.kept), 4), dtype=np.int64)
+
+    def blocks() -> Iterator[np.ndarray]:
+        for first in range(start, stop, job.participants_at_once):
+            rows, added = _pack(job, first, min(first + job.participants_at_once, stop))
+            np.add(counts, added, out=counts)
+            yield rows
+
+    with write_aside(path, "wb") as file:
+        write_shard(file, blocks(), chunk, chunks_per_shard)
+        # Behind the shard, cut off when it moves into the store: so a part is one file, there or not.
+        file.write(counts.data)
+
+
+def _pack(job: Job, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return packed rows of participants start..stop and their counts of codes over the training split."""
+    genotypes, places, reach = _reach(job, start, stop)
+    rows = np.empty((reach, job.row_bytes), dtype=np.uint8)
     counts = np.empty((len(job.kept), 4), dtype=np.int64)
-    training = twobit.mask(job.train[start:stop])
+    train = np.zeros(reach, dtype=bool)
+    train[places] = job.train[start:stop]
+    training = twobit.mask(train)
     for first in range(0, len(job.kept), VARIANTS_PER_TILE):
         tile = slice(first, first + VARIANTS_PER_TILE)
-        codes = job.genotypes.packed(job.kept[tile], start, stop)
-        counts[tile] = twobit.count(codes, training)
-        twobit.transpose(codes, rows[:, first // 4 : first // 4 + twobit.width(len(codes))])
-    with write_aside(path, "wb") as file:
-        file.write(counts.data)
-        file.write(rows.data)
+        codes = genotypes.packed(job.kept[tile], 0, reach)
+        counts[tile] = twobit_cpu.count(codes, training)
+        twobit_cpu.transpose(codes, rows[:, first // 4 : first // 4 + twobit.width(len(codes))])
+    return (rows if reach == stop - start else rows[places]), counts
+
+
+def _reach(job: Job, start: int, stop: int) -> tuple[Genotypes, np.ndarray, int]:
+    """Say which samples to read for participants start..stop: a few too many where that saves picking codes apart.
+
+    Whole bytes between the first and the last of them are quick to turn sample-major, and the rows of those who have
+    withdrawn or are not on the list to keep are then left out.
+
+    Returns
+    -------
+    Genotypes
+        Whose participants are the samples to read.
+    ndarray of int64, shape (stop - start,)
+        Where among those samples the participants are.
+    int
+        How many samples there are; less than twice the participants and 8.
+    """
+    wanted = [rows[start:stop] for rows in job.genotypes.rows]
+    places = wanted[0]
+    first, last = int(places[0]) // 4 * 4, twobit.width(int(places[-1]) + 1) * 4
+    close = last - first <= 2 * len(places) + 6 and bool((np.diff(places) > 0).all())
+    if close and all(file.sliced for file in job.genotypes.files) and all(np.array_equal(places, x) for x in wanted):
+        wanted, places = [np.arange(first, last)] * len(wanted), places - first
+    else:
+        places = np.arange(len(places))
+    return replace(job.genotypes, rows=wanted), places, len(wanted[0])
 
 
 def total_counts(job: Job) -> np.ndarray:
@@ -166,18 +228,25 @@ def total_counts(job: Job) -> np.ndarray:
     ndarray of int64, shape (SNPs, 4)
         Training participants with code 0, 1, 2, 3 (missing).
     """
-    size = len(job.kept) * 4
-    return sum(
-        (np.fromfile(job.rows_path(start), dtype=np.int64, count=size) for start in job.starts()),
-        start=np.zeros(size, dtype=np.int64),
-    ).reshape(-1, 4)
-
-
-def packed_blocks(job: Job) -> Iterator[np.ndarray]:
-    """Yield the packed rows of every part in order, shape (rows, row_bytes), uint8."""
+    total = np.zeros((len(job.kept), 4), dtype=np.int64)
     for start in job.starts():
-        raw = np.memmap(job.rows_path(start), dtype=np.uint8, mode="r", offset=len(job.kept) * 4 * 8)
-        yield raw.reshape(-1, job.row_bytes)
+        path = job.rows_path(start)
+        total += np.fromfile(path, dtype=np.int64, offset=path.stat().st_size - total.nbytes).reshape(total.shape)
+    return total
+
+
+def move_shard(job: Job, number: int, path: Path) -> None:
+    """Move a part into the store as shard file `number`, without its counts; for :func:`write_modality`.
+
+    A process killed in between leaves a part too few, which a rerun makes again, and a folder that it sweeps away.
+    """
+    part = job.rows_path(job.starts()[number])
+    size = part.stat().st_size - len(job.kept) * 4 * 8
+    if not size:  # all zeros
+        return
+    path.parent.mkdir(parents=True)
+    os.replace(part, path)
+    os.truncate(path, size)
 
 
 def claim_folder(job: Job, settings: dict[str, Any], blocks: list[np.ndarray]) -> bool:
@@ -188,7 +257,7 @@ def claim_folder(job: Job, settings: dict[str, Any], blocks: list[np.ndarray]) -
     bool
         Whether parts of an earlier run are used.
     """
-    digest = hashlib.sha256(json.dumps([VERSION, settings, job.participants_per_part]).encode())
+    digest = hashlib.sha256(json.dumps([VERSION, settings]).encode())
     for file in job.genotypes.files:
         status = file.path.stat()
         digest.update(f"{file.path.resolve()} {status.st_size} {status.st_mtime_ns}".encode())

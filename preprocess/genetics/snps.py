@@ -10,7 +10,10 @@ on input, while the store keeps them as missing. Of variants with the same id th
 from __future__ import annotations
 
 import argparse
+import importlib
 import shutil
+import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from mrmfast.data.genome_store import FeatureTable, write_modality
+from mrmfast.data.genome_format import FeatureTable, write_modality
 from mrmfast.data.manifest import SplitRule, claim_splits, read_manifest
 from mrmfast.errors import UserError
 from preprocess.genetics import cohort, engine, remote, snp_parts, target
@@ -139,8 +142,8 @@ def _run(arguments: argparse.Namespace, memory: int) -> int:
         "repeated_ids": "the first counts",
         "multi_allelic": "left out",
     }
-    per_part = snp_parts.participants_per_part(len(kept), memory)
-    job = snp_parts.Job(genotypes, kept, train, folder, per_part)
+    at_once = snp_parts.participants_at_once(len(train), len(kept), memory)
+    job = snp_parts.Job(genotypes, kept, train, folder, at_once)
     counts, job = _make_parts(job, settings, memory, arguments)
 
     fill, missing = fill_of(counts), counts[:, 3]
@@ -167,9 +170,8 @@ def _run(arguments: argparse.Namespace, memory: int) -> int:
         "genotype",
         genotypes.samples,
         features,
-        snp_parts.packed_blocks(job),
+        partial(snp_parts.move_shard, job),
         attributes=settings,
-        packed=True,
     )
     shutil.rmtree(folder)
     shutil.rmtree(arguments.out / ".genotypes", ignore_errors=True)
@@ -192,8 +194,8 @@ def _make_parts(
     blocks = [] if direct else snp_parts.variant_blocks(job, memory)
     participants, snps = len(job.train), len(job.kept)
     size = participants * job.row_bytes
-    # The parts, the store, and what a transposed copy of the source needs.
-    target.check_space(arguments.out, size * (2 if direct else 3))
+    # The store, whose parts move into it, and a copy of the source that can be read by participants.
+    target.check_space(arguments.out, size * (1 if direct else 2))
     rate = (RATE_BED if direct else RATE_OTHER) * arguments.workers
     print(
         f"snps: {participants} participants x {snps} SNPs: {size / 1e6:,.0f} MB packed, "
@@ -206,8 +208,10 @@ def _make_parts(
         sizes = [sum(len(places) for _, places in task) for task in tasks]
         engine.run_parts(snp_parts.extract_part, job, tasks, sizes, arguments, "snps: read", "SNP")
         job = snp_parts.extracted(job, blocks)
+    # The store's writer takes longer to import than a core to pack 100 MB, which needs no interpreter meanwhile.
+    threading.Thread(target=importlib.import_module, args=("zarr",)).start()
     starts = list(job.starts())
-    sizes = [min(job.participants_per_part, participants - start) for start in starts]
+    sizes = np.diff([*starts, participants]).tolist()
     engine.run_parts(snp_parts.pack_part, job, starts, sizes, arguments, "snps: pack", "participant")
     return snp_parts.total_counts(job), job
 

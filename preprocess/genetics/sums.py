@@ -1,4 +1,4 @@
-"""All scores in one pass over the genotypes: a blocked matrix product, weights x dosages, summed in float64.
+"""All scores in one pass over the genotypes: a blocked product, weights x dosages, dense or sparse, summed in float64.
 
 Score of a participant: the sum over matched rows of weight x copies of the effect allele. Copies of REF are 2 - copies
 of ALT, so a weight on REF enters as -w per ALT copy and a constant +2w (genetics page, trap 5); scores with opposite
@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from tqdm import tqdm
 
+from preprocess.genetics import sparse_product
 from preprocess.genetics.dosages import Genotypes
 
 COLUMNS_PER_PRODUCT = 4096
@@ -145,9 +146,13 @@ class ScorePass:
             else:
                 values = self._read(block, rows)
             active = np.flatnonzero(cuts[:, number + 1] > cuts[:, number])
-            weights = self._dense(active, cuts[:, number : number + 2], block)
             if rows is None:
                 self._fit(values, where, copies)
+            if sparse_product.takes(values) and self._is_sparse(active, cuts[:, number : number + 2], block):
+                self.missing += self._add_sparse(active, cuts[:, number : number + 2], block, values, where, sums)
+                bar.update(len(block))
+                continue
+            weights = self._dense(active, cuts[:, number : number + 2], block)
             for left in range(0, values.shape[1], wide):
                 filled, missing = self._load(values[:, left : left + wide], copies)
                 filled[missing] = self.expected[where][missing[0]]
@@ -160,6 +165,31 @@ class ScorePass:
             bar.update(len(block))
         sums += np.array(self.weights.constant)[:, None]
         return sums.T
+
+    @staticmethod
+    def _is_sparse(active: np.ndarray, cuts: np.ndarray, block: np.ndarray) -> bool:
+        """Whether few of a block's weights are not zero."""
+        share = np.diff(cuts[active]).sum() / max(1, len(active) * len(block))
+        return bool(share <= sparse_product.MOST_DENSE)
+
+    def _add_sparse(
+        self,
+        active: np.ndarray,
+        cuts: np.ndarray,
+        block: np.ndarray,
+        values: np.ndarray,
+        where: slice,
+        sums: np.ndarray,
+    ) -> int:
+        """Add one block's products; return how many values were missing."""
+        pieces = [slice(*cuts[score]) for score in active.tolist()]
+        variant, weight = (
+            np.concatenate([column[score][piece] for score, piece in zip(active.tolist(), pieces, strict=True)])
+            for column in (self.weights.variant, self.weights.weight)
+        )
+        begin = np.append(0, np.cumsum(np.diff(cuts[active])))
+        places = np.searchsorted(block, variant)
+        return sparse_product.add(values, self.expected[where], active, begin, places, weight, sums)
 
     def _dense(self, active: np.ndarray, cuts: np.ndarray, block: np.ndarray) -> np.ndarray:
         """Lay out one block's weights, shape (active scores, variants)."""
@@ -195,14 +225,22 @@ class ScorePass:
 
     def _fit(self, values: np.ndarray, where: slice, copies: np.ndarray) -> None:
         """Fit the mean copies in the training split from whole rows, shape (variants, participants)."""
+        if sparse_product.takes(values):
+            total, known = sparse_product.fit(values, self.train)
+        else:
+            total, known = self._fit_plainly(values, copies)
+        self.never += int((known == 0).sum())
+        self.expected[where] = total / np.maximum(known, 1)
+
+    def _fit_plainly(self, values: np.ndarray, copies: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As :func:`.sparse_product.fit`."""
         total, known = np.zeros(len(values)), np.full(len(values), int(self.train.sum()))
         for left in range(0, values.shape[1], copies.shape[1]):
             filled, missing = self._load(values[:, left : left + copies.shape[1]], copies)
             train = self.train[left : left + copies.shape[1]]
             total += filled @ train.astype(np.float64)
             known -= np.bincount(missing[0][train[missing[1]]], minlength=len(values))
-        self.never += int((known == 0).sum())
-        self.expected[where] = total / np.maximum(known, 1)
+        return total, known
 
     def _read_and_fit(self, where: slice, people: slice, copies: np.ndarray) -> np.ndarray:
         """Read whole rows, a few at a time, fit on them and keep the first participants."""

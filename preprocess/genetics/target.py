@@ -16,7 +16,7 @@ from typing import Any
 from filelock import FileLock
 
 from mrmfast.atomic import write_aside
-from mrmfast.data.genome_store import STORE
+from mrmfast.data.genome_format import STORE
 from mrmfast.data.manifest import NAME, SplitRule, claim_splits, read_manifest
 from mrmfast.errors import UserError
 from preprocess.genetics.remote import is_url, place

@@ -101,13 +101,13 @@ class Genotypes:
         -------
         ndarray of uint8, shape (n, ceil((stop - start) / 4))
         """
-        table = self.variants.iloc[variants]
-        out = np.empty((len(variants), -(-(stop - start) // 4)), dtype=np.uint8)
-        for places in self.runs(table["file"].to_numpy()):
-            number = int(table["file"].iloc[places[0]])
-            column, swapped = (table[name].to_numpy()[places] for name in ("column", "swapped"))
-            out[places] = self.files[number].packed(column, swapped, self.rows[number][start:stop])
-        return out
+        file, column, swapped = (self.variants[name].to_numpy()[variants] for name in ("file", "column", "swapped"))
+        parts = [
+            self.files[number].packed(column[places], swapped[places], self.rows[number][start:stop])
+            for places in self.runs(file)
+            for number in [int(file[places[0]])]
+        ]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     @staticmethod
     def runs(file: np.ndarray) -> list[np.ndarray]:

@@ -10,11 +10,12 @@ import numpy as np
 import pandas as pd
 
 from mrmfast.errors import UserError
-from preprocess.genetics.genotypes import twobit
+from preprocess.genetics.genotypes import twobit, twobit_cpu
 from preprocess.genetics.genotypes.base import MISSING, GenotypeFile, autosome, read_text, variant_table
 
 SIDE_BY_SIDE = "the .bed, .bim and .fam"
 MAGIC = b"\x6c\x1b\x01"
+PADDING = 64  # bytes; a line of the cache
 # PLINK 1 pair -> copies of A1.
 COPIES = np.array([2, MISSING, 1, 0], dtype=np.int8)
 
@@ -59,7 +60,7 @@ class BedFile(GenotypeFile):
     def packed(self, columns: np.ndarray, flip: np.ndarray, samples: np.ndarray) -> np.ndarray:
         """See :meth:`GenotypeFile.packed`; reads only the bytes between the first and the last sample chosen."""
         first, last = int(samples.min()) // 4, int(samples.max()) // 4 + 1
-        codes = twobit.from_plink1(self._bytes(columns, first, last), ~flip)
+        codes = twobit_cpu.from_plink1(self._bytes(columns, first, last), ~flip)
         return twobit.select(codes, samples - 4 * first)
 
     def _bytes(self, columns: np.ndarray, first: int, last: int) -> np.ndarray:
@@ -89,25 +90,30 @@ def read_rows(path: Path, offset: int, row_bytes: int, columns: np.ndarray, firs
     UserError
         The file is shorter than it was.
     """
-    raw = np.empty((len(columns), last - first), dtype=np.uint8)
-    whole = first == 0 and last == row_bytes
-    # Neighbouring rows read as one; a list of single rows otherwise.
-    runs = np.split(columns, np.flatnonzero(np.diff(columns) != 1) + 1) if whole else columns.reshape(-1, 1)
+    # Rows a power of two apart would share few lines of the cache when they are transposed.
+    raw = np.empty((len(columns), last - first + PADDING), dtype=np.uint8)[:, : last - first]
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        row = 0
-        for run in runs:
-            view = raw[row : row + len(run)].reshape(-1).data
-            place, done = (offset + int(run[0]) * row_bytes + first if len(run) else 0), 0
-            while done < len(view):
-                got = os.preadv(descriptor, [view[done:]], place + done)
-                if not got:
-                    raise UserError(f"{path}: ended while it was read; has another program changed it?")
-                done += got
-            row += len(run)
+        read = twobit_cpu.read_rows(descriptor, offset + first, row_bytes, columns, raw)
+        if read is None:
+            read = _read_plainly(descriptor, offset + first, row_bytes, columns, raw)
     finally:
         os.close(descriptor)
+    if read < len(columns):
+        raise UserError(f"{path}: ended while it was read; has another program changed it?")
     return raw
+
+
+def _read_plainly(descriptor: int, offset: int, row_bytes: int, columns: np.ndarray, out: np.ndarray) -> int:
+    """As :func:`.twobit_cpu.read_rows`."""
+    for row, column in enumerate(columns.tolist()):
+        done = 0
+        while done < out.shape[1]:
+            got = os.preadv(descriptor, [out[row, done:].data], offset + column * row_bytes + done)
+            if not got:
+                return row
+            done += got
+    return len(columns)
 
 
 def read_fam(path: Path) -> list[str]:

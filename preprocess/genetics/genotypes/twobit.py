@@ -2,7 +2,8 @@
 
 A *code* is 0, 1, 2 copies of one allele or 3 for missing; a byte holds four of them, lowest bits first. Variant-major
 rows (four samples a byte, as in a .bed) become sample-major rows (four variants a byte, as in the store) without ever
-being spread to a byte a genotype. Every function has a plain counterpart in the tests.
+being spread to a byte a genotype. Every function has a plain counterpart in the tests, and those that take the time
+have a compiled one in :mod:`.twobit_cpu`.
 """
 
 from __future__ import annotations
@@ -86,12 +87,14 @@ def select(packed: np.ndarray, samples: np.ndarray) -> np.ndarray:
     Returns
     -------
     ndarray of uint8, shape (variants, width(n))
+        A view of `packed` where whole bytes are chosen.
     """
     count = len(samples)
     if count and samples[0] % 4 == 0 and (np.diff(samples) == 1).all():
         first = int(samples[0]) // 4
-        chosen = packed[:, first : first + width(count)].copy()
+        chosen = packed[:, first : first + width(count)]
         if count % 4:
+            chosen = chosen.copy()
             chosen[:, -1] &= (1 << 2 * (count % 4)) - 1
         return chosen
     places = np.pad(samples, (0, -count % 4))
@@ -125,9 +128,14 @@ def count(packed: np.ndarray, chosen: np.ndarray) -> np.ndarray:
         How many samples have code 0, 1, 2, 3.
     """
     low, high = packed & chosen, packed >> 1 & chosen
-    ones, twos, threes = (_bits(x) for x in (low, high, low & high))
+    return counts_of_bits(np.stack([_bits(x) for x in (low, high, low & high)], axis=1), chosen)
+
+
+def counts_of_bits(bits: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Turn how many chosen samples have the lower bit, the upper bit, both, shape (variants, 3), into :func:`count`."""
+    low, high, both = bits.T
     total = int(np.bitwise_count(chosen).sum())
-    return np.stack([total - ones - twos + threes, ones - threes, twos - threes, threes], axis=1)
+    return np.stack([total - low - high + both, low - both, high - both, both], axis=1)
 
 
 def _bits(rows: np.ndarray) -> np.ndarray:
