@@ -69,7 +69,7 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=200)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    bench = Bench("faults: small epochs through a network that breaks a fifth of the answers")
+    bench = Bench("faults: small epochs through a network that breaks a fifth of the answers", arguments.json)
     fetch.REQUEST = REQUEST
     with tempfile.TemporaryDirectory() as work, nginx(Path(work)) as server:
         for name, shape in (("small", (SHARDS, SAMPLES, SIZE)), ("large", LARGE)):
@@ -80,7 +80,7 @@ def main() -> int:
         _, digests = shard_data.write(Path(work) / "one", 1, SAMPLES, SIZE)
         DIGESTS.update(enumerate(digests))
         costs(bench, server.port)
-    return bench.finish(arguments.json)
+    return bench.finish()
 
 
 def once(bench: Bench, name: str, port: int, runs: int) -> None:

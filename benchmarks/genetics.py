@@ -44,7 +44,7 @@ def main() -> int:
         help="folder of libblas.so.3 without OpenBLAS, for plink2 (default: where Debian's libblas3 puts it)",
     )
     arguments = parser.parse_args()
-    bench = Bench("genetics")
+    bench = Bench("genetics", arguments.json)
     parts = dict(PARTS)
     if arguments.large or arguments.only == "large":
         parts["large"] = genetics_store.large
@@ -58,7 +58,7 @@ def main() -> int:
                     # A wrong result is a failed bar, and the parts after it still count.
                     bench.bar(f"{name}: correct ({error})", None, ">=", 1)
                 shutil.rmtree(Path(work) / name, ignore_errors=True)
-    return bench.finish(arguments.json)
+    return bench.finish()
 
 
 if __name__ == "__main__":

@@ -31,10 +31,12 @@ class Bench:
     Parameters
     ----------
     title : str
+    path : Path, optional
+        Where the JSON goes; it is written when the benchmark ends, by a failed gate too.
     """
 
-    def __init__(self, title: str) -> None:
-        self.title = title
+    def __init__(self, title: str, path: Path | None = None) -> None:
+        self.title, self.path = title, path
         self.gates: list[dict[str, Any]] = []
         self.figures: list[dict[str, Any]] = []
         self.bars: list[dict[str, Any]] = []
@@ -46,11 +48,12 @@ class Bench:
         Raises
         ------
         GateError
-            It fails.
+            It fails; the JSON then says so, and holds what was measured before.
         """
         self.gates.append({"name": name, "holds": bool(holds)})
         print(f"gate  {'ok  ' if holds else 'FAIL'}  {name}", flush=True)
         if not holds:
+            self._write()
             raise GateError(name)
 
     def figure(self, name: str, value: float, unit: str) -> None:
@@ -68,19 +71,25 @@ class Bench:
         self.skipped[peer] = reason
         print(f"      skipped {peer}: {reason}", flush=True)
 
-    def finish(self, path: Path | None) -> int:
+    def finish(self) -> int:
         """Print the table, write the JSON; return 0 where every bar holds, else 1."""
         print(f"\n{self.title}\n{'bar':<68} {'value':>12}    {'bound':>8}")
         for bar in self.bars:
             value = "not measured" if bar["value"] is None else f"{bar['value']:,.4g}"
             verdict = "" if bar["holds"] else "   does NOT hold"
             print(f"{bar['name']:<68} {value:>12} {bar['op']} {bar['bound']:>8,.4g}{verdict}")
-        if path is not None:
-            document = {"benchmark": self.title, "env": environment(), "gates": self.gates, "bars": self.bars}
-            document |= {"figures": self.figures, "skipped": self.skipped}
-            with write_aside(path) as file:
-                file.write(json.dumps(document, indent=1) + "\n")
+        self._write()
         return 0 if all(bar["holds"] for bar in self.bars) else 1
+
+    def _write(self) -> None:
+        if self.path is None:
+            return
+        # A benchmark that checked nothing has not passed.
+        passed = bool(self.gates) and all(gate["holds"] for gate in self.gates)
+        document = {"benchmark": self.title, "gate": "passed" if passed else "failed", "env": environment()}
+        document |= {"gates": self.gates, "bars": self.bars, "figures": self.figures, "skipped": self.skipped}
+        with write_aside(self.path) as file:
+            file.write(json.dumps(document, indent=1) + "\n")
 
 
 def environment() -> dict[str, Any]:

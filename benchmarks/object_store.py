@@ -140,7 +140,7 @@ def main() -> int:
     arguments = parser.parse_args()
     for name in ("AWS_ENDPOINT_URL", "AWS_PROFILE"):
         os.environ.pop(name, None)
-    bench = Bench("object store: fetching without decoding, cold")
+    bench = Bench("object store: fetching without decoding, cold", arguments.json)
     with tempfile.TemporaryDirectory() as folder, nginx(Path(folder)) as server:
         work = Path(folder)
         manifest, _ = shard_data.write(work / "bucket", arguments.shards, SAMPLES, SIZE)
@@ -173,7 +173,7 @@ def main() -> int:
         bench.bar("obstore / s3fs, to memory", near.speed("obstore to memory", "s3fs to memory"), ">=", 1)
         far(bench, server.port, manifest, work, arguments.repeats)
         narrow(bench, server.port, Manifest(shards=manifest.shards[: max(1, arguments.shards // 4)]), work)
-    return bench.finish(arguments.json)
+    return bench.finish()
 
 
 def far(bench: Bench, port: int, manifest: Manifest, work: Path, repeats: int) -> None:

@@ -113,7 +113,7 @@ def main() -> int:
         mode, samples, shards = arguments.measure
         print(json.dumps(measure(mode, int(samples), int(shards))))
         return 0
-    bench = Bench("plan: 100 million samples in 100,000 shards, 80 % selected")
+    bench = Bench("plan: 100 million samples in 100,000 shards, 80 % selected", arguments.json)
     for window in (0, 4):
         plan = Plan([7, 0, 900, 93] * 40, 0, window)
         epochs = plan.take(len(plan), 2 * len(plan)).sample.reshape(2, -1)
@@ -141,7 +141,7 @@ def main() -> int:
     seconds, peak = run(python("-c", listing))
     bench.figure("peer, one epoch listed by NumPy: process", seconds, "s")
     bench.figure("peer, one epoch listed by NumPy: peak memory", peak / 1e6, "MB")
-    return bench.finish(arguments.json)
+    return bench.finish()
 
 
 if __name__ == "__main__":

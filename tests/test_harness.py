@@ -9,27 +9,36 @@ from benchmarks.harness import Bench, GateError, median, median_run, python, run
 
 
 def test_bars_decide_the_status_and_reach_the_file(tmp_path, capsys):
-    bench = Bench("a")
+    bench = Bench("a", tmp_path / "a.json")
     bench.gate("right", True)
     bench.figure("speed", 12.5, "rows/s")
     bench.bar("fast", 21.0, ">=", 20)
     bench.bar("small", 6212, "<=", 6500)
-    assert bench.finish(tmp_path / "a.json") == 0
+    assert bench.finish() == 0
     bench.bar("peer", None, ">=", 1)
     bench.skip("peer", "not installed")
-    assert bench.finish(tmp_path / "a.json") == 1
+    assert bench.finish() == 1
     found = json.loads((tmp_path / "a.json").read_text())
     assert [bar["holds"] for bar in found["bars"]] == [True, True, False]
     assert found["bars"][0] == {"name": "fast", "value": 21.0, "op": ">=", "bound": 20, "holds": True}
+    assert found["gate"] == "passed"
     assert found["gates"] == [{"name": "right", "holds": True}]
     assert found["skipped"] == {"peer": "not installed"}
     assert found["env"]["cores"] >= 1
     assert "does NOT hold" in capsys.readouterr().out
 
 
-def test_a_failed_gate_stops():
+def test_a_failed_gate_stops_and_reaches_the_file(tmp_path):
+    bench = Bench("a", tmp_path / "a.json")
+    bench.gate("right", True)
     with pytest.raises(GateError, match="wrong"):
-        Bench("a").gate("wrong", False)
+        bench.gate("wrong", False)
+    assert json.loads((tmp_path / "a.json").read_text())["gate"] == "failed"
+
+
+def test_a_benchmark_that_checked_nothing_has_not_passed(tmp_path):
+    Bench("a", tmp_path / "a.json").finish()
+    assert json.loads((tmp_path / "a.json").read_text())["gate"] == "failed"
 
 
 def test_commands_are_measured_with_their_children():
