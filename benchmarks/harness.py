@@ -86,8 +86,9 @@ class Bench:
             return
         # A benchmark that checked nothing has not passed.
         passed = bool(self.gates) and all(gate["holds"] for gate in self.gates)
-        document = {"benchmark": self.title, "gate": "passed" if passed else "failed", "env": environment()}
-        document |= {"gates": self.gates, "bars": self.bars, "figures": self.figures, "skipped": self.skipped}
+        document: dict[str, Any] = {"benchmark": self.title, "gate": "passed" if passed else "failed"}
+        document |= {"env": environment(), "gates": self.gates, "bars": self.bars}
+        document |= {"figures": self.figures, "skipped": self.skipped}
         with write_aside(self.path) as file:
             file.write(json.dumps(document, indent=1) + "\n")
 

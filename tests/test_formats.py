@@ -9,9 +9,10 @@ import webdataset
 import zarr
 from conftest import write_dataset
 
+from mrmfast.data.dataset import DataConfig, open_dataset
 from mrmfast.data.fetch import Source
 from mrmfast.data.genome_store import FeatureTable, GenomeStore, pack_rows, write_modality
-from mrmfast.data.loader import DataConfig, Loader, open_dataset
+from mrmfast.data.loader import Loader
 from mrmfast.data.manifest import Manifest, SplitRule, claim_splits, read_manifest, updating
 from mrmfast.data.shards import file_sha256, read_sample_table
 from mrmfast.errors import UserError

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mrmfast.data.loader import DataConfig, make_plan, open_dataset
+from mrmfast.data.dataset import DataConfig, make_plan, open_dataset
 from mrmfast.data.sampling import OnePerParticipant, Rows, Weighted
 from mrmfast.data.shards import SampleTable
 from mrmfast.data.weights import read_weights
