@@ -11,4 +11,5 @@ ruff format --check .
 mypy
 lint-imports
 echo "test: behaviour"
-exec python -m pytest "$@"
+# A process a core: half of the suite waits for processes of its own.
+exec python -m pytest -n auto --dist worksteal "$@"
