@@ -9,8 +9,8 @@ from mrmfast.batch import GenomeSpec
 from mrmfast.models.relation import Branches
 from mrmfast.objectives import OBJECTIVES
 from mrmfast.objectives.base import Objective
-from mrmfast.objectives.matching import relation_matching
-from mrmfast.objectives.mrm import MRM, ModelConfig, MRMConfig, _draw_pairs
+from mrmfast.objectives.matching import draw_pairs, relation_matching
+from mrmfast.objectives.mrm import MRM, ModelConfig, MRMConfig
 
 SMALL = ModelConfig(
     arch="vit_tiny_patch16_224",
@@ -136,11 +136,11 @@ def test_a_batch_without_any_genetics_has_no_genome_loss():
 
 def test_matching_is_bounded_and_blind_to_the_order_of_pairs():
     torch.manual_seed(0)
-    image, genome = (Branches(torch.randn(8, 16), torch.randn(8, 16)) for _ in range(2))
+    image, genome = (Branches.of(torch.randn(8, 16), torch.randn(8, 16)) for _ in range(2))
     parts = relation_matching(image, genome)
     assert all(0 <= value <= 4 for value in parts.values())
     order = torch.randperm(8)
-    shuffled = relation_matching(*(Branches(b.intact[order], b.masked[order]) for b in (image, genome)))
+    shuffled = relation_matching(*(Branches.of(b.intact[order], b.masked[order]) for b in (image, genome)))
     for name, value in parts.items():
         assert torch.allclose(value, shuffled[name])
     # Written out from the method page.
@@ -149,14 +149,14 @@ def test_matching_is_bounded_and_blind_to_the_order_of_pairs():
     l_cross = ((cos(image.intact, genome.intact) - cos(image.masked, genome.masked)) ** 2).sum() / 64
     assert torch.allclose(parts["self"], l_self)
     assert torch.allclose(parts["cross"], l_cross)
-    opposite = Branches(image.intact, torch.cat([-image.intact[:4], image.intact[4:]]))
+    opposite = Branches.of(image.intact, torch.cat([-image.intact[:4], image.intact[4:]]))
     assert relation_matching(opposite, genome)["self"] <= 4
 
 
 def test_pairs_are_a_function_of_the_seed():
-    assert torch.equal(_draw_pairs(20, 8, 5), _draw_pairs(20, 8, 5))
-    assert not torch.equal(_draw_pairs(20, 8, 5), _draw_pairs(20, 8, 6))
-    assert len(_draw_pairs(3, 8, 0)) == 3
+    assert torch.equal(draw_pairs(20, 8, 5), draw_pairs(20, 8, 5))
+    assert not torch.equal(draw_pairs(20, 8, 5), draw_pairs(20, 8, 6))
+    assert len(draw_pairs(3, 8, 0)) == 3
 
 
 def test_reconstruction_loss_is_the_mean_over_all_patches():

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mrmfast.models.genome_snn import SNNLayer
 from mrmfast.models.grouped_linear import GroupedLinearBack
+from mrmfast.models.recompute import recomputed
 
 
 class ImageDecoder(nn.Module):
@@ -42,6 +43,7 @@ class ImageDecoder(nn.Module):
         self.blocks = nn.ModuleList(Block(width, heads, qkv_bias=True) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.head = nn.Linear(width, patch * patch * 3)
+        self.checkpointing = False
 
     def forward(self, image_BND: Tensor, genome_BMD: Tensor | None) -> Tensor:
         """Decode z_I^F = concat(z_{I,M}, z_G) along tokens.
@@ -61,7 +63,7 @@ class ImageDecoder(nn.Module):
             assert self.embed_genome is not None
             x = torch.cat([x, self.embed_genome(genome_BMD)], 1)
         for block in self.blocks:
-            x = block(x)
+            x = recomputed(self.checkpointing, block, x)
         return self.head(self.norm(x[:, 1 : image_BND.shape[1]]))
 
 

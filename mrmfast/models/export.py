@@ -60,11 +60,10 @@ def export_encoder(path: Path, tensors: Mapping[str, Tensor], encoder: ImageEnco
     residual : {"all", "cross", "none"}
         Decides which timm model computes the same features.
     """
-    arguments: dict[str, Any] = {"num_classes": 0, "img_size": encoder.image_size}
     literal = {"base": encoder.arch, "relation_blocks": encoder.relation_blocks}
     recipe = {
         "timm_model": encoder.arch if residual == "all" else LITERAL_ARCH,
-        "arguments": arguments if residual == "all" else {**literal, **arguments},
+        "arguments": encoder.arguments if residual == "all" else {**literal, **encoder.arguments},
         "mean": list(IMAGENET_DEFAULT_MEAN),
         "std": list(IMAGENET_DEFAULT_STD),
     }

@@ -92,16 +92,18 @@ class GroupedLinearBack(_Grouped):
         As in :class:`GroupedLinear`.
     """
 
-    slot_is_real: Tensor
+    slot_of_feature: Tensor
 
     def __init__(self, groups: Sequence[int], width: int, tile: int = 256) -> None:
         super().__init__(groups, width, [width] * len(groups), tile)
         self.bias = nn.Parameter(torch.zeros(self.n_features))
-        self.register_buffer("slot_is_real", self.feature_of_slot.flatten() < self.n_features, persistent=False)
+        # Real slots are in the order of the features, since tiles were cut in that order. Places instead of a mask:
+        # the number of places is known without asking the device.
+        places = (self.feature_of_slot.flatten() < self.n_features).nonzero().flatten()
+        self.register_buffer("slot_of_feature", places, persistent=False)
 
     def forward(self, x_BGD: Tensor) -> Tensor:
         """(B, groups, D) tokens to (B, F) features."""
-        tokens_TBD = x_BGD.transpose(0, 1)[self.group_of_tile].to(self.weight.dtype)
+        tokens_TBD = x_BGD.transpose(0, 1).index_select(0, self.group_of_tile).to(self.weight.dtype)
         out_TBt = torch.bmm(tokens_TBD, self.weight.transpose(1, 2))
-        # Real slots are in the order of the features, since tiles were cut in that order.
-        return out_TBt.transpose(0, 1).flatten(1)[:, self.slot_is_real] + self.bias
+        return out_TBt.transpose(0, 1).flatten(1).index_select(1, self.slot_of_feature) + self.bias

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mrmfast.ops.relation_masking import relation_attention
+from mrmfast.ops.relation_masking import masked_count, relation_attention
 
 # Where relation blocks keep their residual connections (method page, encoders): around self and cross relations,
 # around cross relations only, or around neither. The feed-forward sublayer, which the equations leave out, has its own.
@@ -18,47 +18,61 @@ Residual = Literal["all", "cross", "none"]
 
 @dataclass(frozen=True)
 class Branches:
-    """Tokens of the intact and of the masked branch.
+    """Tokens of the intact and of the masked branch in one tensor, so that layers with shared weights run once.
 
     Attributes
     ----------
-    intact, masked : Tensor, (B, N, D)
-        The same object while nothing has been masked yet: then the first relation computes Q, K, V and R once for both.
+    stacked : Tensor, (B, ...) or (2 B, ...)
+        (B, ...) while nothing has been masked: both branches hold the same, and the first relation computes Q, K, V
+        and R once for both. Afterwards the samples of the intact branch, then those of the masked one.
+    samples : int
+        B.
     """
 
-    intact: Tensor
-    masked: Tensor
+    stacked: Tensor
+    samples: int
 
-    @property
-    def shared(self) -> bool:
-        """Whether both branches still hold the same tokens."""
-        return self.intact is self.masked
+    @classmethod
+    def of(cls, intact: Tensor, masked: Tensor) -> Branches:
+        """Stack two branches, each (B, ...)."""
+        return cls(torch.cat([intact, masked]), len(intact))
 
     @property
     def copies(self) -> int:
-        """How often :meth:`batched` shows a layer each sample."""
-        return 1 if self.shared else 2
+        """How often a layer sees each sample: 1 while both branches are the same, else 2."""
+        return len(self.stacked) // self.samples
+
+    @property
+    def intact(self) -> Tensor:
+        """Tokens of the intact branch, (B, ...)."""
+        return self.halves()[0]
+
+    @property
+    def masked(self) -> Tensor:
+        """Tokens of the masked branch, (B, ...)."""
+        return self.halves()[1]
+
+    def halves(self) -> tuple[Tensor, Tensor]:
+        """Return intact and masked tokens as views; taken together, their gradients are joined by one copy."""
+        if self.copies == 1:
+            return self.stacked, self.stacked
+        intact, masked = self.stacked.chunk(2)
+        return intact, masked
 
     def batched(self, layer: Callable[[Tensor], Tensor]) -> Branches:
         """Apply a layer with shared weights to both branches in one pass."""
-        if self.shared:
-            same = layer(self.intact)
-            return Branches(same, same)
-        intact, masked = layer(torch.cat([self.intact, self.masked])).chunk(2)
-        return Branches(intact, masked)
+        return Branches(layer(self.stacked), self.samples)
 
     def __add__(self, other: Branches) -> Branches:
-        return Branches(self.intact + other.intact, self.masked + other.masked)
+        if self.copies == other.copies:
+            return Branches(self.stacked + other.stacked, self.samples)
+        one, two = (self, other) if self.copies == 1 else (other, self)
+        return Branches((two.stacked.unflatten(0, (2, -1)) + one.stacked).flatten(0, 1), self.samples)
 
 
 def split_heads(x_BND: Tensor, heads: int) -> Tensor:
     """(B, N, D) -> (B, H, N, d)."""
     return x_BND.unflatten(-1, (heads, -1)).transpose(1, 2)
-
-
-def join_heads(x_BHNd: Tensor) -> Tensor:
-    """(B, H, N, d) -> (B, N, D)."""
-    return x_BHNd.transpose(1, 2).flatten(2)
 
 
 def attend(query: Branches, key: Branches, value: Branches, heads: int, ratio: float) -> Branches:
@@ -72,14 +86,20 @@ def attend(query: Branches, key: Branches, value: Branches, heads: int, ratio: f
     ratio : float
         Masking ratio of the querying modality.
     """
-    q, k, v = ([split_heads(x, heads) for x in (b.intact, b.masked)] for b in (query, key, value))
-    if query.shared and key.shared and value.shared:
-        intact, masked = relation_attention(q[0], k[0], v[0], ratio)
+    if query.copies == key.copies == 1:
+        q, k, v = (split_heads(branches.stacked, heads) for branches in (query, key, value))
+        some = masked_count(ratio, k.shape[2]) > 0  # else the branches stay the same
+        outputs = relation_attention(q, k, v, ratio, masked=some)
     else:
-        intact, _ = relation_attention(q[0], k[0], v[0], ratio, masked=False)
-        _, masked = relation_attention(q[1], k[1], v[1], ratio, intact=False)
-    assert intact is not None and masked is not None
-    return Branches(join_heads(intact), join_heads(masked))
+        (q, q_masked), (k, k_masked), (v, v_masked) = (
+            [split_heads(half, heads) for half in branches.halves()] for branches in (query, key, value)
+        )
+        intact, _ = relation_attention(q, k, v, ratio, masked=False)
+        _, masked = relation_attention(q_masked, k_masked, v_masked, ratio, intact=False)
+        outputs = (intact, masked)
+    # One copy joins the heads and stacks the branches.
+    stacked = torch.cat([output.transpose(1, 2) for output in outputs if output is not None])
+    return Branches(stacked.flatten(2), query.samples)
 
 
 class CrossRelation(nn.Module):
@@ -136,8 +156,6 @@ def self_relation(block: nn.Module, tokens: Branches, ratio: float, residual: Re
     """
     attn: Any = block.attn
     qkv = tokens.batched(block.norm1).batched(attn.qkv)  # type: ignore[arg-type]
-    intact = qkv.intact.chunk(3, -1)
-    masked = intact if qkv.shared else qkv.masked.chunk(3, -1)
-    query, key, value = (Branches(i, m) for i, m in zip(intact, masked, strict=True))
+    query, key, value = (Branches(part, tokens.samples) for part in qkv.stacked.chunk(3, -1))
     related = attend(query, key, value, attn.num_heads, ratio).batched(attn.proj).batched(block.ls1)  # type: ignore[arg-type]
     return tokens + related if residual == "all" else related

@@ -10,13 +10,15 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from mrmfast.errors import UserError
+from mrmfast.models.pixels import PixelProjection
+from mrmfast.models.recompute import recomputed
 from mrmfast.models.relation import Residual
 
 
 class PatchTokens(nn.Module):
     """Patch embedding, class token and positions of a timm ViT, as one module that owns its parameters.
 
-    ZeRO-3 gathers a parameter when the module that owns it runs; timm keeps these three on the model itself.
+    ZeRO-3 gathers a parameter when the module that owns it runs; timm keeps the last two on the model itself.
     """
 
     cls_token: nn.Parameter
@@ -25,9 +27,10 @@ class PatchTokens(nn.Module):
     def __init__(self, vit: Any) -> None:
         super().__init__()
         self.patch_embed, self.cls_token, self.pos_embed = vit.patch_embed, vit.cls_token, vit.pos_embed
+        self.patch_embed.proj = PixelProjection(vit.patch_embed.proj)
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
-        """(B, 3, S, S), normalised, to (B, 1 + patches, D)."""
+        """(B, 3, S, S), uint8 or normalised, to (B, 1 + patches, D)."""
         x = self.patch_embed(image_BCHW)
         return torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1) + self.pos_embed
 
@@ -57,6 +60,8 @@ class ImageEncoder(nn.Module):
         Side, pixels; a multiple of the patch size.
     relation_blocks : int
         How many of the first blocks mask relations (paper: 2).
+    depth : int, optional
+        Blocks in all, instead of the architecture's own.
 
     Raises
     ------
@@ -67,10 +72,14 @@ class ImageEncoder(nn.Module):
     blocks: nn.ModuleList
     norm: nn.LayerNorm
 
-    def __init__(self, arch: str, image_size: int, relation_blocks: int) -> None:
+    def __init__(self, arch: str, image_size: int, relation_blocks: int, depth: int | None = None) -> None:
         super().__init__()
+        # How timm builds the same model; export writes it beside the weights.
+        self.arguments: dict[str, Any] = {"num_classes": 0, "img_size": image_size}
+        if depth is not None:
+            self.arguments["depth"] = depth
         try:
-            vit: Any = timm.create_model(arch, num_classes=0, img_size=image_size)
+            vit: Any = timm.create_model(arch, **self.arguments)
         except (RuntimeError, AssertionError, TypeError, ValueError) as error:
             raise UserError(
                 f"model.arch={arch}: {' '.join(str(error).split())}; take a timm vit_*_patch16_* name"
@@ -79,7 +88,8 @@ class ImageEncoder(nn.Module):
             raise UserError(f"model.arch={arch}: not a plain ViT with a class token; take a timm vit_*_patch16_* name")
         if not 0 < relation_blocks <= len(vit.blocks):
             raise UserError(
-                f"model.relation_blocks={relation_blocks}: {arch} has {len(vit.blocks)} blocks; take 1 to that many"
+                f"model.relation_blocks={relation_blocks}: {arch} has {len(vit.blocks)} blocks; take 1 to that many, "
+                "or set model.depth"
             )
         if image_size % vit.patch_embed.patch_size[0]:
             raise UserError(
@@ -91,15 +101,20 @@ class ImageEncoder(nn.Module):
         self.patch: int = vit.patch_embed.patch_size[0]
         self.grid: int = image_size // self.patch
         self.tokens, self.blocks, self.norm = PatchTokens(vit), vit.blocks, vit.norm
+        self.checkpointing = False
 
     def forward(self, image_BCHW: Tensor, residual: Residual = "all") -> Tensor:
         """Encode as timm does: the intact branch without the genome, (B, 3, S, S) to (B, 1 + patches, D)."""
         x = self.tokens(image_BCHW)
         for block in self.blocks[: self.relation_blocks]:
             x = block(x) if residual == "all" else literal_block(block, x)
+        return self.later_blocks(x)
+
+    def later_blocks(self, x_BND: Tensor) -> Tensor:
+        """Run the plain blocks after the relation blocks, and the last norm: (B, N, D) to (B, N, D)."""
         for block in self.blocks[self.relation_blocks :]:
-            x = block(x)
-        return self.norm(x)
+            x_BND = recomputed(self.checkpointing, block, x_BND)
+        return self.norm(x_BND)
 
 
 def literal_block(block: Any, x_BND: Tensor) -> Tensor:

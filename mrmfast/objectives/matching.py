@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from mrmfast.models.relation import Branches
+
+
+def draw_pairs(samples: int, pairs: int, seed: int) -> Tensor:
+    """Choose the b pairs that are matched: int64, (min(pairs, samples),), a function of the seed."""
+    return torch.randperm(samples, generator=torch.Generator().manual_seed(seed))[:pairs]
+
+
+def pool(tokens: Branches, chosen: Tensor) -> Branches:
+    """Mean over tokens of the chosen samples, in float32: Branches of (b, D) [ours]."""
+    # The mean comes first: its gradient is one view over all tokens, that of a choice of samples a scatter into zeros.
+    intact, masked = tokens.batched(lambda x: x.mean(1, dtype=torch.float32)).halves()
+    return Branches.of(intact[chosen], masked[chosen])
 
 
 def _cosine(a_bD: Tensor, b_bD: Tensor) -> Tensor:
@@ -13,13 +26,15 @@ def _cosine(a_bD: Tensor, b_bD: Tensor) -> Tensor:
     return normalize(a_bD, dim=-1) @ normalize(b_bD, dim=-1).T
 
 
-def relation_matching(image: Branches, genome: Branches | None) -> dict[str, Tensor]:
+def relation_matching(image: Branches, genome: Branches | None, stop_gradient: bool = False) -> dict[str, Tensor]:
     """Compute L_self and L_cross.
 
     Parameters
     ----------
     image, genome : Branches of (b, D)
         One pooled vector per sample and branch; genome is None when training on images alone.
+    stop_gradient : bool
+        Treat the intact branch as a constant [ours].
 
     Returns
     -------
@@ -27,9 +42,12 @@ def relation_matching(image: Branches, genome: Branches | None) -> dict[str, Ten
         ``self`` = 1/(2 b^2) sum_ij ((R_II - R_II,M)^2 + (R_GG - R_GG,M)^2) and, with a genome, ``cross`` =
         1/b^2 sum_ij (R_IG - R_IG,M)^2; scalars in [0, 4]. Without a genome the R_GG term is absent.
     """
-    image_self = (_cosine(image.intact, image.intact) - _cosine(image.masked, image.masked)).square().mean()
+
+    def change(a: Branches, b: Branches) -> Tensor:
+        (a_intact, a_masked), (b_intact, b_masked) = a.halves(), b.halves()
+        intact = _cosine(a_intact, b_intact)
+        return ((intact.detach() if stop_gradient else intact) - _cosine(a_masked, b_masked)).square().mean()
+
     if genome is None:
-        return {"self": image_self / 2}
-    genome_self = (_cosine(genome.intact, genome.intact) - _cosine(genome.masked, genome.masked)).square().mean()
-    cross = (_cosine(image.intact, genome.intact) - _cosine(image.masked, genome.masked)).square().mean()
-    return {"self": (image_self + genome_self) / 2, "cross": cross}
+        return {"self": change(image, image) / 2}
+    return {"self": (change(image, image) + change(genome, genome)) / 2, "cross": change(image, genome)}

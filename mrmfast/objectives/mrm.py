@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,66 +16,16 @@ from torch import Tensor, nn
 from mrmfast.batch import GenomeSpec
 from mrmfast.models.decoders import GenomeDecoder, ImageDecoder
 from mrmfast.models.genome_snn import GenomeEncoder
-from mrmfast.models.pixels import denormalise, normalise, patchify, unpatchify
-from mrmfast.models.relation import Branches, CrossRelation, Residual, self_relation
+from mrmfast.models.recompute import recomputed
+from mrmfast.models.relation import Branches, CrossRelation, self_relation
 from mrmfast.models.vit import ImageEncoder
 from mrmfast.objectives.base import Reconstruction
-from mrmfast.objectives.matching import relation_matching
+from mrmfast.objectives.matching import draw_pairs, pool, relation_matching
+from mrmfast.objectives.mrm_config import ModelConfig, MRMConfig
+from mrmfast.objectives.reconstruction import genome_error, image_error, pictures
 from mrmfast.ops.genome_unpack import unpack_genome
 
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Sizes of encoders and decoders.
-
-    Attributes
-    ----------
-    arch : str
-        timm ViT of the image encoder [paper: ViT-Base].
-    relation_blocks : int
-        Relation masking blocks of both encoders [paper, Figure 2: 2].
-    genome_layers : int
-        Plain SNN layers after them [paper, Figure 2: 8].
-    alpha_dropout : float
-        AlphaDropout probability of SNN layers [ours].
-    residual : {"all", "cross", "none"}
-        Residual connections of relation blocks [ours; see the method page].
-    decoder_width, decoder_depth, decoder_heads : int
-        Image decoder [ours: MAE's 512, 8, 16].
-    genome_decoder_width, genome_decoder_layers : int
-        Genome decoder [ours].
-    """
-
-    arch: str = "vit_base_patch16_224"
-    relation_blocks: int = 2
-    genome_layers: int = 8
-    alpha_dropout: float = 0.05
-    residual: Residual = "all"
-    decoder_width: int = 512
-    decoder_depth: int = 8
-    decoder_heads: int = 16
-    genome_decoder_width: int = 256
-    genome_decoder_layers: int = 2
-
-
-@dataclass(frozen=True)
-class MRMConfig:
-    """The objective's own settings, with the paper's values.
-
-    Attributes
-    ----------
-    tau_image, tau_genome : float
-        Masking ratios.
-    matching_weight : float
-        lambda.
-    matched_pairs : int
-        b, pairs drawn per micro-batch and rank.
-    """
-
-    tau_image: float = 0.75
-    tau_genome: float = 0.50
-    matching_weight: float = 1.0
-    matched_pairs: int = 8
+__all__ = ["MRM", "MRMConfig", "ModelConfig"]
 
 
 class MRM(nn.Module):
@@ -99,7 +48,7 @@ class MRM(nn.Module):
     def __init__(self, model: ModelConfig, config: MRMConfig, image_size: int, genome: GenomeSpec | None) -> None:
         super().__init__()
         self.config, self.residual, self.spec = config, model.residual, genome
-        self.image = ImageEncoder(model.arch, image_size, model.relation_blocks)
+        self.image = ImageEncoder(model.arch, image_size, model.relation_blocks, model.depth)
         width, heads = self.image.width, self.image.heads
         self.image_decoder = ImageDecoder(
             width,
@@ -126,10 +75,15 @@ class MRM(nn.Module):
                 model.alpha_dropout,
             )
             self.register_buffer("fill", genome.fill, persistent=False)
+        self.checkpointing = False
 
     def without_decay(self) -> list[nn.Module]:
         """The SNN side: Adam without weight decay is AdamW with decay 0 (method page, settings)."""
         return [] if self.genome is None else [self.genome, self.genome_decoder]
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Keep only the inputs of blocks for the backward pass, and run them again there."""
+        self.checkpointing = self.image.checkpointing = self.image_decoder.checkpointing = enable
 
     def unpack(self, packed: tuple[Tensor, ...], present: Tensor) -> tuple[Tensor, Tensor] | None:
         """Return (x_G, observed), both (B, F), or None without a genome."""
@@ -143,7 +97,7 @@ class MRM(nn.Module):
         Parameters
         ----------
         image_BCHW : Tensor, (B, 3, S, S)
-            Normalised.
+            uint8, or normalised.
         x_BF : Tensor or None, (B, F)
             Genome vector, missing values filled.
 
@@ -152,35 +106,47 @@ class MRM(nn.Module):
         z_I : Branches of (B, 1 + patches, D)
         z_G : Branches of (B, M, D), or None
         """
-        dtype = self.image.norm.weight.dtype
-        tau_I, tau_G = self.config.tau_image, self.config.tau_genome
-        first = self.image.tokens(image_BCHW.to(dtype))
-        image, genome = Branches(first, first), None
+        samples = len(image_BCHW)
+        image, genome = self.image.tokens(image_BCHW), None
         if x_BF is not None:
             assert self.genome is not None
-            token = self.genome.tokens(x_BF.to(dtype))
-            genome = Branches(token, token)
+            genome = self.genome.tokens(x_BF.to(image.dtype))
         for number in range(self.image.relation_blocks):
-            block = self.image.blocks[number]
-            image = self_relation(block, image, tau_I, self.residual)
-            if genome is not None:
-                assert self.genome is not None
-                genome_block = self.genome.blocks[number]
-                genome = self_relation(genome_block, genome, tau_G, self.residual)
-                # Both cross relations start from the self relations' outputs of the same branch [paper].
-                cross_image, cross_genome = self.cross_sublayers(number)
-                to_image = cross_image.relate(image, genome, tau_I)
-                to_genome = cross_genome.relate(genome, image, tau_G)
-                keep = self.residual != "none"
-                image, genome = (image + to_image, genome + to_genome) if keep else (to_image, to_genome)
-                genome = genome.batched(_feed_forward(genome_block, copies=genome.copies))
-            image = image.batched(_feed_forward(block))
-        image = image.batched(self._later_blocks)
-        if genome is not None:
-            assert self.genome is not None
-            for layer in self.genome.layers:
-                genome = genome.batched(partial(layer, copies=genome.copies))
-        return image, genome
+            stage = partial(self._relation_block, number, samples)
+            image, genome = recomputed(self.checkpointing, stage, image, genome)
+        image = self.image.later_blocks(image)
+        if genome is None:
+            return Branches(image, samples), None
+        genome = recomputed(self.checkpointing, partial(self._snn_layers, samples), genome)
+        return Branches(image, samples), Branches(genome, samples)
+
+    def _relation_block(
+        self, number: int, samples: int, image_BND: Tensor, genome_BMD: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Run relation block `number` of both encoders on stacked branches (see :class:`Branches`)."""
+        c = self.config
+        block = self.image.blocks[number]
+        image = self_relation(block, Branches(image_BND, samples), c.tau_image * c.mask_self, self.residual)
+        if genome_BMD is None:
+            return image.batched(_feed_forward(block)).stacked, None
+        assert self.genome is not None
+        genome_block = self.genome.blocks[number]
+        genome = Branches(genome_BMD, samples)
+        genome = self_relation(genome_block, genome, c.tau_genome * c.mask_self, self.residual)
+        # Both cross relations start from the self relations' outputs of the same branch [paper].
+        cross_image, cross_genome = self.cross_sublayers(number)
+        to_image = cross_image.relate(image, genome, c.tau_image * c.mask_cross)
+        to_genome = cross_genome.relate(genome, image, c.tau_genome * c.mask_cross)
+        keep = self.residual != "none"
+        image, genome = (image + to_image, genome + to_genome) if keep else (to_image, to_genome)
+        genome = genome.batched(_feed_forward(genome_block, copies=genome.copies))
+        return image.batched(_feed_forward(block)).stacked, genome.stacked
+
+    def _snn_layers(self, samples: int, genome_BMD: Tensor) -> Tensor:
+        assert self.genome is not None
+        for layer in self.genome.layers:
+            genome_BMD = layer(genome_BMD, copies=len(genome_BMD) // samples)
+        return genome_BMD
 
     def cross_sublayers(self, number: int) -> tuple[CrossRelation, CrossRelation]:
         """Return the cross relations of a relation block: image over genome, genome over image."""
@@ -188,11 +154,6 @@ class MRM(nn.Module):
         assert isinstance(image, CrossRelation)
         assert isinstance(genome, CrossRelation)
         return image, genome
-
-    def _later_blocks(self, x_BND: Tensor) -> Tensor:
-        for block in self.image.blocks[self.image.relation_blocks :]:
-            x_BND = block(x_BND)
-        return self.image.norm(x_BND)
 
     def forward(
         self, image_BCHW: Tensor, packed: tuple[Tensor, ...], present: Tensor, seed: int
@@ -211,43 +172,44 @@ class MRM(nn.Module):
         -------
         loss : Tensor, scalar
         parts : dict of scalar Tensors
-            ``image``, ``genome``, ``self``, ``cross`` (detached; genome and cross only with genetics).
+            ``image``, ``genome``, ``self``, ``cross`` (detached; genome and cross only with genetics, self and cross
+            only where they are matched).
         """
-        image_BCHW = normalise(image_BCHW)
-        unpacked = self.unpack(packed, present)
-        z_image, z_genome = self.encode(image_BCHW, unpacked[0] if unpacked else None)
-        pixels_BNP = self.image_decoder(z_image.masked, z_genome.intact if z_genome else None)
-        # All patches count: nothing was masked at the input. Means over elements [ours].
-        parts = {"image": (pixels_BNP.float() - patchify(image_BCHW, self.image.patch)).square().mean()}
-        if unpacked is not None:
-            assert z_genome is not None
-            x_BF, observed_BF = unpacked
-            predicted_BF = self.genome_decoder(z_genome.masked, z_image.intact).float()
-            error = (predicted_BF - x_BF).square() * observed_BF
-            parts["genome"] = error.sum() / observed_BF.sum().clamp(min=1)
-        chosen = _draw_pairs(len(image_BCHW), self.config.matched_pairs, seed).to(image_BCHW.device)
-        parts.update(relation_matching(_pool(z_image, chosen), _pool(z_genome, chosen) if z_genome else None))
+        chosen = draw_pairs(len(image_BCHW), self.config.matched_pairs, seed)
+        parts = self.losses(image_BCHW, self.unpack(packed, present), chosen.to(image_BCHW.device, non_blocking=True))
         weights = {"self": self.config.matching_weight, "cross": self.config.matching_weight}
         loss = torch.stack([weights.get(name, 1.0) * value for name, value in parts.items()]).sum()
         return loss, {name: value.detach() for name, value in parts.items()}
+
+    def losses(self, image_BCHW: Tensor, unpacked: tuple[Tensor, Tensor] | None, chosen: Tensor) -> dict[str, Tensor]:
+        """Compute the parts of the loss from an unpacked genome and the chosen pairs.
+
+        Everything that ``torch.compile`` can take in one graph: drawing pairs and unpacking stay outside.
+        """
+        c = self.config
+        z_image, z_genome = self.encode(image_BCHW, unpacked[0] if unpacked else None)
+        image_intact, image_masked = z_image.halves()
+        genome_intact, genome_masked = z_genome.halves() if z_genome else (None, None)
+        pixels_BNP = self.image_decoder(image_masked, genome_intact)
+        parts = {"image": image_error(pixels_BNP, image_BCHW, self.image.patch, c.norm_pixels)}
+        if unpacked is not None:
+            assert self.spec is not None
+            predicted_BF = self.genome_decoder(genome_masked, image_intact)
+            parts["genome"] = genome_error(predicted_BF, *unpacked, self.spec.kinds, c.binary_cross_entropy)
+        pooled = [pool(tokens, chosen) if tokens else None for tokens in (z_image, z_genome)]
+        assert pooled[0] is not None
+        matching = relation_matching(pooled[0], pooled[1], c.stop_gradient)
+        wanted = {"self": c.match_self, "cross": c.match_cross}
+        return {**parts, **{name: value for name, value in matching.items() if wanted[name]}}
 
     @torch.no_grad()
     def reconstruct(self, image_BCHW: Tensor, packed: tuple[Tensor, ...], present: Tensor) -> Reconstruction:
         """Predict uint8 images, (B, 3, S, S), from the masked image tokens and the intact genome."""
         unpacked = self.unpack(packed, present)
-        z_image, z_genome = self.encode(normalise(image_BCHW), unpacked[0] if unpacked else None)
+        z_image, z_genome = self.encode(image_BCHW, unpacked[0] if unpacked else None)
         pixels_BNP = self.image_decoder(z_image.masked, z_genome.intact if z_genome else None)
-        return Reconstruction(image_BCHW, denormalise(unpatchify(pixels_BNP.float(), self.image.patch)))
+        return Reconstruction(image_BCHW, pictures(pixels_BNP, image_BCHW, self.image.patch, self.config.norm_pixels))
 
 
 def _feed_forward(block: Any, **options: int) -> Callable[[Tensor], Tensor]:
     return lambda x: x + block.ls2(block.mlp(block.norm2(x), **options))
-
-
-def _draw_pairs(samples: int, pairs: int, seed: int) -> Tensor:
-    return torch.randperm(samples, generator=torch.Generator().manual_seed(seed))[:pairs]
-
-
-def _pool(tokens: Branches, chosen: Tensor) -> Branches:
-    """Mean over tokens of the chosen samples, in float32: (b, D) [ours]."""
-    return Branches(tokens.intact[chosen].float().mean(1), tokens.masked[chosen].float().mean(1))
