@@ -3,17 +3,21 @@
 ``python -m benchmarks.faults [--runs 200] [--json FILE]``
 
 Small epochs (fetch and hash every sample, no decoding) from nginx through a proxy that breaks a fifth of the answers in
-one of ten ways, seeded; a fresh cache each run, a few large shards among small ones so that ranges are broken, too.
+one of ten ways, seeded; a fresh cache each run. Half of the runs are of small shards, half of large ones, which come in
+several ranges. Gates: the proxy alone changes nothing; a client that neither checks nor tries again is harmed by each
+of the ten; a wrong sample is told from a right one; each of the ten befell some answer.
 """
 
 from __future__ import annotations
 
 import argparse
+import http.client
 import random
 import statistics
 import sys
 import tempfile
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +35,7 @@ LARGE = (2, 200, 12_000)  # two of 2.4 MB, in several requests
 REQUEST = 1 << 20  # bytes a request here, so that a large shard is a few MB
 CONFIG = FetchConfig(requests=4, stall=0.4, deadline=30)
 SHARE = 0.2  # of answers with a fault
+LATE = 0.2  # seconds; an answer of loopback takes a hundredth
 
 
 def epoch(url: str, cache: Path, seed: int, meters: Meters) -> tuple[Counter[int], int, int]:
@@ -76,11 +81,35 @@ def main() -> int:
             _, digests = shard_data.write(Path(work) / name, *shape)
             DIGESTS.clear()
             DIGESTS.update(enumerate(digests))
+            _, came, expected, wrong = run(name, server.port, 0, lambda path: None)
+            exact = came == Counter(range(expected)) and expected == len(digests) and not wrong
+            bench.gate(f"{name}: without a fault, every sample comes once and right", exact)
             once(bench, name, server.port, arguments.runs // 2)
         _, digests = shard_data.write(Path(work) / "one", 1, SAMPLES, SIZE)
         DIGESTS.update(enumerate(digests))
+        harmful(bench, server.port, Path(work) / "one/images/shard-000000.tar")
         costs(bench, server.port)
     return bench.finish()
+
+
+def harmful(bench: Bench, port: int, shard: Path) -> None:
+    """See that each fault harms who doesn't look, and that :func:`epoch`'s check of samples can fail."""
+    whole = shard.read_bytes()
+    for kind in KINDS:
+        with FaultProxy(("127.0.0.1", port), lambda path, kind=kind: kind) as proxy:  # type: ignore[misc]
+            start = time.perf_counter()
+            try:
+                with urllib.request.urlopen(f"{proxy.url}/one/images/{shard.name}", timeout=1) as answer:
+                    right = answer.read() == whole
+            except (OSError, http.client.HTTPException):
+                right = False
+            late = time.perf_counter() - start > LATE
+        bench.gate(f"{kind}: a client that doesn't look is harmed", late if kind == "slow" else not right)
+    damaged = bytearray(whole)
+    damaged[len(whole) // 2] ^= 0x10
+    shard.with_suffix(".damaged").write_bytes(damaged)
+    wrong = sum(DIGESTS[number] != digest for number, digest in shard_data.read(shard.with_suffix(".damaged"), SAMPLES))
+    bench.gate("one changed byte is one wrong sample", wrong == 1)
 
 
 def once(bench: Bench, name: str, port: int, runs: int) -> None:
@@ -89,7 +118,7 @@ def once(bench: Bench, name: str, port: int, runs: int) -> None:
     faults: Counter[str] = Counter()
     seconds = []
     for seed in range(runs):
-        draw = random.Random(seed)
+        draw = random.Random(f"{name} {seed}")
 
         def choose(path: str, draw: random.Random = draw) -> str | None:
             fault = draw.choice(KINDS) if draw.random() < SHARE else None
@@ -106,7 +135,10 @@ def once(bench: Bench, name: str, port: int, runs: int) -> None:
         lost += expected - len(came)
         repeated += sum(came.values()) - len(came)
         wrong += bad
-    print(f"      {name}: answers {dict(sorted(faults.items()))}", flush=True)
+    if runs >= 50:  # below, chance may leave one out
+        bench.gate(f"{name}: every kind of fault befell some answer", set(KINDS) <= set(faults))
+    for kind in (*KINDS, "none"):
+        bench.figure(f"{name}: answers with fault {kind}", faults[kind], "")
     bench.figure(f"{name}: seconds an epoch, median", statistics.median(seconds), "s")
     bench.figure(f"{name}: seconds an epoch, longest", max(seconds), "s")
     for what, count in (("failed runs", failed), ("lost", lost), ("repeated", repeated), ("silently wrong", wrong)):

@@ -404,10 +404,15 @@ from mrmfast.data.manifest import Shard
 with Source({url!r}, {str(tmp_path)!r}, config=FetchConfig(stall=1)) as source:
     source.local({manifest.shards[0]!r})
 """
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    while not proxy.paths:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=10)
+    # Whoever starts the tests in the background of a shell without job control has told all of them to ignore SIGINT.
+    code = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n{code}"
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            while not proxy.paths and process.poll() is None:
+                time.sleep(0.05)
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=20)
+        finally:
+            process.kill()
     assert process.returncode == -signal.SIGINT
     assert said.rstrip().endswith("KeyboardInterrupt")
