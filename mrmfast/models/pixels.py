@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
+
+from mrmfast.batch import PIXEL_MEAN, PIXEL_STD
 
 
 def normalise(image_BCHW: Tensor) -> Tensor:
-    """uint8 RGB, (B, 3, S, S), to float32 with ImageNet's mean and standard deviation (paper, settings)."""
-    mean = torch.tensor(IMAGENET_DEFAULT_MEAN, device=image_BCHW.device)[:, None, None]
-    std = torch.tensor(IMAGENET_DEFAULT_STD, device=image_BCHW.device)[:, None, None]
+    """uint8 RGB, (B, 3, S, S), to float32 with ImageNet's mean and standard deviation; floats are so already."""
+    if image_BCHW.is_floating_point():
+        return image_BCHW
+    mean = torch.tensor(PIXEL_MEAN, device=image_BCHW.device)[:, None, None]
+    std = torch.tensor(PIXEL_STD, device=image_BCHW.device)[:, None, None]
     return (image_BCHW.float() / 255 - mean) / std
 
 
 def denormalise(image_BCHW: Tensor) -> Tensor:
     """Undo :func:`normalise`: float to uint8 RGB, (B, 3, S, S)."""
-    mean = torch.tensor(IMAGENET_DEFAULT_MEAN, device=image_BCHW.device)[:, None, None]
-    std = torch.tensor(IMAGENET_DEFAULT_STD, device=image_BCHW.device)[:, None, None]
+    mean = torch.tensor(PIXEL_MEAN, device=image_BCHW.device)[:, None, None]
+    std = torch.tensor(PIXEL_STD, device=image_BCHW.device)[:, None, None]
     return ((image_BCHW.float() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
 
 
