@@ -12,6 +12,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+# ImageNet's, RGB in 0..1 (paper, settings).
+PIXEL_MEAN, PIXEL_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
 
 @dataclass(frozen=True)
 class GenomeSpec:
@@ -46,8 +49,8 @@ class Batch:
 
     Attributes
     ----------
-    image_BCHW : Tensor, uint8, shape (B, 3, S, S)
-        RGB, 0..255; normalised on the device.
+    image_BCHW : Tensor, uint8 or float32, shape (B, 3, S, S)
+        RGB, 0..255, to be normalised on the device; with ``data.pixels=float32`` already normalised.
     packed : tuple of Tensor
         Per modality, shape (B, packed width): see ``mrmfast.data.genome_store``. Empty when training on images only.
     present : Tensor, bool, shape (B, modalities)

@@ -1,6 +1,7 @@
 """The CPU path: libjpeg-turbo decodes (at reduced scale where that is enough), one fused warp in C does the rest.
 
-Neither holds the interpreter lock, so plain threads suffice: no processes, no copies between them.
+Neither holds the interpreter lock, so plain threads suffice: no processes, no copies between them. Memory of batches is
+used again once nobody holds them.
 """
 
 from __future__ import annotations
@@ -21,13 +22,17 @@ import torch
 from torch import Tensor
 
 from mrmfast import native
-from mrmfast.data.images import LARGEST, Fed
+from mrmfast.batch import PIXEL_MEAN, PIXEL_STD
+from mrmfast.data.buffers import Buffers
+from mrmfast.data.images import LARGEST, Fed, Pixels
 from mrmfast.data.meters import Meters
 
 CHUNK = 8  # pictures a task: few enough to share a batch among threads, enough to make hand-overs cheap
-SPARE = 16  # bytes after a decoded picture that the warp may read
+SPARE = 32  # bytes after a decoded picture that the warp may read
 FUSED = 1.3  # largest reduction that a bilinear warp does without visible aliasing; beyond, pixels are averaged first
 FLAGS = ("-O3", "-march=native", "-std=c11", "-ffp-contract=off")
+# Normalised = byte * scale + shift: three scales, then three shifts.
+NORMAL = np.concatenate([1 / (255 * np.array(PIXEL_STD)), -np.array(PIXEL_MEAN) / PIXEL_STD]).astype(np.float32)
 
 
 class CPUImages:
@@ -44,8 +49,13 @@ class CPUImages:
         threads: int,
         depth: int,
         meters: Meters,
+        pixels: Pixels = "uint8",
     ) -> None:
         self._source, self._size, self._device, self._meters = source, size, device, meters
+        self._floats = pixels == "float32"
+        self._shape = (batch, 3, size, size) if self._floats else (batch, size, size, 3)
+        # One in the caller's hands, one being taken, `depth` waiting and one being filled.
+        self._buffers = Buffers(self._shape, pixels, keep=depth + 3)
         self._scratch = threading.local()
         self._closed = threading.Event()
         self._ready: queue.Queue[_Batch | BaseException] = queue.Queue(maxsize=depth)
@@ -70,21 +80,25 @@ class CPUImages:
                 return
 
     def _begin(self, jpegs: list[np.ndarray], matrices: np.ndarray, keys: list[str]) -> _Batch:
-        pinned = self._device.type == "cuda"
-        image_BHWC = torch.empty(len(jpegs), self._size, self._size, 3, dtype=torch.uint8, pin_memory=pinned)
+        images = self._memory()[: len(jpegs)]
         bad = np.zeros(len(jpegs), dtype=bool)
         matrices = np.ascontiguousarray(matrices, dtype=np.float32)
         work = [
-            self._pool.submit(self._chunk, (jpegs, matrices), image_BHWC.numpy(), bad, start)
+            self._pool.submit(self._chunk, jpegs, matrices, images.numpy(), bad, start)
             for start in range(0, len(jpegs), CHUNK)
         ]
-        return _Batch(image_BHWC, bad, work)
+        return _Batch(images, bad, work)
+
+    def _memory(self) -> Tensor:
+        if self._device.type != "cuda":
+            return torch.from_numpy(self._buffers.take())
+        # Pinned memory is torch's to reuse: it knows when a copy to the GPU has ended.
+        return torch.empty(self._shape, dtype=torch.float32 if self._floats else torch.uint8, pin_memory=True)
 
     def _chunk(
-        self, fed: tuple[list[np.ndarray], np.ndarray], image_BHWC: np.ndarray, bad: np.ndarray, first: int
+        self, jpegs: list[np.ndarray], matrices: np.ndarray, images: np.ndarray, bad: np.ndarray, first: int
     ) -> None:
         """Decode and warp CHUNK pictures of a batch into their places."""
-        jpegs, matrices = fed
         last = min(first + CHUNK, len(jpegs))
         decoding = warping = 0.0
         begun = time.perf_counter()
@@ -96,9 +110,9 @@ class CPUImages:
             decoding += decoded - begun
             if picture is None:
                 bad[number] = True
-                image_BHWC[number] = 0
+                images[number] = NORMAL[3:, None, None] if self._floats else 0
             else:
-                warp(picture, matrices[number], image_BHWC[number])
+                warp(picture, matrices[number], images[number])
             begun = time.perf_counter()
             warping += begun - decoded
         self._meters.add("decode", decoding, last - first, start=begun - decoding - warping)
@@ -130,7 +144,7 @@ class CPUImages:
             raise item
         for future in item.work:
             future.result()
-        return item.image_BHWC.permute(0, 3, 1, 2), item.bad
+        return (item.images if self._floats else item.images.permute(0, 3, 1, 2)), item.bad
 
     def close(self) -> None:
         """Stop the threads: those that decode after the picture at hand, the feeder once its source answers."""
@@ -147,8 +161,8 @@ class CPUImages:
 class _Batch:
     """A batch under way."""
 
-    def __init__(self, image_BHWC: Tensor, bad: np.ndarray, work: list[Future[None]]) -> None:
-        self.image_BHWC, self.bad, self.work = image_BHWC, bad, work
+    def __init__(self, images: Tensor, bad: np.ndarray, work: list[Future[None]]) -> None:
+        self.images, self.bad, self.work = images, bad, work
 
 
 def _reduced(picture: np.ndarray, size: int) -> np.ndarray:
@@ -170,29 +184,22 @@ def warp(picture: np.ndarray, matrix: np.ndarray, out: np.ndarray) -> None:
         The start of a buffer with ``SPARE`` bytes after it.
     matrix : ndarray, float32, (2, 3)
         From output to input pixels, both of a picture of the output's size (:mod:`mrmfast.data.augment`).
-    out : ndarray, uint8, (size, size, 3)
-        Filled: bilinear between pixel centres, black outside.
+    out : ndarray, uint8, (size, size, 3), or float32, (3, size, size)
+        Filled: bilinear between pixel centres, black outside; floats normalised by ``PIXEL_MEAN`` and ``PIXEL_STD``.
     """
-    side, size = len(picture), len(out)
+    side, size, floats = len(picture), out.shape[1], out.dtype == np.float32
     kernel = library()
-    if side == size:
-        if matrix[0, 1] == 0 and matrix[1, 0] == 0 and matrix[1, 1] == 1 and abs(matrix[0, 0]) == 1:
-            # No rotation: a copy, or its mirror image.
-            if matrix[0, 0] == 1:
-                np.copyto(out, picture)
-            elif kernel is not None:
-                kernel.mirror(picture.ctypes.data, out.ctypes.data, size)
-            else:
-                np.copyto(out, picture[:, ::-1])
-            return
-    else:
+    if side != size:
         matrix = matrix * np.float32(side / size)
-    if kernel is None:
-        at_corners = matrix.astype(np.float64)  # OpenCV counts from pixel centres
-        at_corners[:, 2] += (at_corners[:, :2].sum(1) - 1) / 2
-        cv2.warpAffine(picture, at_corners, (size, size), dst=out, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
-    else:
-        kernel.warp(picture.ctypes.data, side, side, matrix.ctypes.data, out.ctypes.data, size)
+    if kernel is not None:
+        line = np.empty(size * 3 + SPARE, dtype=np.uint8)
+        scale = NORMAL.ctypes.data if floats else None
+        kernel.warp(picture.ctypes.data, side, side, matrix.ctypes.data, out.ctypes.data, size, scale, line.ctypes.data)
+        return
+    at_corners = matrix.astype(np.float64)  # OpenCV counts from pixel centres
+    at_corners[:, 2] += (at_corners[:, :2].sum(1) - 1) / 2
+    pixels = cv2.warpAffine(picture, at_corners, (size, size), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+    out[:] = pixels.transpose(2, 0, 1) * NORMAL[:3, None, None] + NORMAL[3:, None, None] if floats else pixels
 
 
 def warp_reference(picture: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:
@@ -229,7 +236,6 @@ def library() -> ctypes.CDLL | None:
     )
     if loaded is not None:
         pointer, size = ctypes.c_void_p, ctypes.c_ssize_t
-        loaded.warp.argtypes = [pointer, size, size, pointer, pointer, size]
-        loaded.mirror.argtypes = [pointer, pointer, size]
-        loaded.warp.restype = loaded.mirror.restype = None
+        loaded.warp.argtypes = [pointer, size, size, pointer, pointer, size, pointer, pointer]
+        loaded.warp.restype = None
     return loaded

@@ -11,7 +11,7 @@ import torch
 from mrmfast.batch import GenomeSpec
 from mrmfast.data.fetch import FetchConfig, Source
 from mrmfast.data.genome_store import GenomeStore
-from mrmfast.data.images import Backend
+from mrmfast.data.images import Backend, Pixels
 from mrmfast.data.manifest import Manifest
 from mrmfast.data.plan import Plan
 from mrmfast.data.shards import SampleTable, read_sample_table
@@ -54,6 +54,9 @@ class DataConfig:
         stream fills their places. More stop the run.
     backend : {"auto", "dali", "cpu"}
         Who decodes and warps: DALI on a GPU, the fused CPU path without one (``auto``), or the one that is named.
+    pixels : {"uint8", "float32"}
+        What the loader hands over: bytes, which the model normalises, or normalised floats. Bytes are a quarter to copy
+        to a GPU.
     threads : int
         CPU threads for decoding, per rank.
     prefetch : int
@@ -78,6 +81,7 @@ class DataConfig:
     weights: str | None = None
     unreadable: float = 0.01
     backend: Backend = "auto"
+    pixels: Pixels = "uint8"
     threads: int = 2
     prefetch: int = 3
     cache: str | None = None

@@ -12,6 +12,7 @@ from torch import Tensor
 from mrmfast.data.meters import Meters
 
 Backend = Literal["auto", "dali", "cpu"]
+Pixels = Literal["uint8", "float32"]
 Fed = tuple[list[np.ndarray], np.ndarray, list[str]]
 LARGEST = 100_000_000  # pixels of a picture that is decoded at all; a header can promise more than memory holds
 
@@ -24,8 +25,9 @@ class Images(Protocol):
 
         Returns
         -------
-        image_BCHW : Tensor, uint8, shape (B, 3, size, size)
-            In channels-last memory order, on the device. A picture that cannot be decoded is black.
+        image_BCHW : Tensor, uint8 or float32, shape (B, 3, size, size)
+            On the device; uint8 in channels-last memory order, float32 normalised and channels first. A picture that
+            cannot be decoded is black.
         bad : ndarray of bool, shape (B,)
             Which those are: not a whole JPEG, damaged, or larger than ``LARGEST``.
 
@@ -54,6 +56,7 @@ def open_images(
     threads: int,
     depth: int,
     meters: Meters,
+    pixels: Pixels = "uint8",
 ) -> Images:
     """Start a backend.
 
@@ -76,9 +79,11 @@ def open_images(
         Batches under way at once.
     meters : Meters
         Stages ``decode`` and ``augment``.
+    pixels : {"uint8", "float32"}
+        Bytes as they are, or normalised by ``PIXEL_MEAN`` and ``PIXEL_STD`` of :mod:`mrmfast.batch`.
     """
     options: dict[str, Any] = {"batch": batch, "stored_size": stored_size, "size": size, "device": device}
-    options |= {"threads": threads, "depth": depth, "meters": meters}
+    options |= {"threads": threads, "depth": depth, "meters": meters, "pixels": pixels}
     if backend == "dali" or (backend == "auto" and device.type == "cuda"):
         from mrmfast.data.pipeline import DALIImages  # data/ imports without DALI
 

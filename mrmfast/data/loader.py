@@ -18,7 +18,7 @@ from torch import Tensor
 from mrmfast.batch import Batch
 from mrmfast.data.augment import draw_matrices
 from mrmfast.data.dataset import DataConfig, Dataset, make_plan
-from mrmfast.data.images import Fed, Images, open_images
+from mrmfast.data.images import Fed, Images, Pixels, open_images
 from mrmfast.data.meters import Meters
 from mrmfast.data.plan import Slice
 from mrmfast.data.reader import ShardReader
@@ -140,7 +140,9 @@ class Loader:
             under_way.append(step)
             return self._fed(reader, step.piece, self.config.rotation, self.config.flip)
 
-        images = self._images(feed, -(-self.batch // self.world), self.config.threads, self.config.prefetch)
+        images = self._images(
+            feed, -(-self.batch // self.world), self.config.threads, self.config.prefetch, self.config.pixels
+        )
         try:
             while end is None or position < end:
                 image_BCHW, bad = images.run()
@@ -161,7 +163,7 @@ class Loader:
         reader = ShardReader(
             self.dataset.source, self.dataset.manifest.shards, self.dataset.table, self.meters, OPEN_SHARDS
         )
-        images = self._images(lambda: self._fed(reader, piece, 0.0, 0.0), len(piece), threads=1, depth=1)
+        images = self._images(lambda: self._fed(reader, piece, 0.0, 0.0), len(piece), 1, 1, "uint8")
         try:
             image_BCHW, bad = images.run()
         finally:
@@ -173,7 +175,7 @@ class Loader:
         (batch,) = self._split(image_BCHW[torch.from_numpy(good)], step, count)
         return batch
 
-    def _images(self, feed: Callable[[], Fed], batch: int, threads: int, depth: int) -> Images:
+    def _images(self, feed: Callable[[], Fed], batch: int, threads: int, depth: int, pixels: Pixels) -> Images:
         return open_images(
             self.config.backend,
             feed,
@@ -184,6 +186,7 @@ class Loader:
             threads=threads,
             depth=depth,
             meters=self.meters,
+            pixels=pixels,
         )
 
     def _steps(self, position: int, end: int | None, reader: ShardReader) -> Iterator[Step]:

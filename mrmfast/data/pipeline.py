@@ -19,7 +19,8 @@ from nvidia.dali import types as dali_types
 from nvidia.dali.data_node import DataNode
 from torch import Tensor
 
-from mrmfast.data.images import LARGEST, Fed
+from mrmfast.batch import PIXEL_MEAN, PIXEL_STD
+from mrmfast.data.images import LARGEST, Fed, Pixels
 from mrmfast.data.meters import Meters
 
 
@@ -37,7 +38,9 @@ class DALIImages:
         threads: int,
         depth: int,
         meters: Meters,
+        pixels: Pixels = "uint8",
     ) -> None:
+        self._floats = pixels == "float32"
         self._source, self._gpu, self._meters = source, device.type == "cuda", meters
         self._stored_size, self._size = stored_size, size
         self._settings: dict[str, Any] = {
@@ -70,7 +73,11 @@ class DALIImages:
             images = fn.resize(images, size=(size, size), interp_type=types.INTERP_LINEAR, antialias=True)
         if self._gpu:
             matrices = matrices.gpu()
-        return fn.warp_affine(images, matrix=matrices, fill_value=0, interp_type=types.INTERP_LINEAR)
+        images = fn.warp_affine(images, matrix=matrices, fill_value=0, interp_type=types.INTERP_LINEAR)
+        if not self._floats:
+            return images
+        mean, std = ([255 * one for one in values] for values in (PIXEL_MEAN, PIXEL_STD))
+        return fn.crop_mirror_normalize(images, dtype=types.FLOAT, output_layout="CHW", mean=mean, std=std)
 
     def _feed(self) -> tuple[list[np.ndarray], np.ndarray]:
         if self._again:
@@ -111,10 +118,10 @@ class DALIImages:
         bad = self._under_way.popleft().bad
         # DALI reuses its buffers, so the batch is copied out.
         if self._gpu:
-            image_BHWC = torch.from_dlpack(output.as_tensor()).clone()
+            images = torch.from_dlpack(output.as_tensor()).clone()
         else:
-            image_BHWC = torch.from_numpy(np.array(output.as_array()))
-        return image_BHWC.permute(0, 3, 1, 2), bad
+            images = torch.from_numpy(np.array(output.as_array()))
+        return (images if self._floats else images.permute(0, 3, 1, 2)), bad
 
     def _mark_undecodable(self) -> bool:
         """Find the pictures that made DALI fail; return whether there are any."""

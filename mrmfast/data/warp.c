@@ -1,14 +1,15 @@
-// One bilinear warp of an RGB picture: rotation, flip, crop and the last of the resizing in one pass over the output.
+// One bilinear warp of an RGB picture: rotation, flip, crop and the last of the resizing in one pass over the output, then
+// the bytes as they are or normalised floats, while the row is still in the nearest cache.
 // The readable reference is warp_reference in cpu_images.py; coordinates and borders are DALI's warp_affine's.
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
-#ifdef __SSSE3__
+#ifdef __AVX2__
 #include <immintrin.h>
 #endif
 
-enum { FRACTION = 16, WEIGHT = 7 };  // binary places of coordinates; of weights: 255 * 2^7 fits a signed 16-bit sum
+enum { FRACTION = 16, WEIGHT = 7, GROUP = 8, SPARE = 32 };  // binary places of coordinates, of weights; pixels at a time
 
 static inline void tap(const uint8_t *in, ptrdiff_t width, ptrdiff_t height, ptrdiff_t x, ptrdiff_t y, int weight,
                        int *sum) {
@@ -18,8 +19,7 @@ static inline void tap(const uint8_t *in, ptrdiff_t width, ptrdiff_t height, ptr
 }
 
 // A pixel any of whose four neighbours may lie outside.
-static inline void edge_pixel(const uint8_t *in, ptrdiff_t width, ptrdiff_t height, int64_t sx, int64_t sy,
-                              uint8_t *out) {
+static inline void any_pixel(const uint8_t *in, ptrdiff_t width, ptrdiff_t height, int64_t sx, int64_t sy, uint8_t *out) {
     ptrdiff_t x = (ptrdiff_t)(sx >> FRACTION), y = (ptrdiff_t)(sy >> FRACTION);
     int fx = (int)(sx >> (FRACTION - WEIGHT)) & 127, fy = (int)(sy >> (FRACTION - WEIGHT)) & 127;
     int sum[3] = {1 << (2 * WEIGHT - 1), 1 << (2 * WEIGHT - 1), 1 << (2 * WEIGHT - 1)};
@@ -31,65 +31,72 @@ static inline void edge_pixel(const uint8_t *in, ptrdiff_t width, ptrdiff_t heig
 }
 
 #ifdef __AVX2__
-// Two pixels whose neighbours are all inside, one a lane; reads 8 bytes of two rows each, writes 4 + 4 one after another.
-static inline void inner_pair(const uint8_t *in, ptrdiff_t stride, int64_t sx, int64_t sy, int64_t step_x,
-                              int64_t step_y, uint8_t *out) {
-    int64_t tx = sx + step_x, ty = sy + step_y;
-    const uint8_t *a = in + (sy >> FRACTION) * stride + (sx >> FRACTION) * 3;
-    const uint8_t *b = in + (ty >> FRACTION) * stride + (tx >> FRACTION) * 3;
-    int ax = (int)(sx >> (FRACTION - WEIGHT)) & 127, ay = (int)(sy >> (FRACTION - WEIGHT)) & 127;
-    int bx = (int)(tx >> (FRACTION - WEIGHT)) & 127, by = (int)(ty >> (FRACTION - WEIGHT)) & 127;
-    // (r0 r1 g0 g1 b0 b1) of both rows as 16-bit numbers: the upper row in the low half of a lane, the lower in the high.
-    const __m128i pair = _mm_setr_epi8(0, 3, 1, 4, 2, 5, -1, -1, 8, 11, 9, 12, 10, 13, -1, -1);
-    __m128i pa = _mm_unpacklo_epi64(_mm_loadl_epi64((const __m128i *)a), _mm_loadl_epi64((const __m128i *)(a + stride)));
-    __m128i pb = _mm_unpacklo_epi64(_mm_loadl_epi64((const __m128i *)b), _mm_loadl_epi64((const __m128i *)(b + stride)));
-    __m256i both = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_shuffle_epi8(pa, pair)), _mm_shuffle_epi8(pb, pair), 1);
-    __m256i weigh_x = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_set1_epi32((128 - ax) | (ax << 16))),
-                                              _mm_set1_epi32((128 - bx) | (bx << 16)), 1);
-    __m256i weigh_y = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_set1_epi32((128 - ay) | (ay << 16))),
-                                              _mm_set1_epi32((128 - by) | (by << 16)), 1);
-    __m256i above = _mm256_madd_epi16(_mm256_unpacklo_epi8(both, _mm256_setzero_si256()), weigh_x);
-    __m256i below = _mm256_madd_epi16(_mm256_unpackhi_epi8(both, _mm256_setzero_si256()), weigh_x);
-    __m256i sum = _mm256_madd_epi16(_mm256_or_si256(above, _mm256_slli_epi32(below, 16)), weigh_y);
-    sum = _mm256_srli_epi32(_mm256_add_epi32(sum, _mm256_set1_epi32(1 << (2 * WEIGHT - 1))), 2 * WEIGHT);
-    const __m128i take = _mm_setr_epi8(0, 4, 8, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1);
-    int first = _mm_cvtsi128_si32(_mm_shuffle_epi8(_mm256_castsi256_si128(sum), take));
-    int second = _mm_cvtsi128_si32(_mm_shuffle_epi8(_mm256_extracti128_si256(sum, 1), take));
-    memcpy(out, &first, 4);
-    memcpy(out + 3, &second, 4);
+// Pixels 0, 1 of a group in the low half and 4, 5 in the high half: 8 bytes each, two neighbours and a little more.
+static inline __m256i four(const uint8_t *in, const int32_t *at) {
+    __m128i low = _mm_unpacklo_epi64(_mm_loadl_epi64((const __m128i *)(in + at[0])),
+                                     _mm_loadl_epi64((const __m128i *)(in + at[1])));
+    __m128i high = _mm_unpacklo_epi64(_mm_loadl_epi64((const __m128i *)(in + at[4])),
+                                      _mm_loadl_epi64((const __m128i *)(in + at[5])));
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1);
+}
+
+// Four pixels as signed 16-bit numbers less 128: weights are unsigned bytes up to 128, so pixels are the signed factor.
+static inline __m256i blend(__m256i above, __m256i below, __m256i weigh_x, __m256i weigh_y) {
+    const __m256i pair = _mm256_setr_epi8(0, 3, 1, 4, 2, 5, -1, -1, 8, 11, 9, 12, 10, 13, -1, -1,
+                                          0, 3, 1, 4, 2, 5, -1, -1, 8, 11, 9, 12, 10, 13, -1, -1);
+    const __m256i sign = _mm256_set1_epi8((char)0x80);
+    __m256i top = _mm256_maddubs_epi16(weigh_x, _mm256_xor_si256(_mm256_shuffle_epi8(above, pair), sign));
+    __m256i bottom = _mm256_maddubs_epi16(weigh_x, _mm256_xor_si256(_mm256_shuffle_epi8(below, pair), sign));
+    __m256i sum = _mm256_add_epi16(top, _mm256_mulhrs_epi16(_mm256_sub_epi16(bottom, top), weigh_y));
+    return _mm256_srai_epi16(_mm256_add_epi16(sum, _mm256_set1_epi16(1 << (WEIGHT - 1))), WEIGHT);
+}
+
+// GROUP pixels whose neighbours are all inside. Reads 8 bytes at each neighbour on the left, writes 28 for 24.
+static inline void group(const uint8_t *in, int32_t stride, __m256i sx, __m256i sy, uint8_t *out) {
+    const __m256i places = _mm256_set1_epi32(127);
+    int32_t at[GROUP];
+    __m256i x = _mm256_srai_epi32(sx, FRACTION), y = _mm256_srai_epi32(sy, FRACTION);
+    x = _mm256_add_epi32(x, _mm256_add_epi32(x, x));
+    _mm256_storeu_si256((__m256i *)at, _mm256_add_epi32(x, _mm256_mullo_epi32(y, _mm256_set1_epi32(stride))));
+    __m256i fx = _mm256_and_si256(_mm256_srai_epi32(sx, FRACTION - WEIGHT), places);
+    __m256i fy = _mm256_and_si256(_mm256_srai_epi32(sy, FRACTION - WEIGHT), places);
+    __m256i weigh_x = _mm256_or_si256(_mm256_sub_epi32(_mm256_set1_epi32(128), fx), _mm256_slli_epi32(fx, 8));
+    __m256i weigh_y = _mm256_slli_epi32(fy, 8);  // a factor of 2^15, as mulhrs has it
+    const __m256i first = _mm256_setr_epi8(0, 1, 0, 1, 0, 1, 0, 1, 4, 5, 4, 5, 4, 5, 4, 5,
+                                           0, 1, 0, 1, 0, 1, 0, 1, 4, 5, 4, 5, 4, 5, 4, 5);
+    const __m256i second = _mm256_add_epi8(first, _mm256_set1_epi8(8));
+    __m256i even = blend(four(in, at), four(in + stride, at), _mm256_shuffle_epi8(weigh_x, first),
+                         _mm256_shuffle_epi8(weigh_y, first));
+    __m256i odd = blend(four(in, at + 2), four(in + stride, at + 2), _mm256_shuffle_epi8(weigh_x, second),
+                        _mm256_shuffle_epi8(weigh_y, second));
+    __m256i bytes = _mm256_xor_si256(_mm256_packs_epi16(even, odd), _mm256_set1_epi8((char)0x80));
+    const __m256i take = _mm256_setr_epi8(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1, -1, -1,
+                                          0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1, -1, -1);
+    bytes = _mm256_shuffle_epi8(bytes, take);
+    _mm_storeu_si128((__m128i *)out, _mm256_castsi256_si128(bytes));
+    _mm_storeu_si128((__m128i *)(out + 12), _mm256_extracti128_si256(bytes, 1));
 }
 #endif
 
-#ifdef __SSSE3__
-// The same for a pixel whose neighbours are all inside; reads 8 bytes of two rows, writes 4.
-static inline void inner_pixel(const uint8_t *in, ptrdiff_t stride, int64_t sx, int64_t sy, uint8_t *out) {
-    const uint8_t *at = in + (sy >> FRACTION) * stride + (sx >> FRACTION) * 3;
-    int fx = (int)(sx >> (FRACTION - WEIGHT)) & 127, fy = (int)(sy >> (FRACTION - WEIGHT)) & 127;
-    const __m128i pair = _mm_setr_epi8(0, 3, 1, 4, 2, 5, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1);
-    __m128i top = _mm_shuffle_epi8(_mm_loadl_epi64((const __m128i *)at), pair);
-    __m128i bottom = _mm_shuffle_epi8(_mm_loadl_epi64((const __m128i *)(at + stride)), pair);
-    __m128i low = _mm_unpacklo_epi8(top, _mm_setzero_si128());
-    __m128i high = _mm_unpacklo_epi8(bottom, _mm_setzero_si128());
-    __m128i weights = _mm_set1_epi32((128 - fx) | (fx << 16));
-    __m128i above = _mm_madd_epi16(low, weights);    // r g b, 32 bits each, 15 used
-    __m128i below = _mm_madd_epi16(high, weights);
-    __m128i both = _mm_or_si128(above, _mm_slli_epi32(below, 16));
-    __m128i sum = _mm_madd_epi16(both, _mm_set1_epi32((128 - fy) | (fy << 16)));
-    sum = _mm_srli_epi32(_mm_add_epi32(sum, _mm_set1_epi32(1 << (2 * WEIGHT - 1))), 2 * WEIGHT);
-    const __m128i take = _mm_setr_epi8(0, 4, 8, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1);
-    int rgb = _mm_cvtsi128_si32(_mm_shuffle_epi8(sum, take));
-    memcpy(out, &rgb, 4);
-}
-#else
-static inline void inner_pixel(const uint8_t *in, ptrdiff_t stride, int64_t sx, int64_t sy, uint8_t *out) {
-    const uint8_t *at = in + (sy >> FRACTION) * stride + (sx >> FRACTION) * 3;
-    int fx = (int)(sx >> (FRACTION - WEIGHT)) & 127, fy = (int)(sy >> (FRACTION - WEIGHT)) & 127;
-    for (int c = 0; c < 3; c++) {
-        int above = at[c] * (128 - fx) + at[c + 3] * fx, below = at[stride + c] * (128 - fx) + at[stride + c + 3] * fx;
-        out[c] = (uint8_t)((above * (128 - fy) + below * fy + (1 << (2 * WEIGHT - 1))) >> (2 * WEIGHT));
+// `count` pixels whose neighbours are all inside; may write 4 bytes too many.
+static void inner(const uint8_t *in, ptrdiff_t width, ptrdiff_t height, int64_t sx, int64_t sy, int64_t step_x,
+                  int64_t step_y, uint8_t *out, ptrdiff_t count) {
+#ifdef __AVX2__
+    if (count >= GROUP && width < (1 << 15) && height < (1 << 15) && width * height < INT32_MAX / 3) {
+        const __m256i number = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+        __m256i off_x = _mm256_mullo_epi32(number, _mm256_set1_epi32((int32_t)step_x));
+        __m256i off_y = _mm256_mullo_epi32(number, _mm256_set1_epi32((int32_t)step_y));
+        for (ptrdiff_t i = 0;; i += GROUP) {
+            if (i + GROUP > count) i = count - GROUP;  // the last group overlaps the one before
+            group(in, (int32_t)width * 3, _mm256_add_epi32(off_x, _mm256_set1_epi32((int32_t)(sx + i * step_x))),
+                  _mm256_add_epi32(off_y, _mm256_set1_epi32((int32_t)(sy + i * step_y))), out + i * 3);
+            if (i + GROUP == count) return;
+        }
     }
-}
 #endif
+    for (ptrdiff_t i = 0; i < count; i++)
+        any_pixel(in, width, height, sx + i * step_x, sy + i * step_y, out + i * 3);
+}
 
 // Narrow [*first, *last) to the x for which low <= start + x * step < high.
 static void clip(int64_t start, int64_t step, int64_t low, int64_t high, ptrdiff_t *first, ptrdiff_t *last) {
@@ -97,53 +104,89 @@ static void clip(int64_t start, int64_t step, int64_t low, int64_t high, ptrdiff
     while (*first < *last && (start + (*last - 1) * step < low || start + (*last - 1) * step >= high)) --*last;
 }
 
-// in: (height, width, 3), with 16 bytes to spare after it. out: (size, size, 3). matrix: (2, 3), output to input, pixel
-// centres at halves.
-void warp(const uint8_t *in, ptrdiff_t width, ptrdiff_t height, const float *matrix, uint8_t *out, ptrdiff_t size) {
+static void warp_row(const uint8_t *in, ptrdiff_t width, ptrdiff_t height, const float *matrix, ptrdiff_t row,
+                     uint8_t *out, ptrdiff_t size) {
     const double one = 1 << FRACTION;
     int64_t step_x = llrint(matrix[0] * one), step_y = llrint(matrix[3] * one);
-    for (ptrdiff_t row = 0; row < size; row++, out += size * 3) {
-        // Half a weight's place is added so that weights round instead of being cut.
-        double x = matrix[0] * 0.5 + matrix[1] * (row + 0.5) + matrix[2] - 0.5 + 0.5 / (1 << WEIGHT);
-        double y = matrix[3] * 0.5 + matrix[4] * (row + 0.5) + matrix[5] - 0.5 + 0.5 / (1 << WEIGHT);
-        int64_t sx = llrint(x * one), sy = llrint(y * one);
-        ptrdiff_t first = 0, last = size, begin = 0, end = size;
-        // Some neighbour inside: [begin, end); all inside: [first, last). Both are intervals, since lines are straight.
-        clip(sx, step_x, -(1 << FRACTION), (int64_t)width << FRACTION, &begin, &end);
-        clip(sy, step_y, -(1 << FRACTION), (int64_t)height << FRACTION, &begin, &end);
-        first = begin, last = end;
-        clip(sx, step_x, 0, (int64_t)(width - 1) << FRACTION, &first, &last);
-        clip(sy, step_y, 0, (int64_t)(height - 1) << FRACTION, &first, &last);
-        if (first >= last) first = last = end;
-        memset(out, 0, begin * 3);
-        for (ptrdiff_t i = begin; i < first; i++)
-            edge_pixel(in, width, height, sx + i * step_x, sy + i * step_y, out + i * 3);
-        // The fast pixel writes a byte too many: the next one mends it, and the row's last is done the slow way.
-        ptrdiff_t fast = last == size ? last - 1 : last;
-        ptrdiff_t i = first;
-#ifdef __AVX2__
-        for (; i + 1 < fast; i += 2)
-            inner_pair(in, width * 3, sx + i * step_x, sy + i * step_y, step_x, step_y, out + i * 3);
-#endif
-        for (; i < fast; i++)
-            inner_pixel(in, width * 3, sx + i * step_x, sy + i * step_y, out + i * 3);
-        for (; i < end; i++)
-            edge_pixel(in, width, height, sx + i * step_x, sy + i * step_y, out + i * 3);
-        memset(out + end * 3, 0, (size - end) * 3);
-    }
+    // Half a weight's place is added so that weights round instead of being cut.
+    double x = matrix[0] * 0.5 + matrix[1] * (row + 0.5) + matrix[2] - 0.5 + 0.5 / (1 << WEIGHT);
+    double y = matrix[3] * 0.5 + matrix[4] * (row + 0.5) + matrix[5] - 0.5 + 0.5 / (1 << WEIGHT);
+    int64_t sx = llrint(x * one), sy = llrint(y * one);
+    ptrdiff_t begin = 0, end = size;
+    // Some neighbour inside: [begin, end); all inside: [first, last). Both are intervals, since lines are straight.
+    clip(sx, step_x, -(1 << FRACTION), (int64_t)width << FRACTION, &begin, &end);
+    clip(sy, step_y, -(1 << FRACTION), (int64_t)height << FRACTION, &begin, &end);
+    ptrdiff_t first = begin, last = end;
+    clip(sx, step_x, 0, (int64_t)(width - 1) << FRACTION, &first, &last);
+    clip(sy, step_y, 0, (int64_t)(height - 1) << FRACTION, &first, &last);
+    if (first >= last) first = last = end;
+    memset(out, 0, begin * 3);
+    for (ptrdiff_t i = begin; i < first; i++) any_pixel(in, width, height, sx + i * step_x, sy + i * step_y, out + i * 3);
+    inner(in, width, height, sx + first * step_x, sy + first * step_y, step_x, step_y, out + first * 3, last - first);
+    for (ptrdiff_t i = last; i < end; i++) any_pixel(in, width, height, sx + i * step_x, sy + i * step_y, out + i * 3);
+    memset(out + end * 3, 0, (size - end) * 3);
 }
 
-// Left-right mirror of (size, size, 3).
-void mirror(const uint8_t *in, uint8_t *out, ptrdiff_t size) {
-    for (ptrdiff_t row = 0; row < size; row++, in += size * 3, out += size * 3) {
-        ptrdiff_t i = 0;
-#ifdef __SSSE3__
-        const __m128i turn = _mm_setr_epi8(-1, 12, 13, 14, 9, 10, 11, 6, 7, 8, 3, 4, 5, 0, 1, 2);
-        for (; i + 6 <= size; i += 5) {  // five pixels a time, stored one byte early: that byte is the next five's
-            __m128i five = _mm_loadu_si128((const __m128i *)(in + i * 3));
-            _mm_storeu_si128((__m128i *)(out + (size - i - 5) * 3 - 1), _mm_shuffle_epi8(five, turn));
-        }
-#endif
-        for (; i < size; i++) memcpy(out + (size - 1 - i) * 3, in + i * 3, 3);
+static void mirror_row(const uint8_t *in, uint8_t *out, ptrdiff_t size) {
+    ptrdiff_t i = 0;
+#ifdef __AVX2__
+    const __m128i turn = _mm_setr_epi8(-1, 12, 13, 14, 9, 10, 11, 6, 7, 8, 3, 4, 5, 0, 1, 2);
+    for (; i + 6 <= size; i += 5) {  // five pixels a time, stored one byte early: that byte is the next five's
+        __m128i five = _mm_loadu_si128((const __m128i *)(in + i * 3));
+        _mm_storeu_si128((__m128i *)(out + (size - i - 5) * 3 - 1), _mm_shuffle_epi8(five, turn));
     }
+#endif
+    for (; i < size; i++) memcpy(out + (size - 1 - i) * 3, in + i * 3, 3);
+}
+
+// A row of bytes to three rows of floats, one a plane: byte * scale + shift. Reads SPARE bytes beyond the row at most.
+static void floats(const uint8_t *line, const float *scale, float *out, ptrdiff_t size, ptrdiff_t plane) {
+    const float *shift = scale + 3;
+    ptrdiff_t i = 0;
+#ifdef __AVX2__
+    // Past the caches where lines of 32 bytes allow it: nobody reads a batch of floats until it is whole.
+    int past = ((uintptr_t)out | (uintptr_t)(plane * 4)) % 32 == 0;
+    for (; i + GROUP <= size; i += GROUP) {
+        __m256i pixels = _mm256_inserti128_si256(
+            _mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)(line + i * 3))),
+            _mm_loadu_si128((const __m128i *)(line + i * 3 + 12)), 1);
+        for (int c = 0; c < 3; c++) {
+            const __m256i channel = _mm256_add_epi32(_mm256_set1_epi32(c), _mm256_setr_epi32(
+                0x80808000, 0x80808003, 0x80808006, 0x80808009, 0x80808000, 0x80808003, 0x80808006, 0x80808009));
+            __m256 value = _mm256_cvtepi32_ps(_mm256_shuffle_epi8(pixels, channel));
+            value = _mm256_add_ps(_mm256_mul_ps(value, _mm256_set1_ps(scale[c])), _mm256_set1_ps(shift[c]));
+            if (past)
+                _mm256_stream_ps(out + c * plane + i, value);
+            else
+                _mm256_storeu_ps(out + c * plane + i, value);
+        }
+    }
+#endif
+    for (; i < size; i++)
+        for (int c = 0; c < 3; c++) out[c * plane + i] = (float)line[i * 3 + c] * scale[c] + shift[c];
+}
+
+// in: (height, width, 3), with 32 bytes to spare after it. matrix: (2, 3), output to input, pixel centres at halves.
+// out: uint8 (size, size, 3); or, where scale isn't NULL, float32 (3, size, size), by scale (3) and shift (3).
+// line: 3 * size + 32 bytes to work in.
+void warp(const uint8_t *in, ptrdiff_t width, ptrdiff_t height, const float *matrix, void *out, ptrdiff_t size,
+          const float *scale, uint8_t *line) {
+    int straight = width == size && height == size && matrix[1] == 0 && matrix[3] == 0 && matrix[4] == 1 &&
+                   fabsf(matrix[0]) == 1;
+    for (ptrdiff_t row = 0; row < size; row++) {
+        const uint8_t *done = line;
+        if (straight && matrix[0] == 1)
+            done = in + row * size * 3;
+        else if (straight)
+            mirror_row(in + row * size * 3, line, size);
+        else
+            warp_row(in, width, height, matrix, row, line, size);
+        if (scale)
+            floats(done, scale, (float *)out + row * size, size, size * size);
+        else
+            memcpy((uint8_t *)out + row * size * 3, done, size * 3);
+    }
+#ifdef __AVX2__
+    if (scale) _mm_sfence();
+#endif
 }

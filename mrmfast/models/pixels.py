@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
+
+from mrmfast.batch import PIXEL_MEAN, PIXEL_STD
 
 
 def _per_channel(values: Sequence[float], like: Tensor) -> Tensor:
@@ -14,15 +15,17 @@ def _per_channel(values: Sequence[float], like: Tensor) -> Tensor:
 
 
 def normalise(image_BCHW: Tensor) -> Tensor:
-    """uint8 RGB, (B, 3, S, S), to float32 with ImageNet's mean and standard deviation (paper, settings)."""
-    mean, std = _per_channel(IMAGENET_DEFAULT_MEAN, image_BCHW), _per_channel(IMAGENET_DEFAULT_STD, image_BCHW)
+    """uint8 RGB, (B, 3, S, S), to float32 with ImageNet's mean and standard deviation; floats are so already."""
+    if image_BCHW.is_floating_point():
+        return image_BCHW
+    mean, std = _per_channel(PIXEL_MEAN, image_BCHW), _per_channel(PIXEL_STD, image_BCHW)
     # In place, as the result is new: one tensor instead of three.
     return image_BCHW.float().div_(255).sub_(mean).div_(std)
 
 
 def denormalise(image_BCHW: Tensor) -> Tensor:
     """Undo :func:`normalise`: float to uint8 RGB, (B, 3, S, S)."""
-    mean, std = _per_channel(IMAGENET_DEFAULT_MEAN, image_BCHW), _per_channel(IMAGENET_DEFAULT_STD, image_BCHW)
+    mean, std = _per_channel(PIXEL_MEAN, image_BCHW), _per_channel(PIXEL_STD, image_BCHW)
     return ((image_BCHW.float() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
 
 
@@ -47,7 +50,7 @@ class PixelProjection(nn.Module):
         assert convolution.bias is not None
         self.stride = convolution.stride
         self.weight, self.bias = convolution.weight, convolution.bias
-        centre = torch.tensor([round(255 * mean) for mean in IMAGENET_DEFAULT_MEAN], dtype=torch.int16)
+        centre = torch.tensor([round(255 * mean) for mean in PIXEL_MEAN], dtype=torch.int16)
         self.register_buffer("centre", centre[:, None, None], persistent=False)
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
@@ -55,8 +58,8 @@ class PixelProjection(nn.Module):
         weight, bias = self.weight, self.bias
         if image_BCHW.dtype == torch.uint8:
             # Scalars per channel: a tensor of constants would be cast with the model, or copied to the GPU each time.
-            planes = [plane / (255 * std) for plane, std in zip(weight.unbind(1), IMAGENET_DEFAULT_STD, strict=True)]
-            for plane, mean in zip(planes, IMAGENET_DEFAULT_MEAN, strict=True):
+            planes = [plane / (255 * std) for plane, std in zip(weight.unbind(1), PIXEL_STD, strict=True)]
+            for plane, mean in zip(planes, PIXEL_MEAN, strict=True):
                 bias = bias + (round(255 * mean) - 255 * mean) * plane.sum((1, 2))
             weight = torch.stack(planes, 1)
             image_BCHW = image_BCHW.to(weight.dtype) - self.centre.to(weight.dtype)
