@@ -96,7 +96,7 @@ def head(config: CohortConfig, protocol: Protocol, cohort: Cohort, arguments: ar
         [
             f"# Does it learn?\n\n    python -m benchmarks.learns --seeds {seeds} --part {arguments.part}\n",
             f"`simulate --participants {config.participants} --snps {config.snps} --scores {config.scores} "
-            f"--genes {config.genes} --seed 0` with the simulator's own effects, then the real preprocessors. The genome "
+            f"--genes {config.genes} --seed 0` with the simulator's effects, then the real preprocessors. The genome "
             f"is `{', '.join(protocol.modalities)}`: one polygenic score for each of six traits, "
             "the case that favours genetics most.",
             f"Photographs: {photographs['train']:,} to train and fit probes, {photographs['choose']:,} for choices, "
@@ -104,7 +104,7 @@ def head(config: CohortConfig, protocol: Protocol, cohort: Cohort, arguments: ar
             f"Encoder: ViT, patch 8, width 64, 3 blocks (2 relation blocks), {protocol.image_size} px; "
             f"{protocol.steps:,} steps of {protocol.batch}, AdamW at {protocol.lr:g}; seeds {seeds}. Probe: ridge on "
             "the mean token of the frozen image encoder, as exported, without genetics.",
-            f"recall@{NEAREST}: a photograph finds its participant's genome, chance {NEAREST}/participants. `±`: standard "
+            f"recall@{NEAREST}: a photograph finds its genome, chance {NEAREST}/participants. ±: standard "
             "deviation over seeds; intervals: 95 %, Student's t over seeds of the difference with equal seed.",
             f"Machine: {machine['cpu'].strip()}, one thread a run; Python {machine['python']}, "
             f"torch {machine['versions']['torch']}.",
