@@ -6,7 +6,6 @@ All share encoder, decoders, data, order and length of training; a form is what 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from mrmfast.batch import GenomeSpec
 from mrmfast.models.pixels import normalise
-from mrmfast.models.relation import Branches, Residual, self_relation
+from mrmfast.models.relation import Residual
 from mrmfast.objectives.mrm import MRM, ModelConfig, MRMConfig
 
 
@@ -76,6 +75,7 @@ STOCK = {
 EXPLORED = {
     "hidden": Form("residual all; h_G sees no genome tokens", hide=True),
     "apart": Form("as `hidden`, and its image tokens have not met the genome", hide=True, apart=True),
+    "apart_no_masking": Form("as `apart`, tau 0", tau_image=0.0, tau_genome=0.0, hide=True, apart=True),
     "prediction": Form("no MRM: genome predicted from image tokens", hide=True, apart=True, mrm=False),
 }
 FORMS = STOCK | EXPLORED
@@ -139,16 +139,13 @@ def build_model(form: Form, model: ModelConfig, image_size: int, genome: GenomeS
 def genome_alone(model: MRM, x_BF: Tensor) -> Tensor:
     """Encode the genome without the image, as ``ImageEncoder.forward`` does the image: (B, F) to pooled (B, D)."""
     assert model.genome is not None
-    token_BMD = model.genome.tokens(x_BF)
-    genome = Branches(token_BMD, token_BMD)
-    for block in model.genome.blocks:
-        genome = self_relation(block, genome, 0.0, model.residual)
-        genome = genome.batched(partial(_feed_forward, block))
+    x_BMD = model.genome.tokens(x_BF)
+    blocks: Any = model.genome.blocks
+    for block in blocks:
+        related_BMD = block.ls1(block.attn(block.norm1(x_BMD)))
+        x_BMD = x_BMD + related_BMD if model.residual == "all" else related_BMD
+        x_BMD = x_BMD + block.ls2(block.mlp(block.norm2(x_BMD)))
     for layer in model.genome.layers:
-        genome = genome.batched(layer)
-    return genome.intact.mean(1)
-
-
-def _feed_forward(block: Any, x_BMD: Tensor) -> Tensor:
-    moved: Tensor = x_BMD + block.ls2(block.mlp(block.norm2(x_BMD)))
-    return moved
+        x_BMD = layer(x_BMD)
+    pooled_BD: Tensor = x_BMD.mean(1)
+    return pooled_BD
