@@ -1,4 +1,4 @@
-"""Fifty epochs of a small set: do memory, threads, file handles, /dev/shm and processes stay as they were?
+"""Fifty epochs of a small set: whether memory, threads, file handles, /dev/shm and processes stay as they were.
 
 ``python -m benchmarks.flatness [--epochs 50] [--json FILE]``
 
@@ -145,9 +145,16 @@ def in_a_process(path: str, backend: str, way: str, number: int, leak: bool = Fa
 def config_of(path: str, cache: str, backend: str, room: int) -> DataConfig:
     """Return the loader's settings; `room` bytes for shards in the cache."""
     fetch = FetchConfig(requests=4, cache_gb=room / 1e9)
+    assert backend in BACKENDS
     return DataConfig(
-        path=path, cache=cache, backend=backend, image_size=SIZE, shuffle_window=1, anonymous=True, fetch=fetch
-    )  # type: ignore[arg-type]
+        path=path,
+        cache=cache,
+        backend=backend,  # type: ignore[arg-type] - one of them
+        image_size=SIZE,
+        shuffle_window=1,
+        anonymous=True,
+        fetch=fetch,
+    )
 
 
 def main() -> int:

@@ -72,11 +72,14 @@ def test_a_break_leaves_nothing_behind(dataset, backend, nothing_left):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_an_exception_of_the_caller_leaves_nothing_behind(dataset, backend, nothing_left):
+    def train(loader):
+        for number, _ in enumerate(loader.batches(0)):
+            1 / (3 - number)
+
     def action():
         loader = make(config_for(dataset, backend))
         with pytest.raises(ZeroDivisionError):
-            for number, _ in enumerate(loader.batches(0)):
-                1 / (3 - number)
+            train(loader)
         loader.dataset.source.close()
 
     nothing_left(action)
@@ -97,8 +100,7 @@ def test_an_exception_in_the_background_reaches_the_caller(dataset, backend, not
     def action():
         loader = make(config_for(dataset, backend))
         with pytest.raises((OSError, RuntimeError), match="Input/output error"):
-            for _ in loader.batches(0):
-                pass
+            list(loader.batches(0, 240))
         loader.dataset.source.close()
 
     nothing_left(action)
