@@ -26,7 +26,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import cv2
 import numpy as np
@@ -145,11 +145,10 @@ def in_a_process(path: str, backend: str, way: str, number: int, leak: bool = Fa
 def config_of(path: str, cache: str, backend: str, room: int) -> DataConfig:
     """Return the loader's settings; `room` bytes for shards in the cache."""
     fetch = FetchConfig(requests=4, cache_gb=room / 1e9)
-    assert backend in BACKENDS
     return DataConfig(
         path=path,
         cache=cache,
-        backend=backend,  # type: ignore[arg-type] - one of them
+        backend=cast(Backend, backend),
         image_size=SIZE,
         shuffle_window=1,
         anonymous=True,

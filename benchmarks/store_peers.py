@@ -1,7 +1,7 @@
-"""Other loaders on the same object store, for benchmarks.object_store: one process a loader, its own format beside ours.
+"""Other loaders on the same object store, for benchmarks.object_store: each in its own process and format.
 
-``PYTHON -m benchmarks.store_peers NAME URL BUCKET REPEATS`` prints what it measured as JSON: seconds of cold epochs that
-hand out bytes (``fetch``) and of such that decode, rotate (bilinear), flip and normalise too (``whole``), with two
+``PYTHON -m benchmarks.store_peers NAME URL BUCKET REPEATS`` prints what it measured as JSON: seconds of cold epochs
+that hand out bytes (``fetch``) and of such that decode, rotate (bilinear), flip and normalise too (``whole``), with two
 workers or threads, and the sorted CRC-32 of the bytes it handed out.
 """
 
@@ -122,11 +122,16 @@ def mosaicml(url: str, bucket: Path, cache: Path, decode: bool) -> Batches:
 
 def dali(url: str, bucket: Path, cache: Path, decode: bool) -> Batches:
     """DALI's own reader of tars on S3, with its CPU operators."""
-    from nvidia.dali import fn, pipeline_def, types
+    import nvidia.dali
+    from nvidia.dali import pipeline_def
 
+    fn: Any = nvidia.dali.fn
+    types: Any = nvidia.dali.types
     names = [f"images/shard-{number:06d}" for number in range(COUNT // PER_SHARD)]
 
-    @pipeline_def(batch_size=BATCH, num_threads=WORKERS, device_id=None)
+    options: dict[str, Any] = {"batch_size": BATCH, "num_threads": WORKERS, "device_id": None}
+
+    @pipeline_def(**options)
     def graph() -> Any:
         (jpeg,) = fn.readers.webdataset(
             paths=[f"s3://bucket/peers/{name}.tar" for name in names],
@@ -143,13 +148,13 @@ def dali(url: str, bucket: Path, cache: Path, decode: bool) -> Batches:
             picture, mirror=fn.random.coin_flip(), dtype=types.FLOAT, mean=[127.5] * 3, std=[63.75] * 3
         )
 
-    pipeline = graph()
+    pipeline: Any = graph()
     pipeline.build()
 
     def batches() -> Batches:
         for _ in range(COUNT // BATCH):
             (out,) = pipeline.run()
-            yield [bytes(memoryview(np.asarray(out[i]))) for i in range(BATCH)] if not decode else out
+            yield [np.asarray(out[i]).tobytes() for i in range(BATCH)] if not decode else out
 
     return batches()
 
@@ -192,14 +197,12 @@ def measure(name: str, url: str, bucket: Path, repeats: int) -> dict[str, Any]:
         for _ in range(repeats):
             with tempfile.TemporaryDirectory() as cache:
                 batches = LOADERS[name](url, bucket, Path(cache), mode == "whole")
-                start, count = time.perf_counter(), 0
-                got = []
+                start, got = time.perf_counter(), []
                 for batch in batches:
                     got.append(batch if mode == "fetch" else None)
-                    count += 1
                 seconds[mode].append(time.perf_counter() - start)
                 if mode == "fetch":
-                    sums = sorted(zlib.crc32(jpeg) for some in got for jpeg in some)
+                    sums = sorted(zlib.crc32(jpeg) for some in got if some is not None for jpeg in some)
     return {"seconds": seconds, "sums": sums}
 
 
