@@ -114,7 +114,8 @@ class DALIImages:
             image_BHWC = torch.from_dlpack(output.as_tensor()).clone()
         else:
             image_BHWC = torch.from_numpy(np.array(output.as_array()))
-        return image_BHWC.permute(0, 3, 1, 2), bad
+        # A rank without a sample in the last step: DALI's empty batch has no shape.
+        return image_BHWC.reshape(len(bad), self._size, self._size, 3).permute(0, 3, 1, 2), bad
 
     def _mark_undecodable(self) -> bool:
         """Find the pictures that made DALI fail; return whether there are any."""
