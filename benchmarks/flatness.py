@@ -94,8 +94,8 @@ def epochs(loader: Loader, number: int, way: str) -> Iterator[list[Batch]]:
             next(batches)
 
 
-def watch(config: DataConfig, number: int, way: str, leak: bool = False) -> dict[str, Any]:
-    """Go through epochs in this process.
+def watch(config: DataConfig, number: int, way: str, leak: bool = False, batch: int = BATCH) -> dict[str, Any]:
+    """Go through epochs in this process, in batches that divide the dataset.
 
     Returns
     -------
@@ -105,7 +105,7 @@ def watch(config: DataConfig, number: int, way: str, leak: bool = False) -> dict
     """
     dataset = open_dataset(config)
     settings = {"rank": 0, "world": 1, "device": torch.device("cpu")}
-    loader = Loader(dataset, config, seed=0, batch=BATCH, micro_batch=BATCH, **settings)  # type: ignore[arg-type]
+    loader = Loader(dataset, config, seed=0, batch=batch, micro_batch=batch, **settings)  # type: ignore[arg-type]
     everyone = sorted(dataset.table.key[dataset.selected].tolist())
     exact, digest, seen, leaked = True, "", [], []
     for batches in epochs(loader, number, way):
