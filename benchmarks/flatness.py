@@ -1,4 +1,4 @@
-"""Fifty epochs of a small set: do memory, threads, file handles, /dev/shm and processes stay as they were?
+"""Fifty epochs of a small set: whether memory, threads, file handles, /dev/shm and processes stay as they were.
 
 ``python -m benchmarks.flatness [--epochs 50] [--json FILE]``
 
@@ -26,7 +26,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import cv2
 import numpy as np
@@ -94,8 +94,8 @@ def epochs(loader: Loader, number: int, way: str) -> Iterator[list[Batch]]:
             next(batches)
 
 
-def watch(config: DataConfig, number: int, way: str, leak: bool = False) -> dict[str, Any]:
-    """Go through epochs in this process.
+def watch(config: DataConfig, number: int, way: str, leak: bool = False, batch: int = BATCH) -> dict[str, Any]:
+    """Go through epochs in this process, in batches that divide the dataset.
 
     Returns
     -------
@@ -105,7 +105,7 @@ def watch(config: DataConfig, number: int, way: str, leak: bool = False) -> dict
     """
     dataset = open_dataset(config)
     settings = {"rank": 0, "world": 1, "device": torch.device("cpu")}
-    loader = Loader(dataset, config, seed=0, batch=BATCH, micro_batch=BATCH, **settings)  # type: ignore[arg-type]
+    loader = Loader(dataset, config, seed=0, batch=batch, micro_batch=batch, **settings)  # type: ignore[arg-type]
     everyone = sorted(dataset.table.key[dataset.selected].tolist())
     exact, digest, seen, leaked = True, "", [], []
     for batches in epochs(loader, number, way):
@@ -146,8 +146,14 @@ def config_of(path: str, cache: str, backend: str, room: int) -> DataConfig:
     """Return the loader's settings; `room` bytes for shards in the cache."""
     fetch = FetchConfig(requests=4, cache_gb=room / 1e9)
     return DataConfig(
-        path=path, cache=cache, backend=backend, image_size=SIZE, shuffle_window=1, anonymous=True, fetch=fetch
-    )  # type: ignore[arg-type]
+        path=path,
+        cache=cache,
+        backend=cast(Backend, backend),
+        image_size=SIZE,
+        shuffle_window=1,
+        anonymous=True,
+        fetch=fetch,
+    )
 
 
 def main() -> int:

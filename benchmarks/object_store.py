@@ -1,11 +1,12 @@
-"""How near fetching comes to the server's own speed, over near, far and narrow links; s3fs against obstore.
+"""How near fetching comes to the server's own speed, and the whole loader to its speed from disk; clients and peers.
 
-``python -m benchmarks.object_store [--shards 96] [--json FILE]``
+``python -m benchmarks.object_store [--shards 96] [--tiles 8192] [--peers-python PYTHON] [--json FILE]``
 
-nginx on loopback as an anonymous bucket; shards of 1,000 samples of 12 KB, an empty cache each time, no decoding. "Raw"
-is the least a download can be: as many connections, one plain GET a shard, written to a file, nothing checked. Ours
-checks SHA-256, too. Raw to memory, without even the file, is told beside it. Ratios within one run, medians of repeats
-that take turns.
+nginx on loopback as an anonymous bucket, over near, far and narrow links. Fetching: shards of 1,000 samples of 12 KB,
+an empty cache each time, no decoding. "Raw" is the least a download can be: as many connections, one plain GET a shard,
+written to a file, nothing checked. Ours checks SHA-256, too. Raw to memory, without even the file, is told beside it.
+The whole loader: :mod:`benchmarks.store_loader`. Other loaders: :mod:`benchmarks.store_peers`. Ratios within one run,
+medians of repeats that take turns.
 """
 
 from __future__ import annotations
@@ -14,20 +15,21 @@ import argparse
 import http.client
 import os
 import shutil
-import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from benchmarks import shard_data
 from benchmarks.harness import Bench
 from benchmarks.servers import link, nginx
+from benchmarks.store_loader import DELAYS, whole
+from benchmarks.store_peers import peers
+from benchmarks.turns import Call, Turns
 from mrmfast.data.fetch import FetchConfig, Source
 from mrmfast.data.manifest import Manifest, Shard
 from mrmfast.data.meters import Meters
@@ -36,7 +38,6 @@ from mrmfast.data.store import ObjectStore
 SAMPLES, SIZE = 1_000, 12_000
 CONFIG = FetchConfig()
 CHUNK = 256 << 10
-DELAYS = (0.02, 0.1)  # seconds a round trip
 RATE = 150e6  # bytes a second of the narrow link
 
 
@@ -68,11 +69,16 @@ def raw(url: str, manifest: Manifest, folder: Path | None) -> None:
         list(pool.map(some, [manifest.shards[i :: CONFIG.requests] for i in range(CONFIG.requests)]))
 
 
-def ours(url: str, manifest: Manifest, folder: Path, meters: Meters | None = None) -> list[Path]:
+def fetched(url: str, manifest: Manifest, folder: Path, meters: Meters) -> list[Path]:
     """Fetch through the cache."""
     with Source("s3://bucket", str(folder), options(url), CONFIG, meters) as source:
         source.prefetch(manifest.shards)
         return [source.local(shard) for shard in manifest.shards]
+
+
+def ours(url: str, manifest: Manifest, folder: Path) -> None:
+    """Fetch through the cache."""
+    fetched(url, manifest, folder, Meters())
 
 
 def client(url: str, manifest: Manifest) -> None:
@@ -85,44 +91,33 @@ def client(url: str, manifest: Manifest) -> None:
             assert size == shard.bytes
 
 
+def fsspec_client(url: str, manifest: Manifest) -> None:
+    """Fetch to memory through obstore's face for fsspec."""
+    from obstore.fsspec import FsspecStore
+
+    _in_turns(
+        FsspecStore(
+            "s3",
+            config={"endpoint": url, "region": "us-east-1", "skip_signature": True},
+            client_options={"allow_http": True},
+        ),
+        manifest,
+    )
+
+
 def s3fs_client(url: str, manifest: Manifest) -> None:
     """Fetch to memory with s3fs alone."""
     import s3fs
 
+    _in_turns(s3fs.S3FileSystem(anon=True, endpoint_url=url, max_concurrency=CONFIG.requests), manifest)
+
+
+def _in_turns(store: Any, manifest: Manifest) -> None:
     # In turns of a few, or it would hold everything in memory at once.
-    store = s3fs.S3FileSystem(anon=True, endpoint_url=url, max_concurrency=CONFIG.requests)
     for start in range(0, len(manifest.shards), CONFIG.requests):
         some = manifest.shards[start : start + CONFIG.requests]
         found = store.cat([f"bucket/{shard.path}" for shard in some], batch_size=CONFIG.requests)
         assert [len(found[f"bucket/{shard.path}"]) for shard in some] == [shard.bytes for shard in some]
-
-
-class Turns:
-    """Seconds of calls that took turns, each with an empty folder, after a turn that isn't counted.
-
-    Ratios are medians over the turns: what slows the machine for a moment slows both sides.
-    """
-
-    def __init__(self, calls: dict[str, Callable[[Path], object]], work: Path, repeats: int) -> None:
-        self._seconds: dict[str, list[float]] = {name: [] for name in calls}
-        for repeat in range(repeats + 1):
-            for name, call in calls.items():
-                folder = work / "cold"
-                folder.mkdir()
-                start = time.perf_counter()
-                call(folder)
-                took = time.perf_counter() - start
-                shutil.rmtree(folder)
-                if repeat:
-                    self._seconds[name].append(took)
-
-    def median(self, name: str) -> float:
-        """Return the median seconds of a call."""
-        return statistics.median(self._seconds[name])
-
-    def speed(self, name: str, other: str) -> float:
-        """Return how many times as fast as `other` a call is."""
-        return statistics.median(b / a for a, b in zip(self._seconds[name], self._seconds[other], strict=True))
 
 
 def speeds(bench: Bench, turns: Turns, names: tuple[str, ...], total: int, suffix: str = "") -> None:
@@ -135,19 +130,23 @@ def main() -> int:
     """Run it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shards", type=int, default=96)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--tiles", type=int, default=8_192, help="pictures of the whole loader's dataset")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "--peers-python", default=sys.executable, help="interpreter with the peers extra, if it is another one"
+    )
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     for name in ("AWS_ENDPOINT_URL", "AWS_PROFILE"):
         os.environ.pop(name, None)
-    bench = Bench("object store: fetching without decoding, cold", arguments.json)
+    bench = Bench("object store: fetching and the whole loader, cold", arguments.json)
     with tempfile.TemporaryDirectory() as folder, nginx(Path(folder)) as server:
         work = Path(folder)
         manifest, _ = shard_data.write(work / "bucket", arguments.shards, SAMPLES, SIZE)
         total = sum(shard.bytes for shard in manifest.shards)
 
         before, meters = server.requests(), Meters()
-        paths = ours(server.url, manifest, work / "gate", meters)
+        paths = fetched(server.url, manifest, work / "gate", meters)
         same = all(
             path.read_bytes() == (work / "bucket" / shard.path).read_bytes()
             for path, shard in zip(paths, manifest.shards, strict=True)
@@ -159,11 +158,12 @@ def main() -> int:
         bench.bar("requests per 20 samples", 20 * meters.counts["requests"] / manifest.samples, "<=", 1)
         shutil.rmtree(work / "gate")
 
-        calls: dict[str, Callable[[Path], object]] = {
+        calls: dict[str, Call] = {
             "raw to a file": lambda cold: raw(server.url, manifest, cold),
             "raw to memory": lambda _: raw(server.url, manifest, None),
             "ours": lambda cold: ours(server.url, manifest, cold),
             "obstore to memory": lambda _: client(server.url, manifest),
+            "obstore's fsspec face to memory": lambda _: fsspec_client(server.url, manifest),
             "s3fs to memory": lambda _: s3fs_client(server.url, manifest),
         }
         near = Turns(calls, work, arguments.repeats)
@@ -171,8 +171,13 @@ def main() -> int:
         bench.bar("ours / raw to a file", near.speed("ours", "raw to a file"), ">=", 0.85)
         bench.figure("ours / raw to memory", near.speed("ours", "raw to memory"), "")
         bench.bar("obstore / s3fs, to memory", near.speed("obstore to memory", "s3fs to memory"), ">=", 1)
+        name = "obstore / its fsspec face, to memory"
+        bench.bar(name, near.speed("obstore to memory", "obstore's fsspec face to memory"), ">=", 1)
         far(bench, server.port, manifest, work, arguments.repeats)
         narrow(bench, server.port, Manifest(shards=manifest.shards[: max(1, arguments.shards // 4)]), work)
+        os.environ["AWS_ENDPOINT_URL"] = server.url
+        whole(bench, server, work, arguments.tiles, arguments.repeats)
+        peers(bench, server, work, arguments.peers_python, min(3, arguments.repeats))
     return bench.finish()
 
 
@@ -181,7 +186,7 @@ def far(bench: Bench, port: int, manifest: Manifest, work: Path, repeats: int) -
     total = sum(shard.bytes for shard in manifest.shards)
     with ExitStack() as stack:
         urls = {delay: stack.enter_context(link(port, delay)) for delay in (0.0, *DELAYS)}
-        calls: dict[str, Callable[[Path], object]] = {}
+        calls: dict[str, Call] = {}
         for delay, url in urls.items():
             calls[f"raw to a file, {delay * 1e3:g} ms"] = partial(raw, url, manifest)
             calls[f"ours, {delay * 1e3:g} ms"] = partial(ours, url, manifest)

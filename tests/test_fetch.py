@@ -330,6 +330,20 @@ def test_waiting_for_room_ends_when_a_shard_is_released(bucket, behind, tmp_path
         assert whole(source.local(b), b)
 
 
+def test_what_is_fetched_ahead_never_keeps_out_what_is_waited_for(bucket, behind, tmp_path):
+    """Two requests at once and room for two shards: three were asked for ahead, and the fourth is needed first."""
+    _, url, manifest = bucket
+    behind()
+    config = FetchConfig(requests=2, deadline=2, cache_gb=2.5 * manifest.shards[0].bytes / 1e9)
+    with Source(url, str(tmp_path), config=config) as source:
+        for _ in range(3):
+            source.prefetch(manifest.shards)
+            for shard in reversed(manifest.shards):
+                assert whole(source.local(shard), shard)
+                source.prefetch(manifest.shards)
+                source.release(shard)
+
+
 @pytest.mark.parametrize("damage", ["cut", "flipped and verified", "flipped before this boot"])
 def test_damage_in_the_cache_is_mended(damage, bucket, behind, tmp_path):
     _, url, manifest = bucket

@@ -72,11 +72,14 @@ def test_a_break_leaves_nothing_behind(dataset, backend, nothing_left):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_an_exception_of_the_caller_leaves_nothing_behind(dataset, backend, nothing_left):
+    def train(loader):
+        for number, _ in enumerate(loader.batches(0)):
+            1 / (3 - number)
+
     def action():
         loader = make(config_for(dataset, backend))
         with pytest.raises(ZeroDivisionError):
-            for number, _ in enumerate(loader.batches(0)):
-                1 / (3 - number)
+            train(loader)
         loader.dataset.source.close()
 
     nothing_left(action)
@@ -97,8 +100,7 @@ def test_an_exception_in_the_background_reaches_the_caller(dataset, backend, not
     def action():
         loader = make(config_for(dataset, backend))
         with pytest.raises((OSError, RuntimeError), match="Input/output error"):
-            for _ in loader.batches(0):
-                pass
+            list(loader.batches(0, 240))
         loader.dataset.source.close()
 
     nothing_left(action)
@@ -160,7 +162,7 @@ for number, batch in enumerate(make(config_for({str(dataset)!r}, {backend!r})).b
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_epochs_hold_no_more_than_the_first(dataset, backend, way):
     """Short; memory, too, over 50 epochs: benchmarks/flatness.py."""
-    result = watch(config_for(dataset, backend), 12, way)
+    result = watch(config_for(dataset, backend), 12, way, batch=6)
     assert result["exact"]
     grown = growth(result["held"])
     assert [grown[name] <= 0 for name in ("threads", "handles", "shm files", "processes")] == [True] * 4, grown
@@ -172,7 +174,7 @@ def test_epochs_that_evict_and_fetch_again_are_flat_too(tmp_path, upload):
     room = 76 * max(file.stat().st_size for file in path.rglob("*.tar"))
     config = config_for(upload(path, "robust"), "cpu", shuffle_window=1, cache=str(tmp_path / "cache"))
     config = replace(config, fetch=FetchConfig(requests=2, cache_gb=room / 1e9))
-    result = watch(config, 10, "stream")
+    result = watch(config, 10, "stream", batch=8)
     assert result["exact"] and result["evictions"] >= 10
     grown = growth(result["held"])
     assert grown["threads"] <= 0 and grown["shm files"] <= 0 and grown["processes"] <= 0, grown

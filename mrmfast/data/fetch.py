@@ -78,7 +78,8 @@ class Source:
         )
         # Not the client's pool: a large shard's download waits for its ranges there.
         self._pool = ThreadPoolExecutor(self.config.requests, thread_name_prefix="mrmfast-shard")
-        self._pins: dict[str, Future[Path | Pin]] = {}
+        self._limit = limit
+        self._pins: dict[str, Future[Path | Pin | None]] = {}
         self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -147,11 +148,14 @@ class Source:
         UserError
             The file is missing, has the wrong length, fails its checksum, doesn't come, or finds no room.
         """
-        self.prefetch([shard])
-        with self._lock:
-            future = self._pins[shard.path]
+        stale = found = None
         try:
-            found = future.result()
+            while found is None:  # fetched ahead, and not held; or there was no room then
+                with self._lock:
+                    future = self._pins.get(shard.path)
+                    if future is None or future is stale:
+                        future = self._begin(shard, ahead=False)
+                stale, found = future, future.result()
         except BaseException:
             self.release(shard)  # asked for again, it is tried again
             raise
@@ -160,13 +164,23 @@ class Source:
     def prefetch(self, shards: Iterable[Shard]) -> None:
         """Begin to download shards that :meth:`local` will be asked for; returns at once.
 
-        They count as in use until :meth:`release`.
+        Without a limit of the cache they count as in use until :meth:`release`. With one they don't before they are
+        asked for, and those that find no room are left to :meth:`local`: what is only wanted later must never keep out
+        what somebody waits for.
         """
         with self._lock:
             for shard in shards:
-                if shard.path not in self._pins:
-                    work = self._fetch if self.remote else self._check_local
-                    self._pins[shard.path] = self._pool.submit(work, shard)
+                # With more than the limit of one's own, fetching one ahead would evict another not yet used.
+                room = self._limit is None or (len(self._pins) + 1) * shard.bytes <= self._limit
+                if room and shard.path not in self._pins:
+                    self._begin(shard, ahead=True)
+
+    def _begin(self, shard: Shard, ahead: bool) -> Future[Path | Pin | None]:
+        future: Future[Path | Pin | None] = (
+            self._pool.submit(self._fetch, shard, ahead) if self.remote else self._pool.submit(self._check, shard)
+        )
+        self._pins[shard.path] = future
+        return future
 
     def release(self, shard: Shard) -> None:
         """Allow the cache to evict a shard, however often it was asked for; mapped memory stays valid."""
@@ -183,7 +197,7 @@ class Source:
     def _folder(self) -> Path:
         return Path(self.url.removeprefix("file://"))
 
-    def _check_local(self, shard: Shard) -> Path:
+    def _check(self, shard: Shard) -> Path | Pin | None:
         path = self._folder / shard.path
         try:
             size = path.stat().st_size
@@ -195,7 +209,8 @@ class Source:
             raise UserError(f"{path}: has {size} bytes, the manifest says {shard.bytes}; copy the dataset again")
         return path
 
-    def _fetch(self, shard: Shard) -> Pin:
+    def _fetch(self, shard: Shard, ahead: bool) -> Path | Pin | None:
+        """Return the shard in use; None where it was fetched ahead and isn't held: see :meth:`prefetch`."""
         since = time.monotonic()
         try:
             while True:
@@ -203,17 +218,24 @@ class Source:
                     with self._cache.claim(shard.sha256, shard.bytes) as found:
                         if isinstance(found, Pin):
                             self.meters.count("cache_hits")
-                            return found
-                        with self.meters.time("fetch", shard.samples, shard.bytes):
-                            pin = self._download(found, shard)
+                            pin: Pin | None = found
+                        else:
+                            with self.meters.time("fetch", shard.samples, shard.bytes):
+                                pin = self._download(found, shard)
                         if pin is not None:
-                            return pin
+                            break
                 except FullError:
+                    if ahead:
+                        return None
                     self._wait_for_room(shard, since)
         except InterruptedError:
             raise ClosedError(f"{self.url}: closed") from None
         except OSError as error:
             raise self._explain(error, shard) from error
+        if ahead and self._limit is not None:
+            pin.close()
+            return None
+        return pin
 
     def _download(self, partial: Partial, shard: Shard) -> Pin | None:
         """Fetch what a shard lacks, check it, and give it its name."""
@@ -267,10 +289,10 @@ class Source:
         return error
 
 
-def _unpin(future: Future[Path | Pin]) -> None:
+def _unpin(future: Future[Path | Pin | None]) -> None:
     """Close the file of a download, now or when it ends."""
 
-    def close(done: Future[Path | Pin]) -> None:
+    def close(done: Future[Path | Pin | None]) -> None:
         if not done.cancelled() and done.exception() is None and isinstance(found := done.result(), Pin):
             found.close()
 

@@ -121,7 +121,11 @@ class DALIImages:
             images = torch.from_dlpack(output.as_tensor()).clone()
         else:
             images = torch.from_numpy(np.array(output.as_array()))
-        return (images if self._floats else images.permute(0, 3, 1, 2)), bad
+        # A rank without a sample in the last step: DALI's empty batch has no shape.
+        size = self._size
+        if self._floats:
+            return images.reshape(len(bad), 3, size, size), bad
+        return images.reshape(len(bad), size, size, 3).permute(0, 3, 1, 2), bad
 
     def _mark_undecodable(self) -> bool:
         """Find the pictures that made DALI fail; return whether there are any."""

@@ -31,10 +31,13 @@ class ShardReader:
         self._source, self._shards, self._table, self._meters = source, shards, table, meters
         self._limit = limit
         self._open: OrderedDict[int, np.memmap] = OrderedDict()
+        self._ahead: set[int] = set()  # fetched ahead, not yet read
 
     def prefetch(self, numbers: np.ndarray) -> None:
         """Begin to fetch shards that will be read soon; returns at once."""
-        self._source.prefetch(self._shards[number] for number in numbers.tolist())
+        wanted = set(numbers.tolist()) - self._open.keys()
+        self._ahead |= wanted
+        self._source.prefetch(self._shards[number] for number in numbers.tolist() if number in wanted)
 
     def read(self, samples: np.ndarray) -> list[np.ndarray]:
         """Return the JPEG bytes of samples, uint8 views of the mapped shards; waits for those still being fetched."""
@@ -49,6 +52,7 @@ class ShardReader:
     def _map(self, number: int) -> np.memmap:
         mapped = self._open.get(number)
         if mapped is None:
+            self._ahead.discard(number)
             mapped = self._open[number] = np.memmap(self._source.local(self._shards[number]), mode="r")
             while len(self._open) > self._limit:
                 # A map that was handed out stays valid until the last view of it is gone.
@@ -58,7 +62,8 @@ class ShardReader:
         return mapped
 
     def close(self) -> None:
-        """Let go of all shards."""
-        while self._open:
-            number, _ = self._open.popitem()
+        """Let go of all shards, those fetched ahead as well."""
+        for number in (*self._open, *self._ahead):
             self._source.release(self._shards[number])
+        self._open.clear()
+        self._ahead.clear()
