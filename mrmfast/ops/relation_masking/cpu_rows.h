@@ -90,9 +90,9 @@ static inline Probe probe(const float *s, long padded, float t) {
 
 /* The m-th largest of n scores without NaN, exactly, 1 < m < n.
  *
- * Probes count what lies above a guess: first the quantile of normal scores, then steps by the density there, then
- * halvings of the order-preserving integers, which end for any scores. The answer lies in [low, high], both values of
- * the row. */
+ * Probes count what lies above a guess: first the quantile of normal scores, then steps from the value found by the
+ * density there, then halvings of the order-preserving integers, which end for any scores. The answer lies in
+ * [low, high], both values of the row. */
 static float select(const float *s, long padded, float maximum, float mean, float deviation, const Guess &g, long m) {
     const int by_density = 6, at_most = 48;
     float low = -INF, high = maximum, t = mean + deviation * g.quantile, step = deviation * g.density;
@@ -105,10 +105,9 @@ static float select(const float *s, long padded, float maximum, float mean, floa
         if (p.count == m) return p.least;
         if (p.count == m - 1) return p.below;
         if (p.count >= m)
-            low = p.least;
+            t = (low = p.least) + step * (float)(p.count - m);
         else
-            high = p.below;
-        t += step * ((float)(p.count - m) + 0.5f);
+            t = (high = p.below) - step * (float)(m - p.count - 1);
     }
     return low;
 }
