@@ -80,6 +80,15 @@ def test_outputs_and_gradients_equal_the_float64_reference(dtype):
             assert difference(a, b) <= BOUNDS[dtype], (n, m, ratio, d, options, place)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_narrow_types_are_float32_rounded_once(dtype):
+    inputs, gradients = draw(50, 65, 32, dtype)
+    got = outputs_and_gradients(relation_attention, inputs, gradients, 0.5)
+    wide = outputs_and_gradients(relation_attention, [x.float() for x in inputs], gradients, 0.5)
+    for a, b in zip(got, wide, strict=True):
+        assert torch.equal(a, b.to(dtype))
+
+
 def test_the_same_entries_are_masked_in_a_million_rows():
     generator = torch.Generator().manual_seed(1)
     rows = ties = 0
