@@ -181,6 +181,7 @@ def test_nan_and_infinities_are_as_in_the_reference(ratio, form):
 def test_any_strides_of_inputs_and_gradients():
     (q, k, v), gradients = draw(17, 23, 16, torch.float32)
     plain = outputs_and_gradients(relation_attention, [x.contiguous() for x in (q, k, v)], gradients, 0.5)
+    assert all(x.transpose(1, 2).is_contiguous() for x in plain[:2])  # so that heads join without a copy
     scattered = [x.mT.contiguous().mT for x in (q, k, v)]
     spread = [torch.stack([g, g], -1)[..., 0] for g in gradients]
     for a, b in zip(outputs_and_gradients(relation_attention, scattered, spread, 0.5), plain, strict=True):
