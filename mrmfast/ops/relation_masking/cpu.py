@@ -23,6 +23,7 @@ FLAGS = ("-O3", "-march=native", "-std=c++17", "-fno-exceptions", "-fno-rtti", "
 SOURCE = Path(__file__).with_name("cpu.cpp")
 HEADERS = tuple(SOURCE.with_name(name) for name in ("cpu_gemm.h", "cpu_rows.h"))
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+LEAST_FLOP = 1 << 20  # a thread; below this, about 10 us, waking it costs more than it gives
 ROW = 3  # maximum, inverse of the softmax's sum, threshold
 
 
@@ -106,7 +107,8 @@ def _run(
     kernel = library()
     assert kernel is not None, "ask supports() first"
     batch, heads, queries, width = q.shape
-    threads = max(1, min(torch.get_num_threads(), batch * heads))
+    work = 2 * batch * heads * queries * k.shape[2] * (width + v.shape[3])
+    threads = max(1, min(torch.get_num_threads(), batch * heads, work // LEAST_FLOP))
     problem = _Problem(batch, heads, queries, k.shape[2], width, v.shape[3], threads, count)
     problem.quantile, problem.density = _normal_guess(count, k.shape[2])
     problem.scale, problem.is_bfloat16 = 1 / math.sqrt(width), q.dtype == torch.bfloat16

@@ -53,14 +53,18 @@ static inline void narrow(float x, bfloat16 &to) { /* to nearest, halves to even
     to.bits = x != x ? 0x7fc0 : (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
-/* Rows [first, last) as float32, `pitch` apart, columns up to the pitch zero. */
+/* One row as float32. Contiguous ones, the common case, have loops of their own that vectorise. */
+template <class T> static inline void take_row(const T *__restrict row, ptrdiff_t column, long width, float *__restrict to) {
+    if (column == 1)
+        for (long c = 0; c < width; c++) to[c] = widen(row[c]);
+    else
+        for (long c = 0; c < width; c++) to[c] = widen(row[c * column]);
+}
+
+/* Rows [first, last), `pitch` apart, columns up to the pitch zero. */
 template <class T> static void take_rows(const Slice<T> &from, long first, long last, long width, float *to, long pitch) {
     for (long r = first; r < last; r++, to += pitch) {
-        const T *row = from.data + r * from.row;
-        if (from.column == 1)
-            for (long c = 0; c < width; c++) to[c] = widen(row[c]);
-        else
-            for (long c = 0; c < width; c++) to[c] = widen(row[c * from.column]);
+        take_row(from.data + r * from.row, from.column, width, to);
         for (long c = width; c < pitch; c++) to[c] = 0;
     }
 }
@@ -70,7 +74,10 @@ template <class T> static void pack(const Slice<T> &from, long rows, long width,
     for (long left = 0; left < width; left += COLUMNS, to += rows * COLUMNS) {
         Slice<T> part = from;
         part.data += left * from.column;
-        take_rows(part, 0, rows, width - left < COLUMNS ? width - left : COLUMNS, to, COLUMNS);
+        if (width - left >= COLUMNS) /* a constant length, so that it unrolls */
+            for (long r = 0; r < rows; r++) take_row(part.data + r * part.row, part.column, COLUMNS, to + r * COLUMNS);
+        else
+            take_rows(part, 0, rows, width - left, to, COLUMNS);
     }
 }
 
@@ -87,9 +94,9 @@ template <class T> static void pack_transposed(const Slice<T> &from, long rows, 
 }
 
 template <class T>
-static void give_rows(const float *from, long pitch, Slice<T> to, long first, long last, long width, float factor) {
+static void give_rows(const float *__restrict from, long pitch, Slice<T> to, long first, long last, long width, float factor) {
     for (long r = first; r < last; r++, from += pitch) {
-        T *row = to.data + r * to.row;
+        T *__restrict row = to.data + r * to.row;
         if (to.column == 1)
             for (long c = 0; c < width; c++) narrow(from[c] * factor, row[c]);
         else

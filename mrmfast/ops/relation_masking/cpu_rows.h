@@ -90,9 +90,9 @@ static inline Probe probe(const float *s, long padded, float t) {
 
 /* The m-th largest of n scores without NaN, exactly, 1 < m < n.
  *
- * Probes count what lies above a guess: first the quantile of normal scores, then steps by the density there, then
- * halvings of the order-preserving integers, which end for any scores. The answer lies in [low, high], both values of
- * the row. */
+ * Probes count what lies above a guess: first the quantile of normal scores, then steps from the value found by the
+ * density there, then halvings of the order-preserving integers, which end for any scores. The answer lies in
+ * [low, high], both values of the row. */
 static float select(const float *s, long padded, float maximum, float mean, float deviation, const Guess &g, long m) {
     const int by_density = 6, at_most = 48;
     float low = -INF, high = maximum, t = mean + deviation * g.quantile, step = deviation * g.density;
@@ -105,10 +105,9 @@ static float select(const float *s, long padded, float maximum, float mean, floa
         if (p.count == m) return p.least;
         if (p.count == m - 1) return p.below;
         if (p.count >= m)
-            low = p.least;
+            t = (low = p.least) + step * (float)(p.count - m);
         else
-            high = p.below;
-        t += step * ((float)(p.count - m) + 0.5f);
+            t = (high = p.below) - step * (float)(m - p.count - 1);
     }
     return low;
 }
@@ -128,14 +127,6 @@ static float threshold_of(const float *s, long n, float maximum, float sum, floa
     return select(s, round_up(n, LANES), maximum, mean, variance > 0 ? sqrtf(variance) : 0, g, m);
 }
 
-/* Whether the softmax is no number: a NaN or +inf among the scores, or nothing but -inf. */
-static bool undefined(const float *s, long n, float maximum, float sum) {
-    bool found = maximum == INF || maximum == -INF;
-    if (sum != sum)
-        for (long j = 0; j < n; j++) found |= s[j] != s[j];
-    return found;
-}
-
 /* Scores to unnormalised relations: `intact` and `masked` may each be null, and either may be where the scores are. */
 static Row relate(const float *s, long n, const Guess &g, float *intact, float *masked) {
     long whole = n / LANES * LANES, padded = round_up(n, LANES);
@@ -149,7 +140,9 @@ static Row relate(const float *s, long n, const Guess &g, float *intact, float *
     }
     float maximum = max_of(most), sum = sum_of(sums), threshold = NOT_A_NUMBER;
     if (masked) threshold = threshold_of(s, n, maximum, sum, sum_of(squares), g);
-    if (undefined(s, n, maximum, sum)) { /* every relation is NaN, but what is masked is 0 */
+    if (maximum == INF || maximum == -INF) {
+        /* No softmax: every relation is NaN, but what is masked is 0. (A row with a NaN needs no care: NaN is never
+         * masked, and makes its sum and both outputs NaN.) */
         for (long j = 0; j < n; j++) {
             bool removed = s[j] >= threshold;
             if (masked) masked[j] = removed ? 0.0f : NOT_A_NUMBER;
