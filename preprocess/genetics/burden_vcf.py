@@ -14,7 +14,7 @@ from mrmfast.errors import UserError
 from preprocess.genetics import vep
 from preprocess.genetics.bed import autosome, natural_key
 from preprocess.genetics.gene_bits import Gene, Tally, fates
-from preprocess.genetics.genotypes.vcf import check_alleles
+from preprocess.genetics.genotypes.vcf import check_alleles, place_of
 
 BGZF_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")  # SAM specification, 4.1.2
 VCF_ENDINGS = (".vcf", ".vcf.gz", ".bcf")
@@ -77,15 +77,11 @@ def records(vcf: VCF, path: Path) -> Iterator[Any]:
                 return
             except Exception as error:  # htslib's parse errors arrive as plain Exception
                 raise UserError(
-                    f"{path}: damaged after {done} variants (line {_header_lines(vcf) + done + 1}); copy the file again"
+                    f"{path}: damaged after {done} variants ({place_of(done, path)}); copy the file again"
                 ) from error
             yield variant
             done += 1
             bar.update()
-
-
-def _header_lines(vcf: VCF) -> int:
-    return str(vcf.raw_header).count("\n")
 
 
 def scan(path: Path, samples: list[str], rule: vep.HarmRule, max_maf: float, tally: Tally, ledger: IO[str]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -117,11 +119,21 @@ class VcfFile(GenotypeFile):
         except UserError:
             raise
         except Exception as error:  # htslib's complaints come as plain Exception
-            line = str(reader.raw_header).count("\n") + number + 1
-            raise UserError(f"{self.path}: line {line} is damaged ({type(error).__name__}); mend it") from error
+            where = place_of(number, self.path)
+            raise UserError(f"{self.path}: {where} is damaged ({type(error).__name__}); mend it") from error
 
     def _record(self, record: Any) -> str:
         return f"{self.path}: {record.CHROM}:{record.POS}"
+
+
+def place_of(done: int, path: Path) -> str:
+    """Say which line follows `done` records; of a BCF, which has no lines, which record."""
+    with open(path, "rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    # The lines of the file itself: htslib adds some to the header that it shows.
+    with gzip.open(path, "rb") if packed else open(path, "rb") as text:
+        header = sum(1 for _ in takewhile(lambda line: line.startswith(b"#"), text))
+    return f"line {header + done + 1}" if header else f"record {done + 1}"
 
 
 def check_alleles(alleles: np.ndarray, record: Any, path: Path) -> None:
