@@ -543,6 +543,15 @@ def test_blank_harmonised_columns_and_stray_quotes(tmp_path):
     assert native.position.tolist() == [5, 6, 7], "hm_pos of another build is never used"
 
 
+def test_a_blank_harmonised_place_leaves_the_files_own(tmp_path):
+    """Trap 6: both builds are the target's; the second row's harmonised place is blank."""
+    columns = PLACE + " hm_chr hm_pos"
+    file = scoring_file(
+        tmp_path / "s.txt", columns, ["1 10 G A 1 1 15", "1 20 G A 1  "], genome_build="GRCh38", HmPOS_build="GRCh38"
+    )
+    assert scoring.read_score(file, "GRCh38").position.tolist() == [15, 20]
+
+
 def test_positions_in_another_build_are_noticed_by_alleles(tmp_path, capsys):
     """One real header says hg19 and the file is GRCh38 (trap 6); without rsIDs only the alleles can tell."""
     bed = write_bed(tmp_path / "all.bed", random_calls(20, 30), people(20))
