@@ -521,8 +521,12 @@ def test_mistakes_in_vcfs_are_named(tmp_path, capsys):
     assert "no samples" in complain(vcf_of(tmp_path / "sites.vcf", [], []))
     assert "no variants" in complain(vcf_of(tmp_path / "empty.vcf", [], people(3)))
     bad = vcf_of(tmp_path / "bad.vcf", rows, people(3))
-    bad.write_text(bad.read_text().replace("\t12\t", "\tx\t"))
-    assert "bad.vcf" in complain(bad)
+    whole = bad.read_text()
+    bad.write_text(whole.replace("\t12\t", "\tx\t"))
+    assert f"bad.vcf: line {len(whole.splitlines()) - 2} is damaged" in complain(bad)
+    bad.write_text(whole.replace("\trs3\tA\tG\t.\t.\t.\tGT\t0/1", "\trs3\tA\tG\t.\t.\t.\tGT\t0/5"))
+    with pytest.warns(UserWarning, match="read in Python"):
+        assert "1:13: a genotype names allele 5" in complain(bad)
     assert "for .vcf files give ref or alt" in complain(
         vcf_of(tmp_path / "r.vcf", rows, people(3)), "--reference", "a1"
     )

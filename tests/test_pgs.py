@@ -263,6 +263,7 @@ def test_dosages_are_scored_where_there_are_any(tmp_path):
     rows = ["1 10 G A 0.5", "1 20 C T 2", "1 40 C T -1", "1 50 A C 0.25"]
     file = scoring_file(tmp_path / "s.txt", PLACE, rows, pgs_id="S", genome_build="GRCh38")
     preprocess("pgs", file, "--genotypes", pgen, "--out", tmp_path / "d", "--test-fraction", 0)
+    np.testing.assert_array_equal(PlinkFiles(pgen).dosages(np.arange(5)), dosages.T.astype(np.float32))
     filled = np.where(np.isnan(dosages), np.nanmean(dosages, axis=0), dosages)
     expected = 0.5 * filled[:, 0] + 2 * (2 - filled[:, 1]) - filled[:, 3] + 0.25 * (2 - filled[:, 4])
     np.testing.assert_allclose(raw_scores(tmp_path / "d", "S")[0], expected, atol=1e-6)
@@ -525,6 +526,12 @@ def test_damaged_rows_are_counted_by_number(tmp_path):
     assert score.counts == {"rows": 9, "malformed": 6, "no_place": 1}
 
 
+def test_a_byte_order_mark_is_no_part_of_the_header(tmp_path):
+    file = scoring_file(tmp_path / "s.txt", PLACE, ["1 10 G A 1"], genome_build="GRCh38")
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert scoring.read_score(file, "GRCh38").weight.tolist() == [1]
+
+
 def test_blank_harmonised_columns_and_stray_quotes(tmp_path):
     """Trap 6: a blank hm_pos falls back to the rsID when the file's own build is another."""
     columns = "rsID chr_name chr_position effect_allele other_allele effect_weight locus_name hm_chr hm_pos"
@@ -534,6 +541,15 @@ def test_blank_harmonised_columns_and_stray_quotes(tmp_path):
     assert score.rsid.tolist() == [1, 2, 3]
     native = score_by_rows(tmp_path / "t.txt", rows, columns, HmPOS_build="GRCh37")
     assert native.position.tolist() == [5, 6, 7], "hm_pos of another build is never used"
+
+
+def test_a_blank_harmonised_place_leaves_the_files_own(tmp_path):
+    """Trap 6: both builds are the target's; the second row's harmonised place is blank."""
+    columns = PLACE + " hm_chr hm_pos"
+    file = scoring_file(
+        tmp_path / "s.txt", columns, ["1 10 G A 1 1 15", "1 20 G A 1  "], genome_build="GRCh38", HmPOS_build="GRCh38"
+    )
+    assert scoring.read_score(file, "GRCh38").position.tolist() == [15, 20]
 
 
 def test_positions_in_another_build_are_noticed_by_alleles(tmp_path, capsys):
@@ -590,6 +606,10 @@ def test_mistakes_in_plink2_files_are_named(tmp_path, capsys):
     pgen = fresh("pvar")
     pgen.with_suffix(".pvar").write_text("#CHROM\tPOS\tID\tREF\tALT\n1\t10\t.\tA\tG\n1\tten\t.\tA\tG\n")
     assert "g.pvar: line 3" in complain(pgen)
+    bed = write_bed(tmp_path / "all.bed", random_calls(20, 2), people(20))
+    for place in ("1000.5", "-1000", "9" * 25):
+        bed.with_suffix(".bim").write_text(f"1\trs1\t0\t{place}\tG\tA\n1\trs2\t0\t1010\tG\tA\n")
+        assert "all.bim: line 1: needs" in complain(bed)
     pgen = fresh("samples")
     pgen.with_suffix(".psam").write_text("#IID\n" + "\n".join(people(19)) + "\n")
     assert "19 samples x 2 variants" in complain(pgen)

@@ -14,6 +14,7 @@ from mrmfast.errors import UserError
 from preprocess.genetics import vep
 from preprocess.genetics.bed import autosome, natural_key
 from preprocess.genetics.gene_bits import Gene, Tally, fates
+from preprocess.genetics.genotypes.vcf import check_alleles, place_of
 
 BGZF_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")  # SAM specification, 4.1.2
 VCF_ENDINGS = (".vcf", ".vcf.gz", ".bcf")
@@ -76,15 +77,11 @@ def records(vcf: VCF, path: Path) -> Iterator[Any]:
                 return
             except Exception as error:  # htslib's parse errors arrive as plain Exception
                 raise UserError(
-                    f"{path}: damaged after {done} variants (line {_header_lines(vcf) + done + 1}); copy the file again"
+                    f"{path}: damaged after {done} variants ({place_of(done, path)}); copy the file again"
                 ) from error
             yield variant
             done += 1
             bar.update()
-
-
-def _header_lines(vcf: VCF) -> int:
-    return str(vcf.raw_header).count("\n")
 
 
 def scan(path: Path, samples: list[str], rule: vep.HarmRule, max_maf: float, tally: Tally, ledger: IO[str]) -> None:
@@ -109,12 +106,20 @@ def scan(path: Path, samples: list[str], rule: vep.HarmRule, max_maf: float, tal
     place = {sample: number for number, sample in enumerate(vcf.samples)}
     order = np.array([place[sample] for sample in samples])
     for variant in records(vcf, path):
-        _add(variant, parser, order, max_maf, tally, ledger)
+        _add(variant, path, parser, order, max_maf, tally, ledger)
     tally.fates["annotations_malformed"] += parser.malformed
     tally.fates["annotations_allele_unknown"] += parser.allele_unknown
 
 
-def _add(variant: Any, parser: vep.CsqParser, order: np.ndarray, max_maf: float, tally: Tally, ledger: IO[str]) -> None:
+def _add(
+    variant: Any,
+    path: Path,
+    parser: vep.CsqParser,
+    order: np.ndarray,
+    max_maf: float,
+    tally: Tally,
+    ledger: IO[str],
+) -> None:
     number = autosome(variant.CHROM)
     alternatives = list(variant.ALT)
     csq = variant.INFO.get("CSQ") if number else None
@@ -127,6 +132,8 @@ def _add(variant: Any, parser: vep.CsqParser, order: np.ndarray, max_maf: float,
         tally.genes.setdefault((number, gene), Gene(number, variant.POS, symbol))
     # Genotypes are decoded only where something is harmful: most of the time goes there.
     calls = variant.genotype.array()[order, :-1] if any(harmed) else None
+    if calls is not None:
+        check_alleles(calls, variant, path)
     for index, (alternative, why) in enumerate(zip(alternatives, harmed, strict=True), start=1):
         if not why or calls is None:
             _note(tally, ledger, variant, alternative, "not_harmful")

@@ -249,9 +249,13 @@ def read_variants(path: Path) -> pd.DataFrame:
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise UserError(f"{table}: cannot be read ({' '.join(str(error).split())}); mend the file") from error
     position = pd.to_numeric(raw["POS"], errors="coerce")
-    bad = np.flatnonzero(position.isna() | (raw["ALT"].fillna("") == ""))
+    # Not cast first: 1060.5 would silently become another place, and 1e25 any.
+    whole = (position >= 0) & (position < 2**31) & (position % 1 == 0)
+    bad = np.flatnonzero(~whole | (raw["ALT"].fillna("") == ""))
     if len(bad):
-        raise UserError(f"{table}: line {skip + bad[0] + 1}: needs {', '.join(names)}; mend the line")
+        raise UserError(
+            f"{table}: line {skip + bad[0] + 1}: needs {', '.join(names)}, the position a whole number; mend the line"
+        )
     codes, labels = pd.factorize(raw["CHROM"])
     return pd.DataFrame(
         {

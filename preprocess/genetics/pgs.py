@@ -9,7 +9,9 @@ or with ``--hard-calls``: many more of those are missing (genetics page, trap 4)
 from __future__ import annotations
 
 import argparse
+import importlib
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -86,6 +88,8 @@ def run(arguments: argparse.Namespace) -> int:
         "values": "hard calls" if _scores_hard_calls(arguments, genotypes) else "dosages",
         "missing": "2 x effect allele frequency of the training split",
     }
+    # Zarr takes a fifth of a second to import, and the pass leaves the interpreter alone meanwhile.
+    threading.Thread(target=importlib.import_module, args=("zarr",)).start()
     with tempfile.TemporaryDirectory(prefix=".pgs.", dir=arguments.out) as folder:
         blocks, passed = _sum(arguments, genotypes, weights, train, Path(folder))
         mean, scale, constant = standardise.fit_blocks(

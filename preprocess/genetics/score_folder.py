@@ -70,6 +70,8 @@ class RowLedger:
         alleles, fates = pa.array(score.alleles, pa.string()), pa.array([*FATES, "malformed"])
 
         def column(values: np.ndarray, fill: Any, hidden: np.ndarray | None = None) -> pa.Array:
+            if not extra:  # nearly always
+                return pa.array(values, mask=hidden)
             tail = np.full(extra, fill, dtype=values.dtype)
             mask = np.r_[np.zeros(len(values), bool) if hidden is None else hidden, np.ones(extra, bool)]
             return pa.array(np.r_[values, tail], mask=mask)

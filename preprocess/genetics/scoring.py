@@ -115,8 +115,8 @@ def open_text(path: Path) -> IO[str]:
     """Open a plain or gzip-compressed text file."""
     # Headers and locus names of old files are not always UTF-8; the columns we use are checked when they are read.
     if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8", errors="replace")
-    return open(path, encoding="utf-8", errors="replace")
+        return gzip.open(path, "rt", encoding="utf-8-sig", errors="replace")
+    return open(path, encoding="utf-8-sig", errors="replace")
 
 
 def declared_builds(header: dict[str, str]) -> tuple[str | None, str | None]:

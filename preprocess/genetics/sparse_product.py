@@ -19,7 +19,7 @@ from mrmfast import native
 
 FLAGS = ("-O3", "-std=c11", "-march=native", "-Wno-psabi")
 SOURCE = Path(__file__).with_name("sparse_product.c")
-TILE = 64  # people, as in C
+TILE = 32  # people, as in C
 # Above this share of weights that are not zero the dense product is faster.
 MOST_DENSE = 0.2
 

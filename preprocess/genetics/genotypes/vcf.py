@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +85,7 @@ class VcfFile(GenotypeFile):
                 f"{self._record(record)} has no GT; leave such records out with bcftools view -i 'GT!=\"\"'"
             )
         alleles = record.genotype.array()[:, :-1]  # the last column is the phase
+        check_alleles(alleles, record, self.path)
         first = alleles[:, 0]
         second = np.where(alleles[:, 1] == HAPLOID, first, alleles[:, 1]) if alleles.shape[1] > 1 else first
         known = (first >= 0) & (second >= 0) & (alleles[:, 2:] == HAPLOID).all(axis=1)
@@ -116,10 +119,36 @@ class VcfFile(GenotypeFile):
         except UserError:
             raise
         except Exception as error:  # htslib's complaints come as plain Exception
-            raise UserError(f"{self.path}: record {number + 1} is damaged ({type(error).__name__}); mend it") from error
+            where = place_of(number, self.path)
+            raise UserError(f"{self.path}: {where} is damaged ({type(error).__name__}); mend it") from error
 
     def _record(self, record: Any) -> str:
         return f"{self.path}: {record.CHROM}:{record.POS}"
+
+
+def place_of(done: int, path: Path) -> str:
+    """Say which line follows `done` records; of a BCF, which has no lines, which record."""
+    with open(path, "rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    # The lines of the file itself: htslib adds some to the header that it shows.
+    with gzip.open(path, "rb") if packed else open(path, "rb") as text:
+        header = sum(1 for _ in takewhile(lambda line: line.startswith(b"#"), text))
+    return f"line {header + done + 1}" if header else f"record {done + 1}"
+
+
+def check_alleles(alleles: np.ndarray, record: Any, path: Path) -> None:
+    """Check that genotypes name alleles of their site: htslib lets ``0/5`` pass, and it would count as something.
+
+    Raises
+    ------
+    UserError
+        One does not.
+    """
+    if alleles.max(initial=0) > len(record.ALT):
+        raise UserError(
+            f"{path}: {record.CHROM}:{record.POS}: a genotype names allele {int(alleles.max())}, the site has "
+            f"{1 + len(record.ALT)} (0..{len(record.ALT)}); mend the record"
+        )
 
 
 def _declares(reader: VCF, name: str) -> bool:
