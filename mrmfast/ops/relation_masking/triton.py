@@ -20,19 +20,43 @@ MANY_HEADS = 512
 
 
 class Tiles(NamedTuple):
-    """Block sizes: rows of a row kernel and its warps; rows, keys and warps of the key-gradient kernel."""
+    """Block sizes and options of one kernel.
 
-    rows: int
-    warps: int
-    key_rows: int
-    key_keys: int
-    key_warps: int
+    Attributes
+    ----------
+    constants : dict
+        ROWS, KEYS, WIDTH, and of a row kernel RESIDENT and PART.
+    options : dict
+        num_warps, num_stages, and maxnreg where a cap lets two blocks share a multiprocessor.
+    """
+
+    constants: dict[str, Any]
+    options: dict[str, Any]
 
 
-def tiles(keys: int, width: int, dtype: torch.dtype) -> Tiles:
-    """Choose block sizes that compile without spills for compute capability 8.0 and 9.0 (tests say for which shapes)."""
-    padded = padded_to(keys)
-    return Tiles(rows=32 if padded <= 256 else 16, warps=8 if padded > 64 else 4, key_rows=32, key_keys=64, key_warps=4)
+def row_tiles(keys: int, width: int, dtype: torch.dtype, *, backward: bool) -> Tiles:
+    """Choose for the kernels that hold whole rows of logits; tests compile them for compute capability 8.0 and 9.0.
+
+    K and V stay on chip between blocks of rows where shared memory takes them, else they are read PART columns at a time.
+    """
+    padded, columns = padded_to(keys), padded_to(width)
+    size = padded * columns * dtype.itemsize
+    resident = dtype.itemsize == 2 and size <= (1 << 15 if backward else 1 << 16)
+    part = columns if resident else max(16, min(columns, (1 << 15) // (padded * dtype.itemsize)))
+    rows = 32 if padded <= 64 or (backward and resident) else 16
+    constants = {"RESIDENT": resident, "ROWS": rows, "KEYS": padded, "WIDTH": columns, "PART": part}
+    options = {"num_warps": 8 if padded > 64 else 4, "num_stages": 2 if resident else 1}
+    if padded == 256 and resident and not backward:
+        options["maxnreg"] = 128
+    return Tiles(constants, options)
+
+
+def key_tiles(width: int, dtype: torch.dtype) -> Tiles:
+    """Choose for the kernel that holds dK and dV of a block of keys."""
+    columns = padded_to(width)
+    narrow = columns > 64 or dtype.itemsize == 4
+    constants = {"ROWS": 16 if narrow else 32, "KEYS": 32 if narrow else 64, "WIDTH": columns}
+    return Tiles(constants, {"num_warps": 4, "num_stages": 1 if narrow else 2})
 
 
 def padded_to(size: int) -> int:
@@ -100,12 +124,12 @@ class RelationAttention(torch.autograd.Function):
         threshold = torch.empty_like(lse)
         ctx.save_for_backward(q, k, v, lse, threshold)
         ctx.set_materialize_grads(False)
-        plan = tiles(keys, width, q.dtype)
-        blocks, grid = row_grid(batch * heads, queries, plan.rows)
+        plan = row_tiles(keys, width, q.dtype, backward=False)
+        blocks, programs = row_blocks(batch * heads, queries, plan.constants["ROWS"])
         some = next((out for out in outputs if out is not None), q)
-        if q.numel() and (intact or masked):
+        if q.numel() and (intact or masked):  # a grid of nothing is no launch
             with torch.cuda.device_of(q):
-                kernels.forward_kernel[grid](
+                kernels.forward_kernel[(batch * heads * programs,)](
                     q,
                     k,
                     v,
@@ -117,6 +141,7 @@ class RelationAttention(torch.autograd.Function):
                     *v.stride(),
                     *some.stride()[:3],
                     heads,
+                    programs,
                     queries,
                     keys,
                     width,
@@ -125,10 +150,8 @@ class RelationAttention(torch.autograd.Function):
                     blocks,
                     INTACT=intact,
                     MASKED=masked,
-                    ROWS=plan.rows,
-                    KEYS=padded_to(keys),
-                    WIDTH=padded_to(width),
-                    num_warps=plan.warps,
+                    **plan.constants,
+                    **plan.options,
                 )
         return outputs[0], outputs[1]
 
@@ -139,10 +162,12 @@ class RelationAttention(torch.autograd.Function):
         q, k, v, lse, threshold = ctx.saved_tensors
         if intact is None and masked is None:
             return None, None, None, None, None, None
+        if not q.numel():
+            return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v), None, None, None
         batch, heads, queries, width = q.shape
         keys = k.shape[2]
-        plan = tiles(keys, width, q.dtype)
-        blocks, grid = row_grid(batch * heads, queries, plan.rows)
+        plan, key_plan = row_tiles(keys, width, q.dtype, backward=True), key_tiles(width, q.dtype)
+        blocks, programs = row_blocks(batch * heads, queries, plan.constants["ROWS"])
         dq, dk, dv = heads_last(q), heads_last(k), heads_last(v)
         delta = torch.empty_like(lse)
         some = intact if intact is not None else masked
@@ -150,34 +175,35 @@ class RelationAttention(torch.autograd.Function):
         gradients = [some if gradient is None else gradient for gradient in (intact, masked)]
         tensors = [q, k, v, *gradients, lse, threshold, delta]
         strides = [stride for tensor in (q, k, v, *gradients) for stride in tensor.stride()]
-        sizes = [heads, queries, keys, width, scale(width)]
+        sizes = [queries, keys, width, scale(width)]
+        key_blocks = triton.cdiv(keys, key_plan.constants["KEYS"])
         wanted = {"INTACT": intact is not None, "MASKED": masked is not None}
         with torch.cuda.device_of(q):
-            kernels.query_gradient_kernel[grid](
+            kernels.query_gradient_kernel[(batch * heads * programs,)](
                 *tensors,
                 dq,
                 *strides,
                 *dq.stride()[:3],
+                heads,
+                programs,
                 *sizes,
                 blocks,
                 **wanted,
-                ROWS=plan.rows,
-                KEYS=padded_to(keys),
-                WIDTH=padded_to(width),
-                num_warps=plan.warps,
+                **plan.constants,
+                **plan.options,
             )
-            kernels.key_gradient_kernel[batch * heads, triton.cdiv(keys, plan.key_keys)](
+            kernels.key_gradient_kernel[(batch * heads * key_blocks,)](
                 *tensors,
                 dk,
                 dv,
                 *strides,
                 *dk.stride()[:3],
+                heads,
+                key_blocks,
                 *sizes,
                 **wanted,
-                ROWS=plan.key_rows,
-                KEYS=plan.key_keys,
-                WIDTH=padded_to(width),
-                num_warps=plan.key_warps,
+                **key_plan.constants,
+                **key_plan.options,
             )
         return dq, dk, dv, None, None, None
 
@@ -188,11 +214,11 @@ def heads_last(like: Tensor) -> Tensor:
     return torch.empty(batch, tokens, heads, width, dtype=like.dtype, device=like.device).transpose(1, 2)
 
 
-def row_grid(heads: int, queries: int, rows: int) -> tuple[int, tuple[int, int]]:
-    """Return how many blocks of rows a program takes, and the grid: K and V are loaded once a program."""
+def row_blocks(heads: int, queries: int, rows: int) -> tuple[int, int]:
+    """Return how many blocks of rows a program takes, and how many programs a head: K and V are loaded once a program."""
     total = triton.cdiv(queries, rows)
     blocks = total if heads >= MANY_HEADS else 1
-    return blocks, (heads, triton.cdiv(total, blocks))
+    return blocks, triton.cdiv(total, blocks)
 
 
 def scale(width: int) -> float:

@@ -14,8 +14,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+# Arguments whose values must not make another kernel: their divisibility changes nothing.
+SIZES = ["heads", "programs", "queries", "keys", "count", "blocks"]
 # Halvings of the value before the search goes on by bits; random logits of 197 keys take 13.
 HALVINGS = tl.constexpr(24)
+LN2 = tl.constexpr(0.6931471805599453)  # from powers of two to powers of e
 
 
 @triton.jit
@@ -86,13 +89,25 @@ def store_tile(base, value, row, rows, row_stride, column, columns, column_strid
 
 
 @triton.jit
-def head_of(base, batch_stride, head_stride, heads):
-    """Return the start of this program's sample and head."""
-    batch = (tl.program_id(0) // heads).to(tl.int64)
-    return base + batch * batch_stride + (tl.program_id(0) % heads).to(tl.int64) * head_stride
+def head_of(base, batch_stride, head_stride, heads, programs):
+    """Return the start of this program's sample and head; `programs` in a row share one, and find it in the L2 cache."""
+    head = tl.program_id(0) // programs
+    return base + (head // heads).to(tl.int64) * batch_stride + (head % heads).to(tl.int64) * head_stride
 
 
 @triton.jit
+def products(out, a_base, row, rows, a_n, a_d, b, b_base, key, keys, b_n, b_d, width, RESIDENT: tl.constexpr, WIDTH: tl.constexpr, PART: tl.constexpr):
+    """Add A B^T to `out`, (ROWS, KEYS): A from memory, B resident or read PART columns at a time, in the same order."""
+    for start in tl.static_range(0, WIDTH, PART):
+        column = start + tl.arange(0, PART)
+        a = load_tile(a_base, row, rows, a_n, column, width, a_d)
+        if not RESIDENT:
+            b = load_tile(b_base, key, keys, b_n, column, width, b_d)
+        out = tl.dot(a, tl.trans(b), out, input_precision="ieee")
+    return out
+
+
+@triton.jit(do_not_specialize=SIZES)
 def forward_kernel(
     q_ptr,
     k_ptr,
@@ -117,6 +132,7 @@ def forward_kernel(
     o_h,
     o_n,
     heads,
+    programs,
     queries,
     keys,
     width,
@@ -125,42 +141,55 @@ def forward_kernel(
     blocks,
     INTACT: tl.constexpr,
     MASKED: tl.constexpr,
+    RESIDENT: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
     WIDTH: tl.constexpr,
+    PART: tl.constexpr,
 ):
-    """Both outputs of `blocks` blocks of rows of one sample and head; saves log2-sum-exp2 and threshold per row."""
+    """Both outputs of `blocks` blocks of rows of one sample and head; saves log2-sum-exp2 and threshold per row.
+
+    RESIDENT keeps K and V on chip for all blocks (then PART is WIDTH); else they are read again, PART columns at a time.
+    """
     key = tl.arange(0, KEYS)
-    column = tl.arange(0, WIDTH)
     inside = key < keys
-    q_head = head_of(q_ptr, q_b, q_h, heads)
-    k = load_tile(head_of(k_ptr, k_b, k_h, heads), key, keys, k_n, column, width, k_d)
-    v = load_tile(head_of(v_ptr, v_b, v_h, heads), key, keys, v_n, column, width, v_d)
-    statistics = tl.program_id(0).to(tl.int64) * queries
-    first = tl.program_id(1) * blocks * ROWS
+    q = head_of(q_ptr, q_b, q_h, heads, programs)
+    k_base = head_of(k_ptr, k_b, k_h, heads, programs)
+    v_base = head_of(v_ptr, v_b, v_h, heads, programs)
+    column = tl.arange(0, PART)
+    k = load_tile(k_base, key, keys, k_n, column, width, k_d)
+    v = load_tile(v_base, key, keys, v_n, column, width, v_d)
+    statistics = (tl.program_id(0) // programs).to(tl.int64) * queries
+    first = (tl.program_id(0) % programs) * blocks * ROWS
     for start in range(first, min(first + blocks * ROWS, queries), ROWS):
         row = start + tl.arange(0, ROWS)
         valid = row < queries
-        q = load_tile(q_head, row, queries, q_n, column, width, q_d)
-        s = tl.dot(q, tl.trans(k), input_precision="ieee")
+        s = tl.zeros((ROWS, KEYS), tl.float32)
+        s = products(s, q, row, queries, q_n, q_d, k, k_base, key, keys, k_n, k_d, width, RESIDENT, WIDTH, PART)
         s = tl.where(inside[None, :], s, float("-inf"))
         top = tl.max(s, 1) * scale
         lse = top + tl.log2(tl.sum(tl.exp2(s * scale - top[:, None]), 1))
         tl.store(lse_ptr + statistics + row, lse, mask=valid)
         p = tl.exp2(s * scale - lse[:, None])
-        if INTACT:
-            out = tl.dot(p.to(v.dtype), v, input_precision="ieee")
-            store_tile(head_of(intact_ptr, o_b, o_h, heads), out, row, queries, o_n, column, width, 1)
+        kept = p
         if MASKED:
             threshold = row_thresholds(s, inside, valid, keys, count)
             tl.store(threshold_ptr + statistics + row, threshold, mask=valid)
             # A comparison with NaN is False, so nothing of a NaN row is removed and it stays NaN.
             kept = tl.where(s >= threshold[:, None], 0.0, p)
-            out = tl.dot(kept.to(v.dtype), v, input_precision="ieee")
-            store_tile(head_of(masked_ptr, o_b, o_h, heads), out, row, queries, o_n, column, width, 1)
+        for part in tl.static_range(0, WIDTH, PART):
+            column = part + tl.arange(0, PART)
+            if not RESIDENT:
+                v = load_tile(v_base, key, keys, v_n, column, width, v_d)
+            if INTACT:
+                out = tl.dot(p.to(v.dtype), v, input_precision="ieee")
+                store_tile(head_of(intact_ptr, o_b, o_h, heads, programs), out, row, queries, o_n, column, width, 1)
+            if MASKED:
+                out = tl.dot(kept.to(v.dtype), v, input_precision="ieee")
+                store_tile(head_of(masked_ptr, o_b, o_h, heads, programs), out, row, queries, o_n, column, width, 1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def query_gradient_kernel(
     q_ptr,
     k_ptr,
@@ -195,6 +224,7 @@ def query_gradient_kernel(
     o_h,
     o_n,
     heads,
+    programs,
     queries,
     keys,
     width,
@@ -202,47 +232,56 @@ def query_gradient_kernel(
     blocks,
     INTACT: tl.constexpr,
     MASKED: tl.constexpr,
+    RESIDENT: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
     WIDTH: tl.constexpr,
+    PART: tl.constexpr,
 ):
     """dQ of `blocks` blocks of rows; saves delta, sum of P dP over a row, which is rowsum(dO O) of both outputs.
 
-    intact and masked are the outputs' gradients.
+    intact and masked are the outputs' gradients; RESIDENT and PART as in the forward kernel.
     """
     key = tl.arange(0, KEYS)
-    column = tl.arange(0, WIDTH)
     inside = key < keys
-    q_head = head_of(q_ptr, q_b, q_h, heads)
-    k = load_tile(head_of(k_ptr, k_b, k_h, heads), key, keys, k_n, column, width, k_d)
-    v = load_tile(head_of(v_ptr, v_b, v_h, heads), key, keys, v_n, column, width, v_d)
-    statistics = tl.program_id(0).to(tl.int64) * queries
-    first = tl.program_id(1) * blocks * ROWS
+    q = head_of(q_ptr, q_b, q_h, heads, programs)
+    k_base = head_of(k_ptr, k_b, k_h, heads, programs)
+    v_base = head_of(v_ptr, v_b, v_h, heads, programs)
+    column = tl.arange(0, PART)
+    k = load_tile(k_base, key, keys, k_n, column, width, k_d)
+    v = load_tile(v_base, key, keys, v_n, column, width, v_d)
+    statistics = (tl.program_id(0) // programs).to(tl.int64) * queries
+    first = (tl.program_id(0) % programs) * blocks * ROWS
     for start in range(first, min(first + blocks * ROWS, queries), ROWS):
         row = start + tl.arange(0, ROWS)
         valid = row < queries
-        q = load_tile(q_head, row, queries, q_n, column, width, q_d)
-        s = tl.dot(q, tl.trans(k), input_precision="ieee")
+        s = tl.zeros((ROWS, KEYS), tl.float32)
+        s = products(s, q, row, queries, q_n, q_d, k, k_base, key, keys, k_n, k_d, width, RESIDENT, WIDTH, PART)
         s = tl.where(inside[None, :], s, float("-inf"))
-        lse = tl.load(lse_ptr + statistics + row, mask=valid, other=float("inf"))
         dp = tl.zeros((ROWS, KEYS), tl.float32)
         if MASKED:
             threshold = tl.load(threshold_ptr + statistics + row, mask=valid, other=0.0)
-            do = load_tile(head_of(masked_ptr, m_b, m_h, heads), row, queries, m_n, column, width, m_d)
-            dp = tl.dot(do, tl.trans(v), input_precision="ieee")
+            do = head_of(masked_ptr, m_b, m_h, heads, programs)
+            dp = products(dp, do, row, queries, m_n, m_d, v, v_base, key, keys, v_n, v_d, width, RESIDENT, WIDTH, PART)
             dp = tl.where(s >= threshold[:, None], 0.0, dp)
         if INTACT:
-            do = load_tile(head_of(intact_ptr, i_b, i_h, heads), row, queries, i_n, column, width, i_d)
-            dp = tl.dot(do, tl.trans(v), dp, input_precision="ieee")
+            do = head_of(intact_ptr, i_b, i_h, heads, programs)
+            dp = products(dp, do, row, queries, i_n, i_d, v, v_base, key, keys, v_n, v_d, width, RESIDENT, WIDTH, PART)
+        # Rows that do not exist have P = 2^-inf = 0.
+        lse = tl.load(lse_ptr + statistics + row, mask=valid, other=float("inf"))
         p = tl.exp2(s * scale - lse[:, None])
         delta = tl.sum(p * dp, 1)
         tl.store(delta_ptr + statistics + row, delta, mask=valid)
-        ds = p * (dp - delta[:, None])
-        dq = tl.dot(ds.to(k.dtype), k, input_precision="ieee") * (scale * 0.6931471805599453)
-        store_tile(head_of(dq_ptr, o_b, o_h, heads), dq, row, queries, o_n, column, width, 1)
+        ds = (p * (dp - delta[:, None])).to(k.dtype)
+        for part in tl.static_range(0, WIDTH, PART):
+            column = part + tl.arange(0, PART)
+            if not RESIDENT:
+                k = load_tile(k_base, key, keys, k_n, column, width, k_d)
+            dq = tl.dot(ds, k, input_precision="ieee") * (scale * LN2)
+            store_tile(head_of(dq_ptr, o_b, o_h, heads, programs), dq, row, queries, o_n, column, width, 1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def key_gradient_kernel(
     q_ptr,
     k_ptr,
@@ -278,6 +317,7 @@ def key_gradient_kernel(
     o_h,
     o_n,
     heads,
+    programs,
     queries,
     keys,
     width,
@@ -289,13 +329,13 @@ def key_gradient_kernel(
     WIDTH: tl.constexpr,
 ):
     """dK and dV of one block of keys, over all rows."""
-    key = tl.program_id(1) * KEYS + tl.arange(0, KEYS)
+    key = (tl.program_id(0) % programs) * KEYS + tl.arange(0, KEYS)
     column = tl.arange(0, WIDTH)
     inside = key < keys
-    q_head = head_of(q_ptr, q_b, q_h, heads)
-    k = load_tile(head_of(k_ptr, k_b, k_h, heads), key, keys, k_n, column, width, k_d)
-    v = load_tile(head_of(v_ptr, v_b, v_h, heads), key, keys, v_n, column, width, v_d)
-    statistics = tl.program_id(0).to(tl.int64) * queries
+    q_head = head_of(q_ptr, q_b, q_h, heads, programs)
+    k = load_tile(head_of(k_ptr, k_b, k_h, heads, programs), key, keys, k_n, column, width, k_d)
+    v = load_tile(head_of(v_ptr, v_b, v_h, heads, programs), key, keys, v_n, column, width, v_d)
+    statistics = (tl.program_id(0) // programs).to(tl.int64) * queries
     dk = tl.zeros((KEYS, WIDTH), tl.float32)
     dv = tl.zeros((KEYS, WIDTH), tl.float32)
     for start in range(0, queries, ROWS):
@@ -312,15 +352,15 @@ def key_gradient_kernel(
         if MASKED:
             threshold = tl.load(threshold_ptr + statistics + row, mask=valid, other=0.0)
             removed = s >= threshold[:, None]
-            do = load_tile(head_of(masked_ptr, m_b, m_h, heads), row, queries, m_n, column, width, m_d)
+            do = load_tile(head_of(masked_ptr, m_b, m_h, heads, programs), row, queries, m_n, column, width, m_d)
             dv = tl.dot(tl.trans(tl.where(removed, 0.0, p).to(do.dtype)), do, dv, input_precision="ieee")
             dp = tl.where(removed, 0.0, tl.dot(do, tl.trans(v), input_precision="ieee"))
         if INTACT:
-            do = load_tile(head_of(intact_ptr, i_b, i_h, heads), row, queries, i_n, column, width, i_d)
+            do = load_tile(head_of(intact_ptr, i_b, i_h, heads, programs), row, queries, i_n, column, width, i_d)
             dv = tl.dot(tl.trans(p.to(do.dtype)), do, dv, input_precision="ieee")
             dp = tl.dot(do, tl.trans(v), dp, input_precision="ieee")
         ds = p * (dp - delta[:, None])
         dk = tl.dot(tl.trans(ds.to(q.dtype)), q, dk, input_precision="ieee")
-    dk *= scale * 0.6931471805599453
-    store_tile(head_of(dk_ptr, o_b, o_h, heads), dk, key, keys, o_n, column, width, 1)
-    store_tile(head_of(dv_ptr, o_b, o_h, heads), dv, key, keys, o_n, column, width, 1)
+    dk *= scale * LN2
+    store_tile(head_of(dk_ptr, o_b, o_h, heads, programs), dk, key, keys, o_n, column, width, 1)
+    store_tile(head_of(dv_ptr, o_b, o_h, heads, programs), dv, key, keys, o_n, column, width, 1)
