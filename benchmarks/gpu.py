@@ -174,7 +174,10 @@ def unpacking(bench: Bench, device: str, sizes: Sizes) -> None:
     bench.gate("unpacking is the reference, bit for bit", same)
     calls = {"ours": fused, "plain": plain}
     took = seconds(
-        {name: (lambda module=module: module.unpack_genome(packed, present, kinds, fill)) for name, module in calls.items()},
+        {
+            name: (lambda module=module: module.unpack_genome(packed, present, kinds, fill))
+            for name, module in calls.items()
+        },
         device,
         sizes.rounds,
     )
@@ -205,7 +208,9 @@ def pictures(bench: Bench, device: str, sizes: Sizes) -> None:
 
     here, cpu = open_on(device), open_on("cpu")
     got, expected = here.run()[0].cpu().float(), cpu.run()[0].float()
-    bench.gate("DALI on the device is within 3 of 255 of DALI on the CPU, on average", (got - expected).abs().mean() <= 3)
+    bench.gate(
+        "DALI on the device is within 3 of 255 of DALI on the CPU, on average", (got - expected).abs().mean() <= 3
+    )
     took = statistics.median(seconds({"run": here.run}, "cpu", 20 * sizes.rounds).values())
     bench.figure(f"DALI, {batch} of {side} x {side}", batch / took, "images/s")
     here.close()
@@ -257,7 +262,17 @@ def tests(bench: Bench, device: str, sizes: Sizes) -> None:
     if importlib.util.find_spec("pytest") is None:
         raise ModuleNotFoundError("No module named 'pytest'", name="pytest")
     # Without the repository's own options and fixtures, which need packages that may be absent.
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "--noconftest", "-o", "addopts=", "tests/test_relation_triton.py"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "--noconftest",
+        "-o",
+        "addopts=",
+        "tests/test_relation_triton.py",
+    ]
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TESTS_SECONDS, check=False)
     except subprocess.TimeoutExpired:
@@ -299,8 +314,12 @@ def markdown(bench: Bench, card: str) -> str:
         driver = "unknown"
     versions = f"torch {torch.__version__}, Triton {triton.__version__}, CUDA {torch.version.cuda}"
     text = f"# {card}\n\nMade by `bash scripts/gpu_check.sh`: driver {driver}, {versions}, Python {platform.python_version()}.\n"
-    text += "\n" + table([["gate", "holds"], *([gate["name"], "yes" if gate["holds"] else "NO"] for gate in bench.gates)])
-    bars = [[b["name"], f"{b['value']:.3g}", f"{b['op']} {b['bound']:g}", "yes" if b["holds"] else "NO"] for b in bench.bars]
+    text += "\n" + table(
+        [["gate", "holds"], *([gate["name"], "yes" if gate["holds"] else "NO"] for gate in bench.gates)]
+    )
+    bars = [
+        [b["name"], f"{b['value']:.3g}", f"{b['op']} {b['bound']:g}", "yes" if b["holds"] else "NO"] for b in bench.bars
+    ]
     text += "\n" + table([["bar", "value", "bound", "holds"], *bars])
     figures = [[f["name"], f"{f['value']:,.4g}", f["unit"]] for f in bench.figures]
     text += "\n" + table([["figure", "value", "unit"], *figures])
@@ -313,7 +332,10 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=ROOT / "benchmarks" / "results", help="where the table goes")
     options = parser.parse_args()
     if not torch.cuda.is_available():
-        print("gpu_check: no CUDA GPU is visible to PyTorch, so nothing was checked or measured (nvidia-smi?)", file=sys.stderr)
+        print(
+            "gpu_check: no CUDA GPU is visible to PyTorch, so nothing was checked or measured (nvidia-smi?)",
+            file=sys.stderr,
+        )
         return 2
     card = torch.cuda.get_device_name()
     bench = Bench(f"on one {card}")

@@ -56,7 +56,11 @@ def results(function: Callable[..., Any], inputs: list[Tensor], gradients: list[
 
 
 def error(
-    shape: tuple[int, int, int, int, int], ratio: float, dtype: torch.dtype, device: str, reference_device: str | None = None
+    shape: tuple[int, int, int, int, int],
+    ratio: float,
+    dtype: torch.dtype,
+    device: str,
+    reference_device: str | None = None,
 ) -> float:
     """Return the largest error of outputs and gradients relative to the float64 reference's norm, rows without near ties.
 

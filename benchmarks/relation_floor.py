@@ -121,7 +121,9 @@ def work(shape: Shape, dtype: torch.dtype = torch.bfloat16) -> tuple[Work, Work]
         rows, keys = (-(-n // tile) * tile for n, tile in ((shape.queries, tile_rows), (shape.keys, tile_keys)))
         return products * 2 * heads * rows * keys * path.padded_to(shape.width)
 
-    row_tiles = [path.row_tiles(shape.keys, shape.width, dtype, backward=backward).constants for backward in (False, True)]
+    row_tiles = [
+        path.row_tiles(shape.keys, shape.width, dtype, backward=backward).constants for backward in (False, True)
+    ]
     key_tiles = path.key_tiles(shape.width, dtype).constants
     programs = [path.row_blocks(heads, shape.queries, tile["ROWS"])[1] for tile in row_tiles]
     key_programs = -(-shape.keys // key_tiles["KEYS"])
@@ -151,7 +153,9 @@ def table(rows: list[list[str]]) -> str:
 
 def report(bench: Bench) -> str:
     """Compile and count everything; record bars; return the Markdown."""
-    text = [f"# Relation masking on the GPU, bf16\n\nMade by `python -m benchmarks.relation_floor --markdown FILE`.\n{__doc__}"]
+    text = [
+        f"# Relation masking on the GPU, bf16\n\nMade by `python -m benchmarks.relation_floor --markdown FILE`.\n{__doc__}"
+    ]
     cards = ", ".join(
         f"{name} {card.bandwidth / 1e12:.2f} TB/s and {card.tensor / 1e12:.0f} TFLOP/s" for name, card in CARDS.items()
     )
@@ -180,7 +184,9 @@ def report(bench: Bench) -> str:
                 numbers = (one.warps, one.registers, one.spilled, one.shared, one.blocks)
                 rows.append([name, card_name, one.name, *map(str, numbers)])
             bench.bar(f"{name}, {card_name}: bytes spilled", max(one.spilled for one in found), "<=", 0)
-            bench.bar(f"{name}, {card_name}: shared memory / limit", max(one.shared for one in found) / card.shared, "<=", 1)
+            bench.bar(
+                f"{name}, {card_name}: shared memory / limit", max(one.shared for one in found) / card.shared, "<=", 1
+            )
     text.append(table(rows))
     return "\n".join(text)
 

@@ -32,7 +32,9 @@ if INTERPRETED:
 BOUNDS = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.2e-2}
 RATIOS = [0.0, 0.25, 0.5, 0.75, 1.0]
 # (queries, keys, head size): every length, every size, self and cross; a GPU takes them all at all ratios.
-SELF = [(n, n, d) for n, d in zip([1, 2, 17, 48, 50, 63, 64, 65, 196, 197, 577], [16, 32, 80, 128, 64] * 3, strict=False)]
+SELF = [
+    (n, n, d) for n, d in zip([1, 2, 17, 48, 50, 63, 64, 65, 196, 197, 577], [16, 32, 80, 128, 64] * 3, strict=False)
+]
 CROSS = [(197, 48, 64), (48, 197, 64), (577, 48, 32), (17, 577, 80), (1, 64, 16), (65, 2, 128), (50, 1, 64)]
 SHAPES = SELF + CROSS
 
@@ -80,13 +82,17 @@ def poisoned(*size, **options):
 def check(monkeypatch, shape, ratio, dtype, seed=0, grads=(True, True), **options):
     inputs = draw(*shape, ratio, dtype, seed=seed)
     generator = torch.Generator().manual_seed(seed + 1)
-    gradients = [
-        torch.randn(inputs[0].shape, generator=generator).to(dtype) if wanted else None for wanted in grads
-    ]
+    gradients = [torch.randn(inputs[0].shape, generator=generator).to(dtype) if wanted else None for wanted in grads]
     expected = run(reference.relation_attention, inputs, ratio, gradients, torch.float64, **options)
     monkeypatch.setattr(torch, "empty", poisoned)
     moved = [x.to(DEVICE) for x in inputs]
-    got = run(path.relation_attention, layouts(*moved), ratio, [g if g is None else g.to(DEVICE) for g in gradients], **options)
+    got = run(
+        path.relation_attention,
+        layouts(*moved),
+        ratio,
+        [g if g is None else g.to(DEVICE) for g in gradients],
+        **options,
+    )
     assert len(got) == len(expected)
     for one, other in zip(got, expected, strict=True):
         assert one.shape == other.shape
@@ -225,14 +231,23 @@ def test_thresholds_are_exact(keys, count):
     s = torch.randn(rows, keys, generator=generator, device=DEVICE)
     assert mismatches(s, count) == 0
     # Rows of a few ulps, of huge and of tiny numbers, with ties, with zeros of both signs.
-    for odd in (1 + s[:500] * 1e-7, s[:500] * 1e38, s[:500] * 1e-44, (s[:500] * 2).round(), s[:500].sign() * 0.0, s[:500].exp() ** 9):
+    for odd in (
+        1 + s[:500] * 1e-7,
+        s[:500] * 1e38,
+        s[:500] * 1e-44,
+        (s[:500] * 2).round(),
+        s[:500].sign() * 0.0,
+        s[:500].exp() ** 9,
+    ):
         assert mismatches(odd, count) == 0
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
 def test_thresholds_of_infinities(count):
     inf = math.inf
-    s = torch.tensor([[1, inf, 2, inf, 0], [-inf, -inf, 3, -inf, -inf], [-inf] * 5, [inf] * 5, [-0.0, 0.0, -1, 0.0, -inf]])
+    s = torch.tensor(
+        [[1, inf, 2, inf, 0], [-inf, -inf, 3, -inf, -inf], [-inf] * 5, [inf] * 5, [-0.0, 0.0, -1, 0.0, -inf]]
+    )
     assert mismatches(s, count) == 0
 
 

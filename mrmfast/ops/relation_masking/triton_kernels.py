@@ -96,7 +96,24 @@ def head_of(base, batch_stride, head_stride, heads, programs):
 
 
 @triton.jit
-def products(out, a_base, row, rows, a_n, a_d, b, b_base, key, keys, b_n, b_d, width, RESIDENT: tl.constexpr, WIDTH: tl.constexpr, PART: tl.constexpr):
+def products(
+    out,
+    a_base,
+    row,
+    rows,
+    a_n,
+    a_d,
+    b,
+    b_base,
+    key,
+    keys,
+    b_n,
+    b_d,
+    width,
+    RESIDENT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    PART: tl.constexpr,
+):
     """Add A B^T to `out`, (ROWS, KEYS): A from memory, B resident or read PART columns at a time, in the same order."""
     for start in tl.static_range(0, WIDTH, PART):
         column = start + tl.arange(0, PART)
@@ -238,7 +255,7 @@ def query_gradient_kernel(
     WIDTH: tl.constexpr,
     PART: tl.constexpr,
 ):
-    """dQ of `blocks` blocks of rows; saves delta, sum of P dP over a row, which is rowsum(dO O) of both outputs.
+    """DQ of `blocks` blocks of rows; saves delta, sum of P dP over a row, which is rowsum(dO O) of both outputs.
 
     intact and masked are the outputs' gradients; RESIDENT and PART as in the forward kernel.
     """
@@ -328,7 +345,7 @@ def key_gradient_kernel(
     KEYS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """dK and dV of one block of keys, over all rows."""
+    """DK and dV of one block of keys, over all rows."""
     key = (tl.program_id(0) % programs) * KEYS + tl.arange(0, KEYS)
     column = tl.arange(0, WIDTH)
     inside = key < keys
