@@ -1,10 +1,10 @@
 """Everything that only a GPU can show, in one table: relation masking, genome unpacking, DALI, a training step.
 
-Method: a gate against the float64 reference comes first, then medians of rounds that take turns; calls are timed by CUDA
-events with a cold L2 cache (``triton.testing.do_bench``). Peers: two calls of ``scaled_dot_product_attention`` and the
-eager reference for relation masking, the plain PyTorch reference for unpacking, the same step with the eager relation for
-training. The copy bandwidth and the matrix product of the same card stand beside them. What a missing package prevents is
-skipped by that package's name.
+Method: a gate against the float64 reference comes first, then medians of rounds that take turns; calls are timed by
+CUDA events with a cold L2 cache (``triton.testing.do_bench``). Peers: two calls of ``scaled_dot_product_attention`` and
+the eager reference for relation masking, the plain PyTorch reference for unpacking, the same step with the eager
+relation for training. The copy bandwidth and the matrix product of the same card stand beside them. What a missing
+package prevents is skipped by that package's name.
 
     python -m benchmarks.gpu [--folder benchmarks/results]        or: bash scripts/gpu_check.sh
 """
@@ -169,18 +169,15 @@ def unpacking(bench: Bench, device: str, sizes: Sizes) -> None:
     packed[1] = torch.randn(rows, scores, device=device)
     present = torch.rand(rows, 3, device=device) > 0.2
     fill = torch.randn(sizes.features, device=device)
-    got, expected = (module.unpack_genome(packed, present, kinds, fill) for module in (fused, plain))
+    arguments = (packed, present, kinds, fill)
+    got, expected = fused.unpack_genome(*arguments), plain.unpack_genome(*arguments)
     same = all(torch.equal(one, other) for one, other in zip(got, expected, strict=True))
     bench.gate("unpacking is the reference, bit for bit", same)
-    calls = {"ours": fused, "plain": plain}
-    took = seconds(
-        {
-            name: (lambda module=module: module.unpack_genome(packed, present, kinds, fill))
-            for name, module in calls.items()
-        },
-        device,
-        sizes.rounds,
-    )
+    calls: dict[str, Callable[[], Any]] = {
+        "ours": lambda: fused.unpack_genome(*arguments),
+        "plain": lambda: plain.unpack_genome(*arguments),
+    }
+    took = seconds(calls, device, sizes.rounds)
     moved = sum(part.numel() * part.element_size() for part in packed) + rows * sizes.features * 5
     bench.figure(f"unpacking {rows} x {sizes.features}: ours", took["ours"] * 1e3, "ms")
     bench.figure("unpacking: bytes / time", moved / took["ours"] / 1e9, "GB/s")
@@ -208,9 +205,8 @@ def pictures(bench: Bench, device: str, sizes: Sizes) -> None:
 
     here, cpu = open_on(device), open_on("cpu")
     got, expected = here.run()[0].cpu().float(), cpu.run()[0].float()
-    bench.gate(
-        "DALI on the device is within 3 of 255 of DALI on the CPU, on average", (got - expected).abs().mean() <= 3
-    )
+    off = float((got - expected).abs().mean())
+    bench.gate("DALI on the device is within 3 of 255 of DALI on the CPU, on average", off <= 3)
     took = statistics.median(seconds({"run": here.run}, "cpu", 20 * sizes.rounds).values())
     bench.figure(f"DALI, {batch} of {side} x {side}", batch / took, "images/s")
     here.close()
@@ -313,13 +309,11 @@ def markdown(bench: Bench, card: str) -> str:
     except (OSError, subprocess.CalledProcessError):
         driver = "unknown"
     versions = f"torch {torch.__version__}, Triton {triton.__version__}, CUDA {torch.version.cuda}"
-    text = f"# {card}\n\nMade by `bash scripts/gpu_check.sh`: driver {driver}, {versions}, Python {platform.python_version()}.\n"
-    text += "\n" + table(
-        [["gate", "holds"], *([gate["name"], "yes" if gate["holds"] else "NO"] for gate in bench.gates)]
-    )
-    bars = [
-        [b["name"], f"{b['value']:.3g}", f"{b['op']} {b['bound']:g}", "yes" if b["holds"] else "NO"] for b in bench.bars
-    ]
+    versions += f", Python {platform.python_version()}"
+    text = f"# {card}\n\nMade by `bash scripts/gpu_check.sh`: driver {driver}, {versions}.\n"
+    gates = [[gate["name"], "yes" if gate["holds"] else "NO"] for gate in bench.gates]
+    text += "\n" + table([["gate", "holds"], *gates])
+    bars = [[b["name"], f"{b['value']:.3g}", f"{b['op']} {b['bound']:g}", str(b["holds"])] for b in bench.bars]
     text += "\n" + table([["bar", "value", "bound", "holds"], *bars])
     figures = [[f["name"], f"{f['value']:,.4g}", f["unit"]] for f in bench.figures]
     text += "\n" + table([["figure", "value", "unit"], *figures])

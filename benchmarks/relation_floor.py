@@ -1,11 +1,11 @@
 """Fused relation masking on a GPU that is not there: bytes and arithmetic against the floor, registers, spills.
 
 Method: every kernel is compiled for compute capability 8.0 and 9.0 from the call that would launch it, and registers,
-spills and shared memory are read from the cubin. Bytes are counted from what the kernels read and write once per program;
-what programs of one head read again in a row is counted apart, because the L2 cache holds it. The floor reads q, k, v and
-gradients once and writes results once. Times are bytes over bandwidth and operations over peak, with the makers' figures
-below: they are floors, not measurements. The gate runs the kernels interpreted against the float64 reference, and the
-search for thresholds on a million rows against a sort.
+spills and shared memory are read from the cubin. Bytes are counted from what the kernels read and write once per
+program; what programs of one head read again in a row is counted apart, because the L2 cache holds it. The floor reads
+q, k, v and gradients once and writes results once. Times are bytes over bandwidth and operations over peak, with the
+makers' figures below: they are floors, not measurements, and leave out the search for thresholds, which neither counts.
+The gate runs the kernels interpreted against the float64 reference, and the search on a million rows against a sort.
 
     python -m benchmarks.relation_floor [--json FILE] [--markdown FILE]
 """
@@ -106,7 +106,7 @@ def compiled(shape: Shape, capability: int, dtype: torch.dtype = torch.bfloat16)
     q, k, v = (meta(shape, n, dtype).requires_grad_() for n in (shape.queries, shape.keys, shape.keys))
     with compiled_for(capability) as kernels:
         outputs = path.relation_attention(q, k, v, 0.75)
-        torch.autograd.backward(outputs, [meta(shape, shape.queries, dtype)] * 2)
+        torch.autograd.backward([out for out in outputs if out is not None], [meta(shape, shape.queries, dtype)] * 2)
     return [resources(kernel) for kernel in kernels]
 
 
@@ -153,9 +153,8 @@ def table(rows: list[list[str]]) -> str:
 
 def report(bench: Bench) -> str:
     """Compile and count everything; record bars; return the Markdown."""
-    text = [
-        f"# Relation masking on the GPU, bf16\n\nMade by `python -m benchmarks.relation_floor --markdown FILE`.\n{__doc__}"
-    ]
+    text = ["# Relation masking on the GPU, bf16\n\nMade by `python -m benchmarks.relation_floor --markdown FILE`.\n"]
+    text.append(str(__doc__))
     cards = ", ".join(
         f"{name} {card.bandwidth / 1e12:.2f} TB/s and {card.tensor / 1e12:.0f} TFLOP/s" for name, card in CARDS.items()
     )
@@ -180,9 +179,9 @@ def report(bench: Bench) -> str:
     for name, shape in DEFAULTS.items():
         for card_name, card in CARDS.items():
             found = compiled(shape, card.capability)
-            for one in found:
-                numbers = (one.warps, one.registers, one.spilled, one.shared, one.blocks)
-                rows.append([name, card_name, one.name, *map(str, numbers)])
+            for kernel in found:
+                numbers = (kernel.warps, kernel.registers, kernel.spilled, kernel.shared, kernel.blocks)
+                rows.append([name, card_name, kernel.name, *map(str, numbers)])
             bench.bar(f"{name}, {card_name}: bytes spilled", max(one.spilled for one in found), "<=", 0)
             bench.bar(
                 f"{name}, {card_name}: shared memory / limit", max(one.shared for one in found) / card.shared, "<=", 1

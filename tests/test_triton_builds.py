@@ -1,4 +1,4 @@
-"""The Triton kernels without a GPU: interpreted against the references, and compiled for the GPUs that would run them."""
+"""The Triton kernels without a GPU: interpreted against the references, compiled for GPUs that would run them."""
 
 import json
 import os

@@ -27,7 +27,7 @@ class Tiles(NamedTuple):
     constants : dict
         ROWS, KEYS, WIDTH, and of a row kernel RESIDENT and PART.
     options : dict
-        num_warps, num_stages, and maxnreg where a cap lets two blocks share a multiprocessor.
+        num_warps, num_stages.
     """
 
     constants: dict[str, Any]
@@ -37,26 +37,27 @@ class Tiles(NamedTuple):
 def row_tiles(keys: int, width: int, dtype: torch.dtype, *, backward: bool) -> Tiles:
     """Choose for the kernels that hold whole rows of logits; tests compile them for compute capability 8.0 and 9.0.
 
-    K and V stay on chip between blocks of rows where shared memory takes them, else they are read PART columns at a time.
+    K and V stay on chip between blocks of rows where shared memory takes them, else are read PART columns at a time.
     """
     padded, columns = padded_to(keys), padded_to(width)
     size = padded * columns * dtype.itemsize
-    resident = dtype.itemsize == 2 and size <= (1 << 15 if backward else 1 << 16)
-    part = columns if resident else max(16, min(columns, (1 << 15) // (padded * dtype.itemsize)))
-    rows = 32 if padded <= 64 or (backward and resident) else 16
+    wide = dtype.itemsize == 4  # no tensor cores: operands lie in registers
+    resident = not wide and size <= (1 << 15 if backward else 1 << 16)
+    part = columns if resident else max(16, min(columns, (1 << 14 if wide else 1 << 15) // (padded * dtype.itemsize)))
+    rows = 8 if wide and padded > 512 else 16
+    if not wide and (padded <= 64 or (backward and resident)):
+        rows = 32
     constants = {"RESIDENT": resident, "ROWS": rows, "KEYS": padded, "WIDTH": columns, "PART": part}
-    options = {"num_warps": 8 if padded > 64 else 4, "num_stages": 2 if resident else 1}
-    if padded == 256 and resident and not backward:
-        options["maxnreg"] = 128
-    return Tiles(constants, options)
+    warps = 4 if padded <= 64 else 8 if padded <= 512 else 16
+    return Tiles(constants, {"num_warps": warps, "num_stages": 2 if resident else 1})
 
 
 def key_tiles(width: int, dtype: torch.dtype) -> Tiles:
     """Choose for the kernel that holds dK and dV of a block of keys."""
-    columns = padded_to(width)
-    narrow = columns > 64 or dtype.itemsize == 4
+    columns, wide = padded_to(width), dtype.itemsize == 4
+    narrow = wide or columns > 64
     constants = {"ROWS": 16 if narrow else 32, "KEYS": 32 if narrow else 64, "WIDTH": columns}
-    return Tiles(constants, {"num_warps": 4, "num_stages": 1 if narrow else 2})
+    return Tiles(constants, {"num_warps": 8 if wide else 4, "num_stages": 1 if narrow else 2})
 
 
 def padded_to(size: int) -> int:
@@ -96,16 +97,16 @@ def relation_attention(
     keys, width = k.shape[-2:]
     if keys > LARGEST_KEYS or width > LARGEST_WIDTH:
         raise ValueError(
-            f"{keys} keys of width {width}: the GPU path takes up to {LARGEST_KEYS} keys and {LARGEST_WIDTH} wide heads; "
+            f"{keys} keys of width {width}: the GPU path takes up to {LARGEST_KEYS} keys and width {LARGEST_WIDTH}; "
             "take more heads, fewer tokens, or reference.relation_attention"
         )
     if q.dtype not in DTYPES or not q.dtype == k.dtype == v.dtype:
         raise ValueError(
-            f"q, k, v are {q.dtype}, {k.dtype}, {v.dtype}: the GPU path takes one of float32, float16, bfloat16 for all; "
+            f"q, k, v are {q.dtype}, {k.dtype}, {v.dtype}: the GPU path takes one of float32, float16, bfloat16; "
             "convert them, or take reference.relation_attention"
         )
     count = masked_count(ratio, keys)
-    outputs: tuple[Tensor | None, Tensor | None] = RelationAttention.apply(q, k, v, count, intact, masked)  # type: ignore[no-untyped-call]
+    outputs: tuple[Tensor | None, Tensor | None] = RelationAttention.apply(q, k, v, count, intact, masked)
     return outputs
 
 
@@ -113,7 +114,7 @@ class RelationAttention(torch.autograd.Function):
     """The kernels as one differentiable function."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, count: int, intact: bool, masked: bool
     ) -> tuple[Tensor | None, Tensor | None]:
         """Launch the forward kernel."""
@@ -157,7 +158,7 @@ class RelationAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, intact: Tensor | None, masked: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, intact: Tensor | None, masked: Tensor | None) -> tuple[Tensor | None, ...]:
         """Launch the row kernel, which gives dQ and delta, then the key kernel."""
         q, k, v, lse, threshold = ctx.saved_tensors
         if intact is None and masked is None:
@@ -215,7 +216,7 @@ def heads_last(like: Tensor) -> Tensor:
 
 
 def row_blocks(heads: int, queries: int, rows: int) -> tuple[int, int]:
-    """Return how many blocks of rows a program takes, and how many programs a head: K and V are loaded once a program."""
+    """Return how many blocks of rows a program takes, and how many programs a head; each loads K and V once."""
     total = triton.cdiv(queries, rows)
     blocks = total if heads >= MANY_HEADS else 1
     return blocks, triton.cdiv(total, blocks)

@@ -90,7 +90,7 @@ def store_tile(base, value, row, rows, row_stride, column, columns, column_strid
 
 @triton.jit
 def head_of(base, batch_stride, head_stride, heads, programs):
-    """Return the start of this program's sample and head; `programs` in a row share one, and find it in the L2 cache."""
+    """Return the start of this program's sample and head; `programs` in a row share one, so the L2 cache has it."""
     head = tl.program_id(0) // programs
     return base + (head // heads).to(tl.int64) * batch_stride + (head % heads).to(tl.int64) * head_stride
 
@@ -115,12 +115,12 @@ def products(
     PART: tl.constexpr,
 ):
     """Add A B^T to `out`, (ROWS, KEYS): A from memory, B resident or read PART columns at a time, in the same order."""
-    for start in tl.static_range(0, WIDTH, PART):
+    # No static_range: unrolled, all parts are loaded first and spill.
+    for start in range(0, WIDTH, PART):
         column = start + tl.arange(0, PART)
         a = load_tile(a_base, row, rows, a_n, column, width, a_d)
-        if not RESIDENT:
-            b = load_tile(b_base, key, keys, b_n, column, width, b_d)
-        out = tl.dot(a, tl.trans(b), out, input_precision="ieee")
+        part = b if RESIDENT else load_tile(b_base, key, keys, b_n, column, width, b_d)
+        out = tl.dot(a, tl.trans(part), out, input_precision="ieee")
     return out
 
 
@@ -166,7 +166,7 @@ def forward_kernel(
 ):
     """Both outputs of `blocks` blocks of rows of one sample and head; saves log2-sum-exp2 and threshold per row.
 
-    RESIDENT keeps K and V on chip for all blocks (then PART is WIDTH); else they are read again, PART columns at a time.
+    RESIDENT keeps K and V on chip for all blocks (then PART is WIDTH); else they are read again, PART columns a time.
     """
     key = tl.arange(0, KEYS)
     inside = key < keys
@@ -194,15 +194,14 @@ def forward_kernel(
             tl.store(threshold_ptr + statistics + row, threshold, mask=valid)
             # A comparison with NaN is False, so nothing of a NaN row is removed and it stays NaN.
             kept = tl.where(s >= threshold[:, None], 0.0, p)
-        for part in tl.static_range(0, WIDTH, PART):
+        for part in range(0, WIDTH, PART):
             column = part + tl.arange(0, PART)
-            if not RESIDENT:
-                v = load_tile(v_base, key, keys, v_n, column, width, v_d)
+            values = v if RESIDENT else load_tile(v_base, key, keys, v_n, column, width, v_d)
             if INTACT:
-                out = tl.dot(p.to(v.dtype), v, input_precision="ieee")
+                out = tl.dot(p.to(v.dtype), values, input_precision="ieee")
                 store_tile(head_of(intact_ptr, o_b, o_h, heads, programs), out, row, queries, o_n, column, width, 1)
             if MASKED:
-                out = tl.dot(kept.to(v.dtype), v, input_precision="ieee")
+                out = tl.dot(kept.to(v.dtype), values, input_precision="ieee")
                 store_tile(head_of(masked_ptr, o_b, o_h, heads, programs), out, row, queries, o_n, column, width, 1)
 
 
@@ -290,11 +289,10 @@ def query_gradient_kernel(
         delta = tl.sum(p * dp, 1)
         tl.store(delta_ptr + statistics + row, delta, mask=valid)
         ds = (p * (dp - delta[:, None])).to(k.dtype)
-        for part in tl.static_range(0, WIDTH, PART):
+        for part in range(0, WIDTH, PART):
             column = part + tl.arange(0, PART)
-            if not RESIDENT:
-                k = load_tile(k_base, key, keys, k_n, column, width, k_d)
-            dq = tl.dot(ds, k, input_precision="ieee") * (scale * LN2)
+            there = k if RESIDENT else load_tile(k_base, key, keys, k_n, column, width, k_d)
+            dq = tl.dot(ds, there, input_precision="ieee") * (scale * LN2)
             store_tile(head_of(dq_ptr, o_b, o_h, heads, programs), dq, row, queries, o_n, column, width, 1)
 
 
