@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mrmfast.ops.relation_masking import reference
 from mrmfast.ops.relation_masking import triton as path
-from mrmfast.ops.relation_masking import triton_kernels as kernels
+from mrmfast.ops.relation_masking import triton_parts as parts
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -31,7 +31,7 @@ def threshold_kernel(s_ptr, row_ptr, rows, keys, count, ROWS: tl.constexpr, KEYS
     key = tl.arange(0, KEYS)
     inside = (row < rows)[:, None] & (key < keys)[None, :]
     s = tl.load(s_ptr + row[:, None] * keys + key[None, :], mask=inside, other=float("-inf"))
-    found = kernels.row_thresholds(s, key < keys, row < rows, keys, count)
+    found = parts.row_thresholds(s, key < keys, row < rows, keys, count)
     tl.store(row_ptr + row, found, mask=row < rows)
 
 

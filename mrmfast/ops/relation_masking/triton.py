@@ -48,8 +48,7 @@ def row_tiles(keys: int, width: int, dtype: torch.dtype, *, backward: bool) -> T
     if not wide and (padded <= 64 or (backward and resident)):
         rows = 32
     constants = {"RESIDENT": resident, "ROWS": rows, "KEYS": padded, "WIDTH": columns, "PART": part}
-    warps = 4 if padded <= 64 else 16 if wide and padded > 512 else 8
-    return Tiles(constants, {"num_warps": warps, "num_stages": 2 if resident else 1})
+    return Tiles(constants, {"num_warps": 4 if padded <= 64 else 8, "num_stages": 2 if resident else 1})
 
 
 def key_tiles(width: int, dtype: torch.dtype) -> Tiles:
