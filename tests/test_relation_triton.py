@@ -27,7 +27,7 @@ if INTERPRETED:
     mend()
 
 # Relative to the float64 reference on the same inputs. Half types round P, dS and the results to 8 or 11 bits.
-BOUNDS = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.2e-2}
+BOUNDS = {torch.float32: 2e-6, torch.float16: 6e-4, torch.bfloat16: 5e-3}
 RATIOS = [0.0, 0.25, 0.5, 0.75, 1.0]
 # (queries, keys, head size): every length, every size, self and cross; a GPU takes them all at all ratios.
 SELF = [
