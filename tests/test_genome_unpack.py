@@ -138,44 +138,23 @@ def test_the_triton_kernel_is_the_reference_when_interpreted():
     assert done.stdout.strip() == "equal", done.stderr[-3000:]
 
 
-COMPILED = """
-import re, subprocess, sys, tempfile
-from pathlib import Path
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from mrmfast.ops.genome_unpack import triton as op
-
-cuobjdump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-for kind, per_byte in op.PER_BYTE.items():
-    for source in ("fp32", "fp16") if kind == "float" else ("u8",):
-        for out in ("fp32", "bf16"):
-            signature = {"packed_ptr": f"*{source}", "present_ptr": "*i8", "fill_ptr": "*fp32", "x_ptr": f"*{out}"}
-            signature |= {"observed_ptr": "*i8", "PER_BYTE": "constexpr", "BLOCK": "constexpr"}
-            names = op.unpack_kernel.arg_names
-            signature = {name: signature.get(name, "i32") for name in names}
-            constants = {(names.index("PER_BYTE"),): per_byte, (names.index("BLOCK"),): op.BLOCK[kind]}
-            ast = ASTSource(op.unpack_kernel, signature, constants)
-            target = GPUTarget("cuda", int(sys.argv[1]), 32)
-            built = triton.compile(ast, target=target, options={"num_warps": op.WARPS}).asm
-            assert out == "fp32" or "cvt.rn.bf16" in built["ptx"], "bfloat16 is not rounded to nearest"
-            with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-                file.write(built["cubin"])
-                file.flush()
-                usage = subprocess.run([cuobjdump, "--dump-resource-usage", file.name], capture_output=True, text=True)
-            found = re.search(r"REG:(\\d+) STACK:(\\d+).* LOCAL:(\\d+)", usage.stdout)
-            print(kind, source, out, *found.groups())
-"""
-
-
 @pytest.mark.parametrize("capability", [80, 90])
 def test_the_triton_kernel_compiles_without_spills(capability):
     pytest.importorskip("triton")
-    done = run_python(f"import sys; sys.argv = ['', '{capability}']\n" + COMPILED)
-    lines = done.stdout.splitlines()
-    assert len(lines) == 8, done.stderr[-3000:]
-    print(f"sm_{capability}: kind, packed, out, registers, stack, local\n{done.stdout}")
-    for line in lines:
-        registers, stack, local = map(int, line.split()[-3:])
-        assert (stack, local) == (0, 0), line
-        assert registers <= 64, line
+    from benchmarks import cubin
+    from mrmfast.ops.genome_unpack import triton as path
+
+    if not (cubin.TOOLS / "cuobjdump").exists():
+        pytest.skip("this Triton has no cuobjdump")
+    for number, (kind, source) in enumerate([("genotype", None), ("binary", None), ("float", torch.float16)]):
+        packed, present, kinds, fill = case([(kind, 1024)], 4, number, source or torch.float32)
+        packed, present, fill = [part.to("meta") for part in packed], present.to("meta"), fill.to("meta")
+        for dtype in (torch.float32, torch.bfloat16):
+            with cubin.compiled_for(capability) as kernels:
+                path.unpack_genome(packed, present, kinds, fill, dtype)
+            (kernel,) = kernels
+            assert dtype == torch.float32 or "cvt.rn.bf16" in kernel.asm["ptx"], "bfloat16 is not rounded to nearest"
+            used = cubin.resources(kernel)
+            print(capability, kind, source, dtype, used)
+            assert used.spilled == 0
+            assert used.registers <= 64

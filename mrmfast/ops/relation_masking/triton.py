@@ -20,19 +20,43 @@ MANY_HEADS = 512
 
 
 class Tiles(NamedTuple):
-    """Block sizes: rows of a row kernel and its warps; rows, keys and warps of the key-gradient kernel."""
+    """Block sizes and options of one kernel.
 
-    rows: int
-    warps: int
-    key_rows: int
-    key_keys: int
-    key_warps: int
+    Attributes
+    ----------
+    constants : dict
+        ROWS, KEYS, WIDTH, and of a row kernel RESIDENT and PART.
+    options : dict
+        num_warps, num_stages.
+    """
+
+    constants: dict[str, Any]
+    options: dict[str, Any]
 
 
-def tiles(keys: int, width: int, dtype: torch.dtype) -> Tiles:
-    """Choose block sizes that compile without spills for compute capability 8.0 and 9.0 (tests say for which shapes)."""
-    padded = padded_to(keys)
-    return Tiles(rows=32 if padded <= 256 else 16, warps=8 if padded > 64 else 4, key_rows=32, key_keys=64, key_warps=4)
+def row_tiles(keys: int, width: int, dtype: torch.dtype, *, backward: bool) -> Tiles:
+    """Choose for the kernels that hold whole rows of logits; tests compile them for compute capability 8.0 and 9.0.
+
+    K and V stay on chip between blocks of rows where shared memory takes them, else are read PART columns at a time.
+    """
+    padded, columns = padded_to(keys), padded_to(width)
+    size = padded * columns * dtype.itemsize
+    wide = dtype.itemsize == 4  # no tensor cores: operands lie in registers
+    resident = not wide and size <= (1 << 15 if backward else 1 << 16)
+    part = columns if resident else max(16, min(columns, (1 << 14 if wide else 1 << 15) // (padded * dtype.itemsize)))
+    rows = 8 if wide and padded > 512 else 16
+    if not wide and (padded <= 64 or (backward and resident)):
+        rows = 32
+    constants = {"RESIDENT": resident, "ROWS": rows, "KEYS": padded, "WIDTH": columns, "PART": part}
+    return Tiles(constants, {"num_warps": 4 if padded <= 64 else 8, "num_stages": 2 if resident else 1})
+
+
+def key_tiles(width: int, dtype: torch.dtype) -> Tiles:
+    """Choose for the kernel that holds dK and dV of a block of keys."""
+    columns, wide = padded_to(width), dtype.itemsize == 4
+    narrow = wide or columns > 64
+    constants = {"ROWS": 16 if narrow else 32, "KEYS": 32 if narrow else 64, "WIDTH": columns}
+    return Tiles(constants, {"num_warps": 8 if wide else 4, "num_stages": 1 if narrow else 2})
 
 
 def padded_to(size: int) -> int:
@@ -72,16 +96,16 @@ def relation_attention(
     keys, width = k.shape[-2:]
     if keys > LARGEST_KEYS or width > LARGEST_WIDTH:
         raise ValueError(
-            f"{keys} keys of width {width}: the GPU path takes up to {LARGEST_KEYS} keys and {LARGEST_WIDTH} wide heads; "
+            f"{keys} keys of width {width}: the GPU path takes up to {LARGEST_KEYS} keys and width {LARGEST_WIDTH}; "
             "take more heads, fewer tokens, or reference.relation_attention"
         )
     if q.dtype not in DTYPES or not q.dtype == k.dtype == v.dtype:
         raise ValueError(
-            f"q, k, v are {q.dtype}, {k.dtype}, {v.dtype}: the GPU path takes one of float32, float16, bfloat16 for all; "
+            f"q, k, v are {q.dtype}, {k.dtype}, {v.dtype}: the GPU path takes one of float32, float16, bfloat16; "
             "convert them, or take reference.relation_attention"
         )
     count = masked_count(ratio, keys)
-    outputs: tuple[Tensor | None, Tensor | None] = RelationAttention.apply(q, k, v, count, intact, masked)  # type: ignore[no-untyped-call]
+    outputs: tuple[Tensor | None, Tensor | None] = RelationAttention.apply(q, k, v, count, intact, masked)
     return outputs
 
 
@@ -89,7 +113,7 @@ class RelationAttention(torch.autograd.Function):
     """The kernels as one differentiable function."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, count: int, intact: bool, masked: bool
     ) -> tuple[Tensor | None, Tensor | None]:
         """Launch the forward kernel."""
@@ -100,12 +124,12 @@ class RelationAttention(torch.autograd.Function):
         threshold = torch.empty_like(lse)
         ctx.save_for_backward(q, k, v, lse, threshold)
         ctx.set_materialize_grads(False)
-        plan = tiles(keys, width, q.dtype)
-        blocks, grid = row_grid(batch * heads, queries, plan.rows)
+        plan = row_tiles(keys, width, q.dtype, backward=False)
+        blocks, programs = row_blocks(batch * heads, queries, plan.constants["ROWS"])
         some = next((out for out in outputs if out is not None), q)
-        if q.numel() and (intact or masked):
+        if q.numel() and (intact or masked):  # a grid of nothing is no launch
             with torch.cuda.device_of(q):
-                kernels.forward_kernel[grid](
+                kernels.forward_kernel[(batch * heads * programs,)](
                     q,
                     k,
                     v,
@@ -117,6 +141,7 @@ class RelationAttention(torch.autograd.Function):
                     *v.stride(),
                     *some.stride()[:3],
                     heads,
+                    programs,
                     queries,
                     keys,
                     width,
@@ -125,24 +150,24 @@ class RelationAttention(torch.autograd.Function):
                     blocks,
                     INTACT=intact,
                     MASKED=masked,
-                    ROWS=plan.rows,
-                    KEYS=padded_to(keys),
-                    WIDTH=padded_to(width),
-                    num_warps=plan.warps,
+                    **plan.constants,
+                    **plan.options,
                 )
         return outputs[0], outputs[1]
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, intact: Tensor | None, masked: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, intact: Tensor | None, masked: Tensor | None) -> tuple[Tensor | None, ...]:
         """Launch the row kernel, which gives dQ and delta, then the key kernel."""
         q, k, v, lse, threshold = ctx.saved_tensors
         if intact is None and masked is None:
             return None, None, None, None, None, None
+        if not q.numel():
+            return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v), None, None, None
         batch, heads, queries, width = q.shape
         keys = k.shape[2]
-        plan = tiles(keys, width, q.dtype)
-        blocks, grid = row_grid(batch * heads, queries, plan.rows)
+        plan, key_plan = row_tiles(keys, width, q.dtype, backward=True), key_tiles(width, q.dtype)
+        blocks, programs = row_blocks(batch * heads, queries, plan.constants["ROWS"])
         dq, dk, dv = heads_last(q), heads_last(k), heads_last(v)
         delta = torch.empty_like(lse)
         some = intact if intact is not None else masked
@@ -150,34 +175,35 @@ class RelationAttention(torch.autograd.Function):
         gradients = [some if gradient is None else gradient for gradient in (intact, masked)]
         tensors = [q, k, v, *gradients, lse, threshold, delta]
         strides = [stride for tensor in (q, k, v, *gradients) for stride in tensor.stride()]
-        sizes = [heads, queries, keys, width, scale(width)]
+        sizes = [queries, keys, width, scale(width)]
+        key_blocks = triton.cdiv(keys, key_plan.constants["KEYS"])
         wanted = {"INTACT": intact is not None, "MASKED": masked is not None}
         with torch.cuda.device_of(q):
-            kernels.query_gradient_kernel[grid](
+            kernels.query_gradient_kernel[(batch * heads * programs,)](
                 *tensors,
                 dq,
                 *strides,
                 *dq.stride()[:3],
+                heads,
+                programs,
                 *sizes,
                 blocks,
                 **wanted,
-                ROWS=plan.rows,
-                KEYS=padded_to(keys),
-                WIDTH=padded_to(width),
-                num_warps=plan.warps,
+                **plan.constants,
+                **plan.options,
             )
-            kernels.key_gradient_kernel[batch * heads, triton.cdiv(keys, plan.key_keys)](
+            kernels.key_gradient_kernel[(batch * heads * key_blocks,)](
                 *tensors,
                 dk,
                 dv,
                 *strides,
                 *dk.stride()[:3],
+                heads,
+                key_blocks,
                 *sizes,
                 **wanted,
-                ROWS=plan.key_rows,
-                KEYS=plan.key_keys,
-                WIDTH=padded_to(width),
-                num_warps=plan.key_warps,
+                **key_plan.constants,
+                **key_plan.options,
             )
         return dq, dk, dv, None, None, None
 
@@ -188,11 +214,11 @@ def heads_last(like: Tensor) -> Tensor:
     return torch.empty(batch, tokens, heads, width, dtype=like.dtype, device=like.device).transpose(1, 2)
 
 
-def row_grid(heads: int, queries: int, rows: int) -> tuple[int, tuple[int, int]]:
-    """Return how many blocks of rows a program takes, and the grid: K and V are loaded once a program."""
+def row_blocks(heads: int, queries: int, rows: int) -> tuple[int, int]:
+    """Return how many blocks of rows a program takes, and how many programs a head; each loads K and V once."""
     total = triton.cdiv(queries, rows)
     blocks = total if heads >= MANY_HEADS else 1
-    return blocks, (heads, triton.cdiv(total, blocks))
+    return blocks, triton.cdiv(total, blocks)
 
 
 def scale(width: int) -> float:

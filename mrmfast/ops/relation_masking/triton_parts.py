@@ -1,0 +1,115 @@
+"""What the kernels of the GPU path share: the search for a row's threshold, tiles in and out, products of tiles."""
+
+# mypy: disable-error-code="no-untyped-def"
+# Triton reads the signatures.
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+# Halvings of the value before the search goes on by bits; random logits of 197 keys take 13.
+HALVINGS = tl.constexpr(24)
+
+
+@triton.jit
+def ordered(x):
+    """float32 to an int32 that sorts alike, and back: negative numbers have their lower 31 bits turned."""
+    bits = x.to(tl.int32, bitcast=True)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+@triton.jit
+def from_ordered(image):
+    """Undo :func:`ordered`."""
+    return (image ^ ((image >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def row_thresholds(s, inside, valid, keys, count):
+    """Find a number r per row such that s >= r holds for its `count` largest entries, and for ties with the last.
+
+    s is (ROWS, KEYS), -inf outside; inside (KEYS,); valid (ROWS,): rows that exist. Invariant: at least `count` entries
+    are >= low, fewer are >= high. The search ends where exactly `count` are >= low, which is any number between the
+    entry wanted and the next, or else, with ties, where low and high are neighbours: low then is the entry itself.
+    """
+    low = tl.min(tl.where(inside[None, :], s, float("inf")), 1)
+    high = from_ordered(ordered(tl.max(s, 1)) + 1)
+    # How many entries are >= low; rows that do not exist are found already.
+    found = tl.where(valid & (count > 0), keys, count)
+    step = 0
+    # Halving the value isolates an entry in about log2(range / gap) steps, halving the image in up to 32.
+    while (step < HALVINGS) & (tl.max(((found > count) & (low < high)).to(tl.int32), 0) > 0):
+        middle = 0.5 * low + 0.5 * high
+        above = tl.sum((s >= middle[:, None]).to(tl.int32), 1)
+        seeking = found > count
+        enough = above >= count
+        low = tl.where(seeking & enough, middle, low)
+        found = tl.where(seeking & enough, above, found)
+        high = tl.where(seeking & (above < count), middle, high)
+        step += 1
+    # Ties, infinities and tiny gaps: at most 32 steps on the image, where neighbours are neighbours.
+    left = ordered(low)
+    right = ordered(high)
+    while tl.max(((found > count) & (left + 1 < right)).to(tl.int32), 0) > 0:
+        middle = (left & right) + ((left ^ right) >> 1)
+        above = tl.sum((s >= from_ordered(middle)[:, None]).to(tl.int32), 1)
+        seeking = (found > count) & (left + 1 < right)
+        enough = above >= count
+        left = tl.where(seeking & enough, middle, left)
+        found = tl.where(seeking & enough, above, found)
+        right = tl.where(seeking & (above < count), middle, right)
+    # Nothing is >= NaN and every number is >= -inf: the ends need no entry's own bits.
+    row = tl.where(count < keys, from_ordered(left), float("-inf"))
+    return tl.where(count > 0, row, float("nan"))
+
+
+@triton.jit
+def load_tile(base, row, rows, row_stride, column, columns, column_stride):
+    """Load base[row, column], 0 outside (rows, columns)."""
+    place = row[:, None] * row_stride + column[None, :] * column_stride
+    return tl.load(base + place, mask=(row < rows)[:, None] & (column < columns)[None, :], other=0.0)
+
+
+@triton.jit
+def store_tile(base, value, row, rows, row_stride, column, columns, column_stride):
+    """Store to base[row, column], nothing outside (rows, columns)."""
+    place = row[:, None] * row_stride + column[None, :] * column_stride
+    mask = (row < rows)[:, None] & (column < columns)[None, :]
+    tl.store(base + place, value.to(base.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def head_of(base, batch_stride, head_stride, heads, programs):
+    """Return the start of this program's sample and head; `programs` in a row share one, so the L2 cache has it."""
+    head = tl.program_id(0) // programs
+    return base + (head // heads).to(tl.int64) * batch_stride + (head % heads).to(tl.int64) * head_stride
+
+
+@triton.jit
+def products(
+    out,
+    a_base,
+    row,
+    rows,
+    a_n,
+    a_d,
+    b,
+    b_base,
+    key,
+    keys,
+    b_n,
+    b_d,
+    width,
+    RESIDENT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    PART: tl.constexpr,
+):
+    """Add A B^T to `out`, (ROWS, KEYS): A from memory, B resident or read PART columns at a time, in the same order."""
+    # No static_range: unrolled, all parts are loaded first and spill.
+    for start in range(0, WIDTH, PART):
+        column = start + tl.arange(0, PART)
+        a = load_tile(a_base, row, rows, a_n, column, width, a_d)
+        part = b if RESIDENT else load_tile(b_base, key, keys, b_n, column, width, b_d)
+        out = tl.dot(a, tl.trans(part), out, input_precision="ieee")
+    return out
