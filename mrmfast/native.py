@@ -19,7 +19,9 @@ from mrmfast.cache import cache_folder
 COMPILERS = {".c": ("CC", ("cc", "gcc", "clang")), ".cpp": ("CXX", ("c++", "g++", "clang++"))}
 
 
-def load(source: Path, flags: Sequence[str], *, name: str, otherwise: str) -> ctypes.CDLL | None:
+def load(
+    source: Path, flags: Sequence[str], *, name: str, otherwise: str, headers: Sequence[Path] = ()
+) -> ctypes.CDLL | None:
     """Build a kernel where the cache lacks it, and load it.
 
     Parameters
@@ -32,6 +34,8 @@ def load(source: Path, flags: Sequence[str], *, name: str, otherwise: str) -> ct
         Of the kernel, for the file and the warning.
     otherwise : str
         What happens without it, for the warning.
+    headers : sequence of Path
+        Files of ours that the source includes; a change of theirs builds it anew.
 
     Returns
     -------
@@ -39,7 +43,8 @@ def load(source: Path, flags: Sequence[str], *, name: str, otherwise: str) -> ct
         None, and a warning, where it cannot be built.
     """
     flags = ("-shared", "-fPIC", *flags)
-    key = hashlib.sha256(source.read_bytes() + " ".join(flags).encode() + _processor().encode()).hexdigest()[:16]
+    code = b"".join(path.read_bytes() for path in (source, *headers))
+    key = hashlib.sha256(code + " ".join(flags).encode() + _processor().encode()).hexdigest()[:16]
     final = cache_folder() / "kernels" / f"{name}-{key}.so"
     try:
         if not final.exists():
