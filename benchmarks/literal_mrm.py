@@ -55,6 +55,7 @@ def encode(model: MRM, image_BCHW: Tensor, x_BF: Tensor | None, masked: bool) ->
     if x_BF is not None:
         assert model.genome is not None
         genome = model.genome.tokens(x_BF.to(image.dtype))
+    block: Any
     for number, block in enumerate(encoder.blocks):
         if number >= encoder.relation_blocks:
             image = block(image)
