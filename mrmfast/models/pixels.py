@@ -14,13 +14,13 @@ def _per_channel(values: Sequence[float], like: Tensor) -> Tensor:
     return torch.tensor(values, device=like.device)[:, None, None]
 
 
-def normalise(image_BCHW: Tensor) -> Tensor:
-    """uint8 RGB, (B, 3, S, S), to float32 with ImageNet's mean and standard deviation; floats are so already."""
+def normalise(image_BCHW: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """uint8 RGB, (B, 3, S, S), to floats with ImageNet's mean and standard deviation; floats are so already."""
     if image_BCHW.is_floating_point():
-        return image_BCHW
+        return image_BCHW.to(dtype)
     mean, std = _per_channel(PIXEL_MEAN, image_BCHW), _per_channel(PIXEL_STD, image_BCHW)
     # In place, as the result is new: one tensor instead of three.
-    return image_BCHW.float().div_(255).sub_(mean).div_(std)
+    return image_BCHW.to(dtype).div_(255).sub_(mean).div_(std)
 
 
 def denormalise(image_BCHW: Tensor) -> Tensor:

@@ -23,6 +23,21 @@ class Reconstruction:
     predicted: Tensor
 
 
+@dataclass(frozen=True)
+class RelationMaps:
+    """Relations over the image for the run's figure.
+
+    Attributes
+    ----------
+    original : Tensor, uint8, (B, 3, S, S)
+    maps : dict
+        Who relates -> (intact, masked), each (B, patches a side, patches a side): shares of a row of R and R^M.
+    """
+
+    original: Tensor
+    maps: dict[str, tuple[Tensor, Tensor]]
+
+
 @runtime_checkable
 class Objective(Protocol):
     """The contract; ``tests/test_objectives.py`` holds every entry of OBJECTIVES to it."""
@@ -37,6 +52,14 @@ class Objective(Protocol):
 
     def reconstruct(self, image_BCHW: Tensor, packed: tuple[Tensor, ...], present: Tensor) -> Reconstruction:
         """Predict images, without gradients."""
+        ...
+
+    def relation_maps(self, image_BCHW: Tensor, packed: tuple[Tensor, ...], present: Tensor) -> RelationMaps | None:
+        """Return relations over the image, without gradients; None where the objective masks none."""
+        ...
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Keep only the inputs of blocks for the backward pass, and run them again there."""
         ...
 
     def without_decay(self) -> list[nn.Module]:

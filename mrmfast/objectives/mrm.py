@@ -19,10 +19,11 @@ from mrmfast.models.genome_snn import GenomeEncoder
 from mrmfast.models.recompute import recomputed
 from mrmfast.models.relation import Branches, CrossRelation, self_relation
 from mrmfast.models.vit import ImageEncoder
-from mrmfast.objectives.base import Reconstruction
+from mrmfast.objectives.base import Reconstruction, RelationMaps
 from mrmfast.objectives.matching import draw_pairs, pool, relation_matching
 from mrmfast.objectives.mrm_config import ModelConfig, MRMConfig
 from mrmfast.objectives.reconstruction import genome_error, image_error, pictures
+from mrmfast.objectives.relation_maps import relation_maps
 from mrmfast.ops.genome_unpack import unpack_genome
 
 __all__ = ["MRM", "MRMConfig", "ModelConfig"]
@@ -209,6 +210,11 @@ class MRM(nn.Module):
         z_image, z_genome = self.encode(image_BCHW, unpacked[0] if unpacked else None)
         pixels_BNP = self.image_decoder(z_image.masked, z_genome.intact if z_genome else None)
         return Reconstruction(image_BCHW, pictures(pixels_BNP, image_BCHW, self.image.patch, self.config.norm_pixels))
+
+    @torch.no_grad()
+    def relation_maps(self, image_BCHW: Tensor, packed: tuple[Tensor, ...], present: Tensor) -> RelationMaps:
+        """Return relations of the last relation block over the image, intact and masked."""
+        return relation_maps(self, image_BCHW, packed, present)
 
 
 def _feed_forward(block: Any, **options: int) -> Callable[[Tensor], Tensor]:

@@ -30,12 +30,16 @@ class EngineConfig:
     micro_batch : int, optional
         Largest number of samples per forward pass of a rank (the largest divisor of its share up to that is taken;
         the rest of the batch is accumulated). By default the rank's whole share.
+    checkpoint_activations : bool
+        Keep only the inputs of blocks for the backward pass and run them again there: about a third more arithmetic
+        for a fraction of the memory (``python -m benchmarks.model`` says how much).
     """
 
     device: Literal["auto", "cuda", "cpu"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     zero_stage: int = 1
     micro_batch: int | None = None
+    checkpoint_activations: bool = False
 
 
 @dataclass(frozen=True)

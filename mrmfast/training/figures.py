@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from mrmfast.atomic import write_aside
-from mrmfast.objectives.base import Reconstruction
+from mrmfast.objectives.base import Reconstruction, RelationMaps
 
 
 def _save(figure: Any, path: Path) -> None:
@@ -50,5 +50,33 @@ def reconstruction_figure(pictures: Reconstruction, path: Path, step: int) -> No
             axis.set_yticks([])
         row[0].set_ylabel(label)
     figure.suptitle(f"Training images rebuilt from the masked branch, step {step:,}")
+    figure.tight_layout()
+    _save(figure, path)
+
+
+def relation_figure(relations: RelationMaps, path: Path, step: int) -> None:
+    """Draw relation maps, intact and masked, over the photographs: a row each, every map on a scale of its own."""
+    columns = [
+        (f"{who}, {branch}", maps)
+        for who, pair in relations.maps.items()
+        for branch, maps in zip(("intact", "masked"), pair, strict=True)
+    ]
+    photographs, wide = relations.original.permute(0, 2, 3, 1).cpu().numpy(), 1 + len(columns)
+    count, size = photographs.shape[:2]
+    figure, grid = plt.subplots(count, wide, figsize=(2.2 * wide, 2.35 * count), squeeze=False)
+    for number, (row, photograph) in enumerate(zip(grid, photographs, strict=True)):
+        grey = photograph.mean(2) / 255
+        for axis in row:
+            axis.set_xticks([])
+            axis.set_yticks([])
+        row[0].imshow(photograph)
+        for axis, (name, maps) in zip(row[1:], columns, strict=True):
+            values = maps[number].float().cpu().numpy()
+            axis.imshow(grey, cmap="gray", vmin=0, vmax=1)
+            axis.imshow(values, cmap="magma", alpha=0.65, vmin=0, extent=(0, size, size, 0))
+            axis.set_xlabel(f"at most {values.max():.1e}", fontsize=8)
+            if number == 0:
+                axis.set_title(name, fontsize=10)
+    figure.suptitle(f"Relations of the last relation block to image patches, mean over heads, step {step:,}")
     figure.tight_layout()
     _save(figure, path)

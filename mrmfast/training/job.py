@@ -88,6 +88,7 @@ def build(config: TrainConfig, *, resume: bool) -> Job:
     torch.manual_seed(config.seed)
     model = OBJECTIVES[config.objective](config.model, config.mrm, config.data.image_size, dataset.genome_spec())
     checkpoint.need_space(folder, sum(p.numel() for p in model.parameters()), config.run.keep)
+    model.set_grad_checkpointing(config.engine.checkpoint_activations)
     model.to(world.device)
     optimiser = build_optimiser(model, config.optimiser, world.device)
     schedule = build_schedule(optimiser, config.optimiser, steps)

@@ -7,7 +7,7 @@ from typing import Any
 from mrmfast.data.loader import Loader
 from mrmfast.models.export import export_encoder
 from mrmfast.training.engine import World, whole_parameters
-from mrmfast.training.figures import loss_figure, reconstruction_figure
+from mrmfast.training.figures import loss_figure, reconstruction_figure, relation_figure
 from mrmfast.training.run import read_lines
 from mrmfast.training.settings import TrainConfig
 
@@ -34,7 +34,10 @@ def write_results(engine: Any, loader: Loader, config: TrainConfig, world: World
     engine.module.eval()
     batch = loader.preview(FIGURE_SAMPLES).to(world.device)
     pictures = engine.module.reconstruct(batch.image_BCHW, batch.packed, batch.present)
+    maps = engine.module.relation_maps(batch.image_BCHW, batch.packed, batch.present)
     engine.module.train()
     if world.rank == 0:
         reconstruction_figure(pictures, folder / "figures" / "reconstructions.png", step)
+        if maps is not None:
+            relation_figure(maps, folder / "figures" / "relations.png", step)
         loss_figure(read_lines(folder / "metrics.jsonl"), folder / "figures" / "loss.png")

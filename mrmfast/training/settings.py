@@ -92,6 +92,7 @@ def check(config: TrainConfig) -> None:
         ("data.threads", config.data.threads, 1, 1024),
         ("data.shuffle_window", config.data.shuffle_window, 0, None),
         ("model.relation_blocks", m.relation_blocks, 1, None),
+        ("model.depth", 1 if m.depth is None else m.depth, 1, None),
         ("model.genome_layers", m.genome_layers, 0, None),
         ("model.alpha_dropout", m.alpha_dropout, 0, 0.99),
         ("model.decoder_depth", m.decoder_depth, 1, None),
