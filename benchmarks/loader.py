@@ -4,9 +4,10 @@
 
 Tiles of real fundus photographs (:mod:`benchmarks.loader_data`) of 224 px, and of 512 px that all resize to 224. The
 work is the same for all: JPEG to RGB, rotation within 20 degrees (bilinear), flip, normalisation; batches of 64 as
-float32, channels first (``uint8`` where a line says so), shuffled; two threads or two processes. Each loader is a process
-of its own; they take turns, an epoch each, after one that isn't timed. Ratios are of a turn, and the median of turns
-counts. FFCV cannot rotate, so it is compared without rotation; it needs ``--ffcv-python`` (``peers/ffcv_loader.py``).
+float32, channels first (``uint8`` where a line says so), shuffled; two threads or two processes. Each loader is a
+process of its own; they take turns, an epoch each, after one that isn't timed. Ratios are of a turn, and the median of
+the turns counts. FFCV cannot rotate, so it is compared without rotation; it needs ``--ffcv-python`` (how to make that
+environment: ``benchmarks/peers/ffcv_loader.py``).
 """
 
 from __future__ import annotations
