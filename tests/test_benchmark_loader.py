@@ -6,9 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from benchmarks import loader_data, loader_gate, loader_profile
+from benchmarks import loader, loader_data, loader_gate, loader_profile
 from benchmarks.harness import Bench, GateError
-from benchmarks.loader import _ratio
 from benchmarks.peers.process import Process
 from benchmarks.peers.task import Task, parse
 from mrmfast.data import loader as loaders
@@ -68,8 +67,56 @@ def test_a_loader_that_cannot_start_says_why(task):
 
 def test_ratios_are_medians_of_turns():
     speeds = {"a": [10.0, 30.0, 20.0], "b": [5.0, 10.0, 20.0]}
-    assert _ratio(speeds, "a", "b") == 2
-    assert _ratio(speeds, "a", "absent") is None
+    assert loader._ratio(speeds, "a", "b") == 2
+    assert loader._ratio(speeds, "a", "absent") is None
+
+
+class _Fake:
+    """Twelve times as fast as peers where it is ours, which need a second; FFCV can't be started."""
+
+    def __init__(self, name, task, interpreter):
+        if name.startswith("ffcv"):
+            raise RuntimeError("No module named ffcv")
+        self.memory, self.threads, self.processes = 10**8, 3, 1
+        self._seconds = 1 / 12 if name == "ours:Ours" else 1.0
+        self.first = {"pictures": task.tiles, "shape": [3, task.size, task.size], "dtype": task.pixels, "mean": 0.5}
+
+    def epoch(self):
+        return {"pictures": TILES, "seconds": self._seconds}
+
+    def close(self):
+        pass
+
+
+def test_bars_compare_ours_with_the_fastest_and_what_is_missing_does_not_hold(task, monkeypatch, tmp_path):
+    monkeypatch.setattr(loader, "Process", _Fake)
+    monkeypatch.setattr(loader_data, "make", lambda *given: task.dataset)
+    monkeypatch.setattr(loader_data, "find_photographs", lambda given: None)
+    files = ["--json", str(tmp_path / "a.json"), "--markdown", str(tmp_path / "out" / "a.md")]
+    arguments = [
+        "loader",
+        "--sizes",
+        str(SIZE),
+        "--tiles",
+        str(TILES),
+        "--ffcv-python",
+        "none",
+        "--epochs",
+        "2",
+        *files,
+    ]
+    monkeypatch.setattr("sys.argv", arguments)
+    monkeypatch.setattr(loader, "SIZE", SIZE)
+    assert loader.main() == 1
+    found = json.loads((tmp_path / "a.json").read_text())
+    bars = {bar["name"].split(": ", 1)[1]: bar for bar in found["bars"]}
+    assert bars["ours / PyTorch DataLoader + PIL"]["value"] == pytest.approx(12)
+    assert bars["ours with genetics / without"]["holds"]
+    assert bars["ours / FFCV, both not rotated, float32"]["value"] is None
+    assert len(found["skipped"]) == 2
+    table = (tmp_path / "out" / "a.md").read_text()
+    assert "| ours | 1,248 | 1.00 | 100 | 3 | 1 |" in table
+    assert "not measured" in table
 
 
 def test_profile_writes_a_table_a_trace_and_a_plot(task, tmp_path):
