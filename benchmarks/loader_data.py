@@ -23,7 +23,7 @@ from mrmfast.data.shards import Sample, finalise_images, read_sample_table, writ
 
 SOURCE_SIDE, QUALITY = 768, 94
 SHARES = (0.7, 1.0)  # of the side of a picture that a tile shows
-PER_SHARD = 512
+SHARDS = 8
 PHOTOGRAPHS = Path(__file__).resolve().parents[2] / "shared" / "data" / "fundus"
 
 
@@ -33,32 +33,28 @@ def find_photographs(given: Path | None) -> Path | None:
     return named or (PHOTOGRAPHS if PHOTOGRAPHS.is_dir() else None)
 
 
-def make(folder: Path, photographs: Path | None, tiles: int, sizes: tuple[int, ...], seed: int = 0) -> dict[int, Path]:
-    """Write a dataset of `tiles` pictures and 26,909 features a participant for each size; kept if they are there.
+def make(folder: Path, photographs: Path | None, tiles: int, size: int, seed: int = 0) -> Path:
+    """Write a dataset of `tiles` pictures and 26,909 features a participant; what is there already is kept.
 
     Parameters
     ----------
     folder : Path
-        Where they go: ``tiles-224`` and so on.
+        Where it goes: ``tiles-224-4096`` and so on.
     photographs : Path, optional
         Folder of photographs; simulated ones without it.
     tiles : int
         Two of each participant.
-    sizes : tuple of int
-        Sides, pixels.
+    size : int
+        Side, pixels.
 
     Returns
     -------
-    dict of int to Path
-        Size -> dataset.
+    Path
     """
-    datasets = {size: folder / f"tiles-{size}" for size in sizes}
-    if all((path / "genetics.zarr" / "burden").exists() for path in datasets.values()):
-        return datasets
-    pictures = _pictures(_cropped(folder, photographs))
-    for size, path in datasets.items():
-        _write(path, pictures, tiles, size, np.random.default_rng(seed))
-    return datasets
+    dataset = folder / f"tiles-{size}-{tiles}"
+    if not (dataset / "genetics.zarr" / "burden").exists():
+        _write(dataset, _pictures(_cropped(folder, photographs)), tiles, size, np.random.default_rng(seed))
+    return dataset
 
 
 def _cropped(folder: Path, photographs: Path | None) -> Path:
@@ -96,9 +92,10 @@ def _write(dataset: Path, pictures: list[np.ndarray], tiles: int, size: int, gen
         done, jpeg = cv2.imencode(".jpg", tile, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
         assert done, "OpenCV encodes any picture of 8 bits"
         samples.append(Sample(f"{number:09d}", jpeg.tobytes(), str(1_000_000 + 7 * (number // 2)), {}))
+    per_shard = -(-tiles // SHARDS)
     parts = [
-        write_shard(dataset, shard, samples[start : start + PER_SHARD])
-        for shard, start in enumerate(range(0, tiles, PER_SHARD))
+        write_shard(dataset, shard, samples[start : start + per_shard])
+        for shard, start in enumerate(range(0, tiles, per_shard))
     ]
     finalise_images(dataset, parts, image_size=size, schema={"jpg": "RGB"}, statistics={})
     drawn = values(participants, 0)

@@ -12,9 +12,11 @@ from conftest import real_data
 
 from mrmfast.data import cpu_images
 from mrmfast.data.augment import warp_matrices
+from mrmfast.data.buffers import Buffers
 from mrmfast.data.cpu_images import warp, warp_reference
 from mrmfast.data.images import open_images
 from mrmfast.data.meters import Meters
+from mrmfast.models.pixels import normalise
 
 CPU = torch.device("cpu")
 BACKENDS = ("cpu", "dali")
@@ -33,12 +35,12 @@ def straight(count, size):
     return warp_matrices(np.zeros(count), np.zeros(count, bool), size)
 
 
-def decode(backend, jpegs, *, size=64, stored=64, matrices=None, threads=2):
-    """One batch through a backend."""
+def decode(backend, jpegs, *, size=64, stored=64, matrices=None, threads=2, pixels="uint8"):
+    """One batch through a backend, channels last."""
     matrices = straight(len(jpegs), size) if matrices is None else matrices
     images = open_images(
         backend, lambda: (jpegs, matrices, [str(n) for n in range(len(jpegs))]), batch=len(jpegs), stored_size=stored,
-        size=size, device=CPU, threads=threads, depth=2, meters=Meters(),
+        size=size, device=CPU, threads=threads, depth=2, meters=Meters(), pixels=pixels,
     )  # fmt: skip
     try:
         image_BCHW, bad = images.run()
@@ -47,7 +49,7 @@ def decode(backend, jpegs, *, size=64, stored=64, matrices=None, threads=2):
         images.close()
 
 
-@pytest.mark.parametrize("shape", [(64, 64), (80, 64), (40, 64)])
+@pytest.mark.parametrize("shape", [(64, 64), (80, 64), (40, 64), (61, 61), (9, 7)])
 def test_the_compiled_warp_equals_the_reference(shape):
     side, size = shape
     generator = np.random.default_rng(0)
@@ -58,6 +60,9 @@ def test_the_compiled_warp_equals_the_reference(shape):
     for matrix in warp_matrices(angles, np.arange(8) % 2 == 1, size):
         out = np.full((size, size, 3), 77, np.uint8)
         warp(image, matrix, out)
+        floats = np.full((3, size, size), np.nan, np.float32)
+        warp(image, matrix, floats)
+        assert np.allclose(floats, normalise(torch.from_numpy(out).permute(2, 0, 1)[None])[0].numpy(), atol=1e-6)
         expected = warp_reference(image, matrix * np.float32(side / size), size).astype(int)
         # Weights have seven binary places: half a place across and half down, of a step of 255 at most.
         assert np.abs(out - expected).max() <= 3
@@ -72,6 +77,9 @@ def test_without_a_compiler_opencv_warps(monkeypatch):
     out = np.empty((64, 64, 3), np.uint8)
     warp(image, matrix, out)
     assert np.abs(out - expected).mean() <= 1
+    floats = np.empty((3, 64, 64), np.float32)
+    warp(image, matrix, floats)
+    assert np.allclose(floats, normalise(torch.from_numpy(out).permute(2, 0, 1)[None])[0].numpy(), atol=1e-6)
     warp(image, warp_matrices(np.zeros(1), np.array([True]), 64)[0], out)
     assert np.array_equal(out, image[:, ::-1])
 
@@ -80,10 +88,61 @@ def test_the_warp_stays_inside_its_picture():
     """A row's fast pixels write a byte too many: never beyond the output."""
     image = np.empty(64 * 64 * 3 + cpu_images.SPARE, np.uint8)[: 64 * 64 * 3].reshape(64, 64, 3)
     image[:] = 200
-    both = np.full((2, 64, 64, 3), 9, np.uint8)
+    both, floats = np.full((2, 64, 64, 3), 9, np.uint8), np.full((2, 3, 64, 64), 9, np.float32)
     for angle, flip in ((0.0, False), (0.0, True), (5.0, False), (20.0, True)):
-        warp(image, warp_matrices(np.array([angle]), np.array([flip]), 64)[0], both[0])
+        matrix = warp_matrices(np.array([angle]), np.array([flip]), 64)[0]
+        warp(image, matrix, both[0])
+        warp(image, matrix, floats[0])
         assert (both[1] == 9).all()
+        assert (floats[1] == 9).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_floats_are_the_bytes_normalised(backend):
+    jpegs = [encode(picture(n)) for n in range(9)] + [np.empty(0, np.uint8)]
+    matrices = warp_matrices(np.linspace(-20, 20, 10), np.arange(10) % 2 == 1, 64)
+    pixels, bad = decode(backend, jpegs, matrices=matrices)
+    floats, also_bad = decode(backend, jpegs, matrices=matrices, pixels="float32")
+    assert floats.dtype == np.float32
+    assert bad.tolist() == also_bad.tolist() == [False] * 9 + [True]
+    expected = normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+    assert np.allclose(floats, expected.permute(0, 2, 3, 1).numpy(), atol=1e-5)
+    assert torch.equal(normalise(expected), expected)
+
+
+def test_memory_of_batches_is_used_again_but_never_while_somebody_holds_it():
+    buffers = Buffers((4, 8, 8, 3), np.uint8, keep=2)
+    first = torch.from_numpy(buffers.take())
+    assert first.data_ptr() % 64 == 0
+    view, where = first[1:].permute(0, 3, 1, 2), first.data_ptr()
+    view.fill_(7)
+    del first
+    others = [torch.from_numpy(buffers.take()).fill_(9) for _ in range(4)]
+    assert (view == 7).all()
+    assert len({where, *(one.data_ptr() for one in others)}) == 5
+    del view
+    assert torch.from_numpy(buffers.take()).data_ptr() == where
+    del others
+    assert len(buffers._free) == 2
+
+
+@pytest.mark.parametrize("pixels", ["uint8", "float32"])
+def test_a_batch_that_is_held_keeps_its_pixels(pixels):
+    jpegs = [encode(picture(n)) for n in range(8)]
+    shades = iter(range(100))
+
+    def source():
+        turn = next(shades)
+        return [jpegs[(turn + n) % 8] for n in range(4)], straight(4, 64), ["k"] * 4
+
+    images = open_images(
+        "cpu", source, batch=4, stored_size=64, size=64, device=CPU, threads=2, depth=2, meters=Meters(), pixels=pixels
+    )
+    held = [images.run()[0] for _ in range(24)]
+    images.close()
+    for turn in range(16):
+        assert torch.equal(held[turn], held[turn + 8])
+        assert not torch.equal(held[turn], held[turn + 1])
 
 
 @pytest.mark.parametrize(("stored", "size"), [(224, 224), (224, 112), (512, 224), (300, 224)])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections import deque
 
 import numpy as np
+
+LINE = 64  # bytes of a cache line
 
 
 class Buffers:
@@ -28,11 +31,18 @@ class Buffers:
         try:
             memory = self._free.pop()
         except IndexError:
-            memory = np.empty(self._shape, dtype=self._dtype)
+            memory = self._aligned()
         # Tensors and further views refer to this one, `lent`, so its end is the end of all use.
         lent = memory.view(_Lent)
         weakref.finalize(lent, self._free.append, memory).atexit = False
         return lent
+
+    def _aligned(self) -> np.ndarray:
+        """Return new memory that begins with a cache line: NumPy's own begins in the middle of one."""
+        size = math.prod(self._shape) * self._dtype.itemsize
+        raw = np.empty(size + LINE, dtype=np.uint8)
+        start = -raw.ctypes.data % LINE
+        return raw[start : start + size].view(self._dtype).reshape(self._shape)
 
 
 class _Lent(np.ndarray):
