@@ -77,7 +77,7 @@ def report(bench: Bench, results: Results, work: Path, seeds: list[int], head: s
     figure(results, folder / "learns.png")
     for form in results.forms:
         bench.figure(f"{form}: mean R^2", float(results.of("traits", form).mean()), "R^2")
-    for kind, forms in (("config's forms", STOCK), ("explored forms", EXPLORED)):
+    for kind, forms in (("as published", STOCK), ("as explored", EXPLORED)):
         candidates = [form for form in forms if form in results.forms and FORMS[form].genome]
         if not candidates:
             continue

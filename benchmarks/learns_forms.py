@@ -14,9 +14,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from mrmfast.batch import GenomeSpec
-from mrmfast.models.pixels import normalise
 from mrmfast.models.relation import Residual
 from mrmfast.objectives.mrm import MRM, ModelConfig, MRMConfig
+from mrmfast.objectives.reconstruction import genome_error
 
 
 @register_model
@@ -74,7 +74,9 @@ STOCK = {
 }
 EXPLORED = {
     "hidden": Form("residual all; h_G sees no genome tokens", hide=True),
-    "apart": Form("as `hidden`, and its image tokens have not met the genome", hide=True, apart=True),
+    "apart": Form(
+        "`mrm.genome_from: image`: as `hidden`, of image tokens that have not met the genome", hide=True, apart=True
+    ),
     "apart_no_masking": Form("as `apart`, tau 0", tau_image=0.0, tau_genome=0.0, hide=True, apart=True),
     "prediction": Form("no MRM: genome predicted from image tokens", hide=True, apart=True, mrm=False),
 }
@@ -82,58 +84,47 @@ FORMS = STOCK | EXPLORED
 
 
 class BlindGenomeDecoder(nn.Module):
-    """A genome decoder that is given zeros for the genome's tokens.
-
-    Attributes
-    ----------
-    context_BND : Tensor or None
-        Image tokens to use in place of those it is called with.
-    """
+    """A genome decoder that is given zeros for the genome's tokens."""
 
     def __init__(self, decoder: nn.Module) -> None:
         super().__init__()
         self.decoder = decoder
-        self.context_BND: Tensor | None = None
 
     def forward(self, genome_BMD: Tensor, image_BND: Tensor) -> Tensor:
         """(B, M, D) and (B, N, D) to (B, F)."""
-        context_BND = image_BND if self.context_BND is None else self.context_BND
-        predicted_BF: Tensor = self.decoder(torch.zeros_like(genome_BMD), context_BND)
+        predicted_BF: Tensor = self.decoder(torch.zeros_like(genome_BMD), image_BND)
         return predicted_BF
 
 
-class HidingMRM(MRM):
-    """MRM whose genome decoder must do without genome tokens, and where wanted without cross relations."""
-
-    def __init__(self, model: ModelConfig, config: MRMConfig, image_size: int, genome: GenomeSpec, form: Form) -> None:
-        super().__init__(model, config, image_size, genome)
-        self.form, self.blind = form, BlindGenomeDecoder(self.genome_decoder)
-        self.genome_decoder = self.blind  # type: ignore[assignment]
+class GenomePrediction(MRM):
+    """The genome loss of ``mrm.genome_from: image``, and nothing else of MRM."""
 
     def forward(
         self, image_BCHW: Tensor, packed: tuple[Tensor, ...], present: Tensor, seed: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """As :meth:`MRM.forward`; without MRM only its genome loss is left."""
-        if self.form.apart:
-            self.blind.context_BND = self.image(normalise(image_BCHW), self.residual)
-        if self.form.mrm:
-            return super().forward(image_BCHW, packed, present, seed)
+        """As :meth:`MRM.forward`."""
         unpacked = self.unpack(packed, present)
         assert unpacked is not None and self.spec is not None
-        x_BF, observed_BF = unpacked
-        nothing_BMD = torch.zeros(len(x_BF), len(self.spec.groups), self.image.width)
-        error_BF = (self.genome_decoder(nothing_BMD, nothing_BMD) - x_BF).square() * observed_BF
-        loss = error_BF.sum() / observed_BF.sum().clamp(min=1)
+        nothing_BMD = torch.zeros(len(image_BCHW), len(self.spec.groups), self.image.width)
+        predicted_BF = self.genome_decoder(nothing_BMD, self.image(image_BCHW, self.residual))
+        loss = genome_error(predicted_BF, *unpacked, self.spec.kinds)
         return loss, {"genome": loss.detach()}
 
 
 def build_model(form: Form, model: ModelConfig, image_size: int, genome: GenomeSpec | None) -> MRM:
     """Build the objective of a form; `genome` None is image-only MRM."""
-    config = MRMConfig(form.tau_image, form.tau_genome, form.matching_weight)
-    if form.hide:
-        assert genome is not None
-        return HidingMRM(model, config, image_size, genome, form)
-    return MRM(model, config, image_size, genome)
+    config = MRMConfig(
+        form.tau_image,
+        form.tau_genome,
+        matching_weight=form.matching_weight,
+        genome_from="image" if form.apart else "both",
+    )
+    if not form.mrm:
+        return GenomePrediction(model, config, image_size, genome)
+    built = MRM(model, config, image_size, genome)
+    if form.hide and not form.apart:
+        built.genome_decoder = BlindGenomeDecoder(built.genome_decoder)  # type: ignore[assignment]
+    return built
 
 
 def genome_alone(model: MRM, x_BF: Tensor) -> Tensor:

@@ -87,8 +87,8 @@ def test_interval_is_students() -> None:
 
 
 def test_page_shows_the_paired_difference() -> None:
-    traits = np.array([[[0.1], [0.2]], [[0.3], [0.4]]])
+    traits = np.array([[[0.1], [0.2]], [[0.3], [0.41]]])
     flat = np.zeros((2, 2))
     values = {"traits": traits, "few": traits, "ridge": flat, "cosine": flat + np.nan, "chance": flat}
     page = markdown(Results(["image_only", "all"], ["a"], values), "# Head", {"image_only": {}, "all": {"genome": 0.5}})
-    assert "| 0.350 ± 0.071 | +0.200 (+0.200 to +0.200)" in page
+    assert "| 0.355 ± 0.078 | +0.205 (+0.141 to +0.269)" in page

@@ -62,6 +62,28 @@ def test_contract(name):
     assert torch.equal(objective(*batch(), 3)[0], objective(*batch(), 3)[0])
 
 
+@pytest.mark.parametrize(("genome_from", "leaks"), [("both", True), ("image", False)])
+def test_whether_the_genome_reaches_its_own_prediction(genome_from, leaks):
+    model = build(MRMConfig(genome_from=genome_from)).eval()
+    predicted = []
+    model.genome_decoder.register_forward_hook(lambda module, inputs, output: predicted.append(output))
+    picture, packed, present = batch()
+    model(picture, packed, present, 0)
+    model(picture, tuple(part.roll(1, 0) for part in packed), present, 0)
+    assert torch.equal(*predicted) != leaks
+
+
+def test_the_genome_loss_teaches_the_exported_encoder():
+    model = build(MRMConfig(genome_from="image")).eval()
+    given = []
+    model.genome_decoder.register_forward_hook(lambda module, inputs, output: given.append(inputs))
+    model(*batch(), 0)
+    ((genome, image),) = given
+    assert not genome.any()
+    assert image.requires_grad
+    torch.testing.assert_close(image, model.image(batch()[0]))
+
+
 @pytest.mark.parametrize("residual", ["all", "cross", "none"])
 def test_without_masking_the_branches_are_equal(residual):
     model = build(MRMConfig(tau_image=0, tau_genome=0), residual=residual)

@@ -194,7 +194,11 @@ class MRM(nn.Module):
         pixels_BNP = self.image_decoder(image_masked, genome_intact)
         parts = {"image": image_error(pixels_BNP, image_BCHW, self.image.patch, c.norm_pixels)}
         if unpacked is not None:
-            assert self.spec is not None
+            assert self.spec is not None and genome_masked is not None
+            if c.genome_from == "image":
+                # Residuals carry the genome to z_{G,M}, cross relations carry it to z_I: both would tell the answer.
+                genome_masked = torch.zeros_like(genome_masked)
+                image_intact = self.image(image_BCHW, self.residual)
             predicted_BF = self.genome_decoder(genome_masked, image_intact)
             parts["genome"] = genome_error(predicted_BF, *unpacked, self.spec.kinds, c.binary_cross_entropy)
         pooled = [pool(tokens, chosen) if tokens else None for tokens in (z_image, z_genome)]

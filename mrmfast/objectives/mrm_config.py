@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from mrmfast.models.relation import Residual
 
@@ -61,6 +62,10 @@ class MRMConfig:
         lambda.
     matched_pairs : int
         b, pairs drawn per micro-batch and rank.
+    genome_from : {"both", "image"}
+        What the genome decoder is given: z_{G,M} and z_I [paper], or image tokens alone, from a pass without cross
+        relations, so that nothing of the genome is in them [ours]. In our measurements only ``image`` makes the genome
+        help the image encoder (docs/log.md); it costs a third pass of the image encoder.
     stop_gradient : bool
         Whether matching moves the masked branch alone: no gradient through the intact one [ours].
     norm_pixels : bool
@@ -78,6 +83,7 @@ class MRMConfig:
     match_cross: bool = True
     matching_weight: float = 1.0
     matched_pairs: int = 8
+    genome_from: Literal["both", "image"] = "both"
     stop_gradient: bool = False
     norm_pixels: bool = False
     binary_cross_entropy: bool = False
