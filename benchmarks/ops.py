@@ -130,7 +130,7 @@ def gate(bench: Bench, shape: Shape, dtype: torch.dtype) -> None:
     exact = [x.detach().double().requires_grad_() for x in inputs]
     wanted = once(of(reference.relation_attention, (True, True)), exact, [g.double() for g in gradients], True)
     got = once(of(relation_attention, (True, True)), inputs, gradients, True)
-    worst = max(float((a.double() - b).norm() / b.norm()) for a, b in zip(got, wanted, strict=True))
+    worst = max(float(((a.double() - b).norm() / b.norm()).detach()) for a, b in zip(got, wanted, strict=True))
     name = f"{shape} {dtype}: both outputs, dq, dk, dv, worst difference {worst:.1e} <= {BOUNDS[dtype]:.1e}"
     bench.gate(name.replace("torch.", ""), worst <= BOUNDS[dtype])
 
