@@ -160,7 +160,7 @@ class Mosaic:
                 return transform(super().__getitem__(index)["jpg"])
 
         streaming.base.util.clean_stale_shared_memory()
-        self._loader = DataLoader(Set(local=str(folder), shuffle=True, batch_size=BATCH), **WORKERS)
+        self._loader: Iterable[Any] = DataLoader(Set(local=str(folder), shuffle=True, batch_size=BATCH), **WORKERS)
 
     def epoch(self) -> Iterable[Any]:
         """Give an epoch."""
