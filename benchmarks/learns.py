@@ -8,7 +8,7 @@ Choices were made on other held-out participants (``--part choose``) than those 
 
 Everything finished is kept in the work folder: the same command goes on where it stopped.
 
-    python -m benchmarks.learns [--json FILE] [--work FOLDER] [--seeds 0,1,2] [--forms all,none] [--results FOLDER]
+    python -m benchmarks.learns [--json FILE] [--work FOLDER] [--seeds 0,1,2] [--forms all,none]
 """
 
 from __future__ import annotations
@@ -91,10 +91,11 @@ def report(bench: Bench, results: Results, work: Path, seeds: list[int], head: s
 def head(config: CohortConfig, protocol: Protocol, cohort: Cohort, arguments: argparse.Namespace) -> str:
     """Say at the top of the page what was run on what."""
     seeds, machine = ",".join(map(str, arguments.seeds)), environment()
+    forms = "" if arguments.forms == list(FORMS) else f" --forms {','.join(arguments.forms)}"
     photographs = {part: int((cohort.part == part).sum()) for part in ("train", "choose", "test")}
     return "\n".join(
         [
-            f"# Does it learn?\n\n    python -m benchmarks.learns --seeds {seeds} --part {arguments.part}\n",
+            f"# Does it learn?\n\n    python -m benchmarks.learns --seeds {seeds} --part {arguments.part}{forms}\n",
             f"`simulate --participants {config.participants} --snps {config.snps} --scores {config.scores} "
             f"--genes {config.genes} --seed 0` with the simulator's effects, then the real preprocessors. The genome "
             f"is `{', '.join(protocol.modalities)}`: one polygenic score for each of six traits, "

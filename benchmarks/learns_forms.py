@@ -73,11 +73,8 @@ STOCK = {
     "no_matching": Form("residual all, lambda 0", matching_weight=0.0),
 }
 EXPLORED = {
-    "hidden": Form("residual all; h_G sees no genome tokens", hide=True),
-    "apart": Form(
-        "`mrm.genome_from: image`: as `hidden`, of image tokens that have not met the genome", hide=True, apart=True
-    ),
-    "apart_no_masking": Form("as `apart`, tau 0", tau_image=0.0, tau_genome=0.0, hide=True, apart=True),
+    "hidden": Form("residual all; h_G sees z_I alone, which has met the genome", hide=True),
+    "apart": Form("residual all, `mrm.genome_from: image`", hide=True, apart=True),
     "prediction": Form("no MRM: genome predicted from image tokens", hide=True, apart=True, mrm=False),
 }
 FORMS = STOCK | EXPLORED
