@@ -16,6 +16,7 @@ import argparse
 import statistics
 import sys
 import tempfile
+import time
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from benchmarks.peers.process import Process
 from benchmarks.peers.task import Task
 
 SIZE = 224
+PAUSE = 0.5  # seconds before a turn: some loaders go on to prefetch after an epoch has ended
 FLOAT, BYTES, ALONE = "ours", "ours, uint8", "ours, not rotated"
 ALONE_BYTES, JOINED = "ours, not rotated, uint8", "ours, with 26,909 genetic features"
 FFCV, FFCV_BYTES = "FFCV, not rotated", "FFCV, not rotated, uint8"
@@ -92,6 +94,7 @@ def compare(bench: Bench, task: Task, arguments: argparse.Namespace) -> list[str
             for again in range(arguments.fast):
                 for name, process in processes.items():
                     if again == 0 or name in FAST:
+                        time.sleep(PAUSE)
                         answer = process.epoch()
                         turn[name].append(answer["pictures"] / answer["seconds"])
             for name, values in turn.items():

@@ -107,6 +107,7 @@ def test_bars_compare_ours_with_the_fastest_and_what_is_missing_does_not_hold(ta
     ]
     monkeypatch.setattr("sys.argv", arguments)
     monkeypatch.setattr(loader, "SIZE", SIZE)
+    monkeypatch.setattr(loader, "PAUSE", 0)
     assert loader.main() == 1
     found = json.loads((tmp_path / "a.json").read_text())
     bars = {bar["name"].split(": ", 1)[1]: bar for bar in found["bars"]}

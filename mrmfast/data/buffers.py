@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import mmap
 import weakref
 from collections import deque
 
 import numpy as np
-
-LINE = 64  # bytes of a cache line
 
 
 class Buffers:
@@ -31,18 +31,19 @@ class Buffers:
         try:
             memory = self._free.pop()
         except IndexError:
-            memory = self._aligned()
+            memory = self._fresh()
         # Tensors and further views refer to this one, `lent`, so its end is the end of all use.
         lent = memory.view(_Lent)
         weakref.finalize(lent, self._free.append, memory).atexit = False
         return lent
 
-    def _aligned(self) -> np.ndarray:
-        """Return new memory that begins with a cache line: NumPy's own begins in the middle of one."""
+    def _fresh(self) -> np.ndarray:
+        """Return new memory that begins with a page, in huge pages where the system has them."""
         size = math.prod(self._shape) * self._dtype.itemsize
-        raw = np.empty(size + LINE, dtype=np.uint8)
-        start = -raw.ctypes.data % LINE
-        return raw[start : start + size].view(self._dtype).reshape(self._shape)
+        memory = mmap.mmap(-1, max(1, size))
+        with contextlib.suppress(OSError, AttributeError):
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        return np.frombuffer(memory, self._dtype, math.prod(self._shape)).reshape(self._shape)
 
 
 class _Lent(np.ndarray):
