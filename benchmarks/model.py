@@ -15,6 +15,7 @@ fp32 4, 4 and 8 bytes. ZeRO 1 divides the optimiser's states among ranks, 2 the 
 from __future__ import annotations
 
 import argparse
+import copy
 import sys
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ def step_flops(model: MRM, image_size: int) -> tuple[int, int]:
     """Count one sample's forward pass, and forward and backward together, on the meta device."""
     image, packed, present = ukb_batch(1, image_size)
     unpacked = model.unpack(packed, present)
-    model = model.to("meta")
+    model = copy.deepcopy(model).to("meta")
     genome = None if unpacked is None else (unpacked[0].to("meta"), unpacked[1].to("meta"))
     chosen = torch.zeros(1, dtype=torch.long, device="meta")
 

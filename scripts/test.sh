@@ -11,5 +11,6 @@ ruff format --check .
 mypy
 lint-imports
 echo "test: behaviour"
-# A process a core: half of the suite waits for processes of its own.
+# A process a core, with one thread each: threads of two processes would wait for each other.
+export OMP_NUM_THREADS=1
 exec python -m pytest -n auto --dist worksteal "$@"

@@ -35,6 +35,9 @@ def test_a_models_account():
     model.set_grad_checkpointing()
     assert kept_bytes(model, 32, 2) < two
     forward, both = step_flops(model, 32)
+    assert 3.5 * forward < both < 4 * forward  # blocks run twice
+    model.set_grad_checkpointing(False)
+    forward, both = step_flops(model, 32)
     assert 2.5 * forward < both < 3 * forward  # no gradient of pixels and features
 
 
