@@ -37,7 +37,7 @@ def demo_dataset(folder):
 def demo_losses(dataset, folder):
     """Train through ``mrmfast/train.py``; return the parts of the loss of every step."""
     settings = (f"steps={STEPS}", f"data.path={dataset}", f"run.dir={folder}", "run.name=golden")
-    # One thread: another number adds up in another order, which flips a mask now and then (0.2 % of the loss by step 20).
+    # One thread: another number adds up in another order, which flips a mask now and then (0.2 % of step 20's loss).
     done = train("--config", "configs/demo.yaml", *settings, environment={"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-3000:]
     entries = read_jsonl(folder / "golden/metrics.jsonl")
