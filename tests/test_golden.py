@@ -9,7 +9,7 @@ from golden_run import GOLDEN, PARTS, STEPS, demo_dataset, demo_losses
 pytestmark = pytest.mark.slow
 
 # The same processor gives the same losses. Another one adds up in another order; the bounds are what that does between
-# one and two threads (1.6e-3, 1.3e-4, 2.4e-3, 0.18, 0.16), rounded up: small losses of matching feel a single flipped mask.
+# one and two threads (1.6e-3, 1.3e-4, 2.4e-3, 0.18, 0.16), rounded up: the small matching losses feel a flipped mask.
 RELATIVE = {"loss": 3e-3, "loss/image": 5e-4, "loss/genome": 5e-3, "loss/self": 0.3, "loss/cross": 0.3}
 
 
