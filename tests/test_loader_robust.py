@@ -163,14 +163,23 @@ for number, batch in enumerate(make(config_for({str(dataset)!r}, {backend!r})).b
     assert shared_memory() <= shared
 
 
+def flat(seen):
+    """Assert that nothing grows from epoch to epoch; a leak of one an epoch would make 5 or more between the two ends.
+
+    A pool starts a thread when all it has are busy, and each keeps a connection: on a slow machine that comes late.
+    """
+    grown, pools = growth(seen), 3
+    assert grown["threads"] <= pools and grown["handles"] <= pools, grown
+    assert grown["shm files"] <= 0 and grown["processes"] <= 0, grown
+
+
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_epochs_hold_no_more_than_the_first(dataset, backend, way):
     """Short; memory, too, over 50 epochs: benchmarks/flatness.py."""
     result = watch(config_for(dataset, backend), 12, way, batch=6)
     assert result["exact"]
-    grown = growth(result["held"])
-    assert [grown[name] <= 0 for name in ("threads", "handles", "shm files", "processes")] == [True] * 4, grown
+    flat(result["held"])
 
 
 def test_epochs_that_evict_and_fetch_again_are_flat_too(tmp_path, upload):
@@ -181,5 +190,4 @@ def test_epochs_that_evict_and_fetch_again_are_flat_too(tmp_path, upload):
     config = replace(config, fetch=FetchConfig(requests=2, cache_gb=room / 1e9))
     result = watch(config, 10, "stream", batch=8)
     assert result["exact"] and result["evictions"] >= 10
-    grown = growth(result["held"])
-    assert grown["threads"] <= 0 and grown["shm files"] <= 0 and grown["processes"] <= 0, grown
+    flat(result["held"])

@@ -40,7 +40,8 @@ class Buffers:
     def _fresh(self) -> np.ndarray:
         """Return new memory that begins with a page, in huge pages where the system has them."""
         size = math.prod(self._shape) * self._dtype.itemsize
-        memory = mmap.mmap(-1, max(1, size))
+        # Private: shared memory, mmap's default, gets no huge pages.
+        memory = mmap.mmap(-1, max(1, size), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         with contextlib.suppress(OSError, AttributeError):
             memory.madvise(mmap.MADV_HUGEPAGE)
         return np.frombuffer(memory, self._dtype, math.prod(self._shape)).reshape(self._shape)

@@ -144,17 +144,19 @@ static void floats(const uint8_t *line, const float *scale, float *out, ptrdiff_
     const float *shift = scale + 3;
     ptrdiff_t i = 0;
 #ifdef __AVX2__
-    // Past the caches where lines of 32 bytes allow it: nobody reads a batch of floats until it is whole.
+    // Past the caches where lines of 32 bytes allow it: nobody reads a batch of floats until it is whole. Plane by plane,
+    // so that whole cache lines are written one after another.
     int past = ((uintptr_t)out | (uintptr_t)(plane * 4)) % 32 == 0;
-    for (; i + GROUP <= size; i += GROUP) {
-        __m256i pixels = _mm256_inserti128_si256(
-            _mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)(line + i * 3))),
-            _mm_loadu_si128((const __m128i *)(line + i * 3 + 12)), 1);
-        for (int c = 0; c < 3; c++) {
-            const __m256i channel = _mm256_add_epi32(_mm256_set1_epi32(c), _mm256_setr_epi32(
-                0x80808000, 0x80808003, 0x80808006, 0x80808009, 0x80808000, 0x80808003, 0x80808006, 0x80808009));
+    for (int c = 0; c < 3; c++) {
+        const __m256i channel = _mm256_add_epi32(_mm256_set1_epi32(c), _mm256_setr_epi32(
+            0x80808000, 0x80808003, 0x80808006, 0x80808009, 0x80808000, 0x80808003, 0x80808006, 0x80808009));
+        const __m256 times = _mm256_set1_ps(scale[c]), plus = _mm256_set1_ps(shift[c]);
+        for (i = 0; i + GROUP <= size; i += GROUP) {
+            __m256i pixels = _mm256_inserti128_si256(
+                _mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)(line + i * 3))),
+                _mm_loadu_si128((const __m128i *)(line + i * 3 + 12)), 1);
             __m256 value = _mm256_cvtepi32_ps(_mm256_shuffle_epi8(pixels, channel));
-            value = _mm256_add_ps(_mm256_mul_ps(value, _mm256_set1_ps(scale[c])), _mm256_set1_ps(shift[c]));
+            value = _mm256_add_ps(_mm256_mul_ps(value, times), plus);
             if (past)
                 _mm256_stream_ps(out + c * plane + i, value);
             else
