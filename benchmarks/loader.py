@@ -92,7 +92,8 @@ def compare(bench: Bench, task: Task, arguments: argparse.Namespace) -> list[str
         for _ in range(arguments.epochs):
             turn: dict[str, list[float]] = {name: [] for name in processes}
             for again in range(arguments.fast):
-                for name, process in processes.items():
+                # To and fro, so that no two always follow each other: a turn may profit or suffer from the one before.
+                for name, process in list(processes.items())[:: -1 if again % 2 else 1]:
                     if again == 0 or name in FAST:
                         time.sleep(PAUSE)
                         answer = process.epoch()

@@ -33,6 +33,8 @@ LEDGER = pa.schema(
         ("weight", pa.float64()),
     ]
 )
+ROWS_TOGETHER = 1 << 16  # of a group of rows in the ledger: small groups cost more than their rows
+Head = scoring.Head | scoring.UnusableScoreError
 Item = TypeVar("Item")
 
 
@@ -63,6 +65,7 @@ class RowLedger:
             column_encoding={"row": "DELTA_BINARY_PACKED", "variant": "DELTA_BYTE_ARRAY"},
         )
         self.ids = pa.array(ids, pa.string())
+        self._held: list[pa.Table] = []
 
     def add(self, score: scoring.Score, matches: Matches) -> None:
         """Record the rows of one score, the malformed ones after the others."""
@@ -88,10 +91,18 @@ class RowLedger:
             pa.DictionaryArray.from_arrays(other, alleles),
             column(score.weight, np.nan),
         ]
-        self.writer.write_table(pa.Table.from_arrays(arrays, schema=LEDGER))
+        self._held.append(pa.Table.from_arrays(arrays, schema=LEDGER))
+        if sum(map(len, self._held)) >= ROWS_TOGETHER:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._held:
+            self.writer.write_table(pa.concat_tables(self._held).unify_dictionaries().combine_chunks())
+        self._held = []
 
     def close(self) -> None:
-        """Write the footer."""
+        """Write what is held, and the footer."""
+        self._flush()
         self.writer.close()
 
 
@@ -111,18 +122,21 @@ def read_scores(
     weights = Weights()
     done: dict[str, str] = {}
 
-    def load(path: Path) -> tuple[scoring.Score, Matches] | scoring.UnusableScoreError:
+    def load(one: tuple[Path, Head]) -> tuple[scoring.Score, Matches] | scoring.UnusableScoreError:
+        path, head = one
+        if isinstance(head, scoring.UnusableScoreError):
+            return head
         try:
-            score = scoring.read_score(path, build, assumed)
+            score = scoring.read_score(path, build, assumed, head)
             return score, index.match(score)
         except scoring.UnusableScoreError as error:
             return error
 
-    paths = _preferred_first(paths, build)
+    heads = _preferred_first(paths, build)
     writing: deque[Future[None]] = deque()
     # One thread writes, in order, while the next files are matched: compressing takes as long as that.
-    with tqdm(total=len(paths), desc="pgs: match", unit="file", disable=None) as bar, ThreadPoolExecutor(1) as writer:
-        for path, loaded in zip(paths, _ahead(load, paths), strict=True):
+    with tqdm(total=len(heads), desc="pgs: match", unit="file", disable=None) as bar, ThreadPoolExecutor(1) as writer:
+        for (path, _), loaded in zip(heads, _ahead(load, heads), strict=True):
             entry: dict[str, Any] = {"score": path.name, "file": path.name, "status": "left out", "reason": ""}
             entries.append(entry)
             bar.update()
@@ -177,13 +191,17 @@ def find_scores(source: Path) -> list[Path]:
     return paths
 
 
-def _preferred_first(paths: list[Path], build: str) -> list[Path]:
-    """Put files harmonised to the target's build first, else keep the order."""
+def _preferred_first(paths: list[Path], build: str) -> list[tuple[Path, Head]]:
+    """Read the heads, and put files harmonised to the target's build first, else keep the order."""
 
-    def rank(path: Path) -> bool:
+    def read(path: Path) -> Head:
         try:
-            return scoring.declared_builds(scoring.read_header(path)[0])[1] != build
-        except scoring.UnusableScoreError:
-            return True
+            return scoring.read_head(path)
+        except scoring.UnusableScoreError as error:
+            return error
 
-    return sorted(paths, key=rank)
+    def rank(one: tuple[Path, Head]) -> bool:
+        head = one[1]
+        return isinstance(head, scoring.UnusableScoreError) or scoring.declared_builds(head.header)[1] != build
+
+    return sorted(((path, read(path)) for path in paths), key=rank)

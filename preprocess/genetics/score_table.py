@@ -62,7 +62,9 @@ def read_rows(path: Path, columns: list[str], skip: int) -> tuple[dict[str, pa.C
             table, odd = _parse(path, columns, skip, {**typed, **{n: pa.string() for n in typed if n in NUMERIC}})
     except (OSError, EOFError, zlib.error, pa.ArrowInvalid) as error:
         raise UnusableScoreError(f"cannot be read ({type(error).__name__}: damaged or not a scoring file)") from error
-    line = np.setdiff1d(np.arange(1, len(table) + len(odd) + 1, dtype=np.int32), odd, assume_unique=True)
+    line = np.arange(1, len(table) + len(odd) + 1, dtype=np.int32)
+    if odd:
+        line = np.setdiff1d(line, odd, assume_unique=True)
     return {name: table[name] for name in table.column_names}, line, odd
 
 

@@ -78,17 +78,27 @@ def canonical_build(text: str | None) -> str | None:
     return None if text.upper() in ("", "NR", "NA") else BUILDS.get(text.lower(), text)
 
 
-def read_header(path: Path) -> tuple[dict[str, str], list[str], int]:
-    """Read the ``#`` lines and the line of column names.
+@dataclass(frozen=True)
+class Head:
+    """What comes before the rows of a scoring file.
 
-    Returns
-    -------
+    Attributes
+    ----------
     header : dict
         Lower-case keys with underscores; format 1.0 (``# PGS ID = ...``) and 2.0 (``#pgs_id=...``) alike.
     columns : list of str
         Lower-case names, aliases resolved.
-    int
+    lines : int
         Number of lines before the first row.
+    """
+
+    header: dict[str, str]
+    columns: list[str]
+    lines: int
+
+
+def read_head(path: Path) -> Head:
+    """Read the ``#`` lines and the line of column names.
 
     Raises
     ------
@@ -105,7 +115,7 @@ def read_header(path: Path) -> tuple[dict[str, str], list[str], int]:
                         header[key.strip().lower().replace(" ", "_")] = value.strip()
                 elif line.strip():
                     names = [name.strip().lower() for name in line.rstrip("\r\n").split("\t")]
-                    return header, [ALIASES.get(name, name) for name in names], number
+                    return Head(header, [ALIASES.get(name, name) for name in names], number)
     except (OSError, EOFError, zlib.error) as error:
         raise UnusableScoreError(f"cannot be read ({type(error).__name__}: damaged or not a scoring file)") from error
     raise UnusableScoreError("malformed: holds no column names")
@@ -130,7 +140,7 @@ def score_name(path: Path, header: dict[str, str]) -> str:
     return header.get("pgs_id") or path.name.removesuffix(".gz").removesuffix(".txt")
 
 
-def read_score(path: Path, build: str, assumed: str | None = None) -> Score:
+def read_score(path: Path, build: str, assumed: str | None = None, head: Head | None = None) -> Score:
     """Read one scoring file for genotypes in `build`.
 
     A row's place is, in this order: ``hm_chr``/``hm_pos`` if ``HmPOS_build`` is the target's build;
@@ -143,13 +153,16 @@ def read_score(path: Path, build: str, assumed: str | None = None) -> Score:
         Build of the genotypes, e.g. ``GRCh38``.
     assumed : str, optional
         Build of files whose header names none.
+    head : Head, optional
+        Of this file, if it has been read.
 
     Raises
     ------
     UnusableScoreError
         With the reason why the score is left out.
     """
-    header, columns, skip = read_header(path)
+    head = head or read_head(path)
+    header, columns = head.header, head.columns
     if any(name.startswith("dosage_") for name in columns):
         raise UnusableScoreError("dosage_0/1/2_weight format: weights are not per copy")
     lacking = [name for name in ("effect_allele", "effect_weight") if name not in columns]
@@ -157,7 +170,7 @@ def read_score(path: Path, build: str, assumed: str | None = None) -> Score:
         raise UnusableScoreError(f"malformed: no column {' and no column '.join(lacking)}")
     if len(set(columns)) != len(columns):
         raise UnusableScoreError("malformed: column names repeat")
-    raw, line, odd = score_table.read_rows(path, columns, skip)
+    raw, line, odd = score_table.read_rows(path, columns, head.lines)
     total = len(line) + len(odd)
     if not total:
         raise UnusableScoreError("malformed: holds no rows")
