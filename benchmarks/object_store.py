@@ -5,8 +5,8 @@
 nginx on loopback as an anonymous bucket, over near, far and narrow links. Fetching: shards of 1,000 samples of 12 KB,
 an empty cache each time, no decoding. "Raw" is the least a download can be: as many connections, one plain GET a shard,
 written to a file, nothing checked. Ours checks SHA-256, too. Raw to memory, without even the file, is told beside it.
-The whole loader: :mod:`benchmarks.store_loader`. Other loaders: :mod:`benchmarks.store_peers`. Ratios within one run,
-medians of repeats that take turns.
+The whole loader: :mod:`benchmarks.store_loader`. Ratios within one run, medians of repeats that take turns. Other
+loaders: :mod:`benchmarks.store_peers`, in the same run, each with its repeats in a row.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from benchmarks.servers import Nginx, link
 from benchmarks.turns import Call, Turns
 from mrmfast.data.dataset import DataConfig, open_dataset
 from mrmfast.data.genome_store import pack_rows
+from mrmfast.data.images import Pixels
 from mrmfast.data.loader import Loader
 from mrmfast.data.manifest import SplitRule, claim_splits, read_manifest
 from mrmfast.data.shards import Sample, finalise_images, write_shard
@@ -61,9 +62,11 @@ def write(folder: Path, count: int, per_shard: int, genetics: bool) -> None:
         write_store(folder, {name: pack_rows(kind, drawn[name]) for name, kind in KINDS.items()}, participants)
 
 
-def open_loader(path: str, cache: Path) -> Loader:
+def open_loader(path: str, cache: Path, pixels: Pixels = "uint8") -> Loader:
     """Open a dataset with the settings of all measurements."""
-    config = DataConfig(path=path, cache=str(cache), image_size=SIZE, shuffle_window=1, anonymous=True, backend="cpu")
+    config = DataConfig(
+        path, cache=str(cache), image_size=SIZE, shuffle_window=1, anonymous=True, backend="cpu", pixels=pixels
+    )
     cpu = torch.device("cpu")
     return Loader(open_dataset(config), config, seed=0, batch=BATCH, micro_batch=BATCH, rank=0, world=1, device=cpu)
 

@@ -1,8 +1,12 @@
 """Other loaders on the same object store, for benchmarks.object_store: each in its own process and format.
 
-``PYTHON -m benchmarks.store_peers NAME URL BUCKET REPEATS`` prints what it measured as JSON: seconds of cold epochs
-that hand out bytes (``fetch``) and of such that decode, rotate (bilinear), flip and normalise too (``whole``), with two
-workers or threads, and the sorted CRC-32 of the bytes it handed out.
+``PYTHON -m benchmarks.store_peers NAME URL BUCKET REPEATS COUNT`` prints what it measured as JSON: seconds of cold
+epochs that hand out bytes (``fetch``) and of such that decode, rotate (bilinear), flip and normalise to float32
+(``whole``); the sorted CRC-32 of the bytes; how many pictures, and of what kind.
+
+Each has two processes or threads that decode, ours among them, which downloads in up to ``data.fetch.requests`` threads
+more. They don't take turns by the epoch, as the calls of benchmarks.object_store do: one process after another does all
+its repeats. A cold epoch begins with an empty cache; the processes of a DataLoader start within it, as for its user.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ import argparse
 import io
 import json
 import os
+import re
 import subprocess
 import tempfile
 import time
@@ -24,9 +29,11 @@ import numpy as np
 from benchmarks.harness import Bench, python
 from benchmarks.servers import Nginx
 from benchmarks.store_loader import BATCH, SIZE, jpegs, open_loader, write
+from mrmfast.data.manifest import read_manifest
 
 COUNT, PER_SHARD, WORKERS = 2_048, 256, 2
 LIMIT = 180  # seconds a peer may take
+KIND = [3, SIZE, SIZE, "float32"]  # a picture, decoded
 Batches = Iterable[Any]
 
 
@@ -57,9 +64,9 @@ class Transform:
 
 def mrmfast(url: str, bucket: Path, cache: Path, decode: bool) -> Batches:
     """Ours; without decoding, each JPEG out of the fetched shards."""
-    loader = open_loader("s3://bucket/peers", cache)
+    loader = open_loader("s3://bucket/peers", cache, "float32")
     if decode:
-        return loader.batches(0, len(loader.plan))
+        return (batch.image_BCHW for batch in loader.batches(0, len(loader.plan)))
     dataset, source = loader.dataset, loader.dataset.source
 
     def bytes_only() -> Batches:
@@ -78,7 +85,7 @@ def webdataset(url: str, bucket: Path, cache: Path, decode: bool) -> Batches:
     import webdataset as wds
     from torch.utils.data import DataLoader
 
-    tars = [f"pipe:curl -sf {url}/bucket/peers/images/shard-{n:06d}.tar" for n in range(COUNT // PER_SHARD)]
+    tars = [f"pipe:curl -sf {url}/bucket/peers/{shard.path}" for shard in read_manifest(bucket / "peers").shards]
     dataset = wds.WebDataset(tars, shardshuffle=False, empty_check=False).map(Transform(decode))
     collate = None if decode else list
     return DataLoader(dataset, batch_size=BATCH, num_workers=WORKERS, collate_fn=collate)
@@ -87,6 +94,9 @@ def webdataset(url: str, bucket: Path, cache: Path, decode: bool) -> Batches:
 def litdata(url: str, bucket: Path, cache: Path, decode: bool) -> Batches:
     """LitData: chunks of the size of our shards."""
     import litdata as ld
+
+    # It fetches with obstore, which refuses plain http unless told, and has no setting of its own for that.
+    ld.streaming.downloader._OBSTORE_CLIENT_OPTIONS["allow_http"] = True
 
     class Transformed(ld.StreamingDataset):
         change = Transform(decode)
@@ -127,15 +137,14 @@ def dali(url: str, bucket: Path, cache: Path, decode: bool) -> Batches:
 
     fn: Any = nvidia.dali.fn
     types: Any = nvidia.dali.types
-    names = [f"images/shard-{number:06d}" for number in range(COUNT // PER_SHARD)]
-
+    manifest = read_manifest(bucket / "peers")
     options: dict[str, Any] = {"batch_size": BATCH, "num_threads": WORKERS, "device_id": None}
 
     @pipeline_def(**options)
     def graph() -> Any:
-        (jpeg,) = fn.readers.webdataset(
-            paths=[f"s3://bucket/peers/{name}.tar" for name in names],
-            index_paths=[str(bucket / "peers" / f"{name}.idx") for name in names],
+        jpeg = fn.readers.webdataset(
+            paths=[f"s3://bucket/peers/{shard.path}" for shard in manifest.shards],
+            index_paths=[str(bucket / "peers" / shard.index) for shard in manifest.shards],
             ext=["jpg"],
             pad_last_batch=False,
         )
@@ -152,7 +161,7 @@ def dali(url: str, bucket: Path, cache: Path, decode: bool) -> Batches:
     pipeline.build()
 
     def batches() -> Batches:
-        for _ in range(COUNT // BATCH):
+        for _ in range(manifest.samples // BATCH):
             (out,) = pipeline.run()
             yield [np.asarray(out[i]).tobytes() for i in range(BATCH)] if not decode else out
 
@@ -168,49 +177,80 @@ LOADERS: dict[str, Callable[[str, Path, Path, bool], Batches]] = {
 }
 
 
-def write_litdata(folder: Path) -> None:
+def write_litdata(folder: Path, count: int) -> None:
     """Write LitData's chunks."""
     from litdata.streaming.writer import BinaryWriter
 
     writer = BinaryWriter(str(folder), chunk_size=PER_SHARD)
-    for number, jpeg in enumerate(jpegs(COUNT)):
+    for number, jpeg in enumerate(jpegs(count)):
         writer[number] = jpeg
     writer.done()
     writer.merge()
 
 
-def write_mds(folder: Path) -> None:
+def write_mds(folder: Path, count: int) -> None:
     """Write MosaicML's shards."""
     from streaming import MDSWriter
 
     size = PER_SHARD * sum(map(len, jpegs(64))) // 64
     with MDSWriter(out=str(folder), columns={"jpg": "bytes"}, size_limit=size) as writer:
-        for jpeg in jpegs(COUNT):
+        for jpeg in jpegs(count):
             writer.write({"jpg": jpeg})
 
 
+FORMATS: dict[str, tuple[str, Callable[[Path, int], None]]] = {
+    "LitData": ("litdata", write_litdata),
+    "MosaicML Streaming": ("mds", write_mds),
+}
+
+
 def measure(name: str, url: str, bucket: Path, repeats: int) -> dict[str, Any]:
-    """Measure one loader in this process."""
+    """Measure one loader in this process; see the top of this file for what is returned."""
     seconds: dict[str, list[float]] = {"fetch": [], "whole": []}
-    sums: list[int] = []
+    found: dict[str, list[Any]] = {"sums": [], "pictures": [], "kinds": []}
     for mode in seconds:
         for _ in range(repeats):
             with tempfile.TemporaryDirectory() as cache:
                 batches = LOADERS[name](url, bucket, Path(cache), mode == "whole")
-                start, got = time.perf_counter(), []
+                got: list[bytes] = []
+                batch, count, start = None, 0, time.perf_counter()
                 for batch in batches:
-                    got.append(batch if mode == "fetch" else None)
+                    count += len(batch)
+                    got += batch if mode == "fetch" else []
                 seconds[mode].append(time.perf_counter() - start)
-                if mode == "fetch":
-                    sums = sorted(zlib.crc32(jpeg) for some in got if some is not None for jpeg in some)
-    return {"seconds": seconds, "sums": sums}
+            if mode == "fetch":
+                found["sums"].append(sorted(map(zlib.crc32, got)))
+            else:
+                picture = np.asarray(batch[0] if batch is not None else None)
+                found["pictures"].append(count)
+                found["kinds"].append([*picture.shape, str(picture.dtype)])
+    return {"seconds": seconds, **found}
 
 
-def peers(bench: Bench, server: Nginx, work: Path, interpreter: str, repeats: int) -> None:
-    """Measure all, each in its own process, in turn; `interpreter` has the ``peers`` extra."""
+def peers(bench: Bench, server: Nginx, work: Path, interpreter: str, repeats: int, count: int = COUNT) -> None:
+    """Measure all, each in a process of its own, one after another.
+
+    Parameters
+    ----------
+    bench : Bench
+    server : Nginx
+        Serves `work`.
+    work : Path
+    interpreter : str
+        Python with the ``peers`` extra; ours runs in the present one.
+    repeats : int
+        Epochs of each kind.
+    count : int
+        Pictures; a multiple of ``BATCH``.
+
+    Raises
+    ------
+    GateError
+        A loader hands out something else, or ours does not run. Others that do not are skipped by name.
+    """
     bucket = work / "bucket"
-    write(bucket / "peers", COUNT, PER_SHARD, genetics=False)
-    expected = sorted(zlib.crc32(jpeg) for jpeg in jpegs(COUNT))
+    write(bucket / "peers", count, PER_SHARD, genetics=False)
+    expected = sorted(zlib.crc32(jpeg) for jpeg in jpegs(count))
     environment = {
         **os.environ,
         "AWS_ENDPOINT_URL": server.url,
@@ -225,25 +265,36 @@ def peers(bench: Bench, server: Nginx, work: Path, interpreter: str, repeats: in
         before = server.requests()
         command = [
             python()[0] if name == "mrmfast" else interpreter,
-            *("-m", "benchmarks.store_peers", name, server.url, str(bucket), str(repeats)),
+            *("-m", "benchmarks.store_peers", name, server.url, str(bucket), str(repeats), str(count)),
         ]
         try:
             done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIMIT, check=False)
+            reason = _reason(done.stderr) if done.returncode else ""
         except subprocess.TimeoutExpired:
-            bench.skip(name, f"took longer than {LIMIT} s")
-            continue
-        if done.returncode:
-            bench.skip(name, (done.stderr.strip().splitlines() or ["no message"])[-1][:200])
+            reason = f"took longer than {LIMIT} s"
+        if reason:
+            bench.skip(name, reason)
+            if name == "mrmfast":
+                bench.gate("mrmfast: runs", False)
             continue
         found = json.loads(done.stdout.splitlines()[-1])
-        bench.gate(f"{name}: the JPEG bytes of all {COUNT:,} samples", found["sums"] == expected)
+        bench.gate(f"{name}: the JPEG bytes of all {count:,} samples", found["sums"] == [expected] * repeats)
+        bench.gate(f"{name}: {count:,} pictures decoded", found["pictures"] == [count] * repeats)
+        bench.gate(f"{name}: pictures are {KIND[-1]} {tuple(KIND[:-1])}", found["kinds"] == [KIND] * repeats)
         requests = (server.requests() - before) / (2 * repeats)
         medians[name] = {mode: float(np.median(taken)) for mode, taken in found["seconds"].items()}
         for mode, taken in medians[name].items():
-            bench.figure(f"{name}, {mode}, cold", COUNT / taken, "images/s")
+            bench.figure(f"{name}, {mode}, cold", count / taken, "images/s")
             if name != "mrmfast":
                 bench.figure(f"mrmfast / {name}, {mode}", taken / medians["mrmfast"][mode], "")
-        bench.figure(f"{name}: requests per 20 samples", 20 * requests / COUNT, "")
+        bench.figure(f"{name}: requests per 20 samples", 20 * requests / count, "")
+
+
+def _reason(said: str) -> str:
+    """Return the line of what a failed process said that names the error, not what its helpers say after it."""
+    lines = said.strip().splitlines() or ["no message"]
+    errors = [line for line in lines if re.match(r"[\w.]+(Error|Exception)\b", line)]
+    return (errors or lines)[-1][:400]
 
 
 def main() -> None:
@@ -253,13 +304,12 @@ def main() -> None:
     parser.add_argument("url")
     parser.add_argument("bucket", type=Path)
     parser.add_argument("repeats", type=int)
+    parser.add_argument("count", type=int)
     arguments = parser.parse_args()
-    for name, folder, write_format in (
-        ("LitData", arguments.bucket / "litdata", write_litdata),
-        ("MosaicML Streaming", arguments.bucket / "mds", write_mds),
-    ):
-        if arguments.name == name and not folder.exists():
-            write_format(folder)
+    if arguments.name in FORMATS:
+        folder, write_format = FORMATS[arguments.name]
+        if not (arguments.bucket / folder).exists():
+            write_format(arguments.bucket / folder, arguments.count)
     print(json.dumps(measure(arguments.name, arguments.url, arguments.bucket, arguments.repeats)))
 
 
