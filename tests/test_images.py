@@ -139,6 +139,18 @@ def test_memory_of_batches_is_used_again_but_never_while_somebody_holds_it():
     assert len(buffers._free) == 2
 
 
+def test_a_plain_view_of_a_view_holds_the_memory():
+    """NumPy's views refer to the first array of their own kind; what gives the memory back must lie beyond it."""
+    buffers = Buffers((4, 8, 8, 3), np.uint8, keep=2)
+    for view_of in (lambda lent: np.asarray(lent)[1:], lambda lent: np.array(lent, copy=None)[..., 0].T, memoryview):
+        view = view_of(buffers.take())
+        assert not buffers._free
+        assert np.shares_memory(view, view)
+        del view
+        assert len(buffers._free) == 1
+        buffers.take()
+
+
 @pytest.mark.parametrize("pixels", ["uint8", "float32"])
 def test_a_batch_that_is_held_keeps_its_pixels(pixels):
     jpegs = [encode(picture(n)) for n in range(8)]
