@@ -9,6 +9,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -142,28 +143,27 @@ def run(command: Sequence[str], **environment_changes: str) -> tuple[float, int]
     """
     import psutil  # here, so that benchmarks of kernels run where only torch and Triton are installed
 
-    start, peak = time.perf_counter(), 0
-    process = subprocess.Popen(
-        list(command),
-        env={**os.environ, **environment_changes},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    watched = psutil.Process(process.pid)
-    while process.poll() is None:
-        resident = 0
-        try:
-            for one in (watched, *watched.children(recursive=True)):
-                resident += one.memory_info().rss
-        except psutil.NoSuchProcess:
-            continue
-        peak = max(peak, resident)
-        time.sleep(0.02)
-    seconds = time.perf_counter() - start
-    output = process.stdout.read() if process.stdout else ""
-    if process.returncode:
-        raise RuntimeError(f"{' '.join(command)}: exit status {process.returncode}\n{output[-2000:]}")
+    # To a file: a pipe that nobody reads is full after 64 KB, and the command waits for ever.
+    with tempfile.TemporaryFile("w+", errors="replace") as said:
+        start, peak = time.perf_counter(), 0
+        process = subprocess.Popen(
+            list(command), env={**os.environ, **environment_changes}, stdout=said, stderr=subprocess.STDOUT
+        )
+        watched = psutil.Process(process.pid)
+        while process.poll() is None:
+            resident = 0
+            try:
+                for one in (watched, *watched.children(recursive=True)):
+                    resident += one.memory_info().rss
+            except psutil.NoSuchProcess:
+                continue
+            peak = max(peak, resident)
+            time.sleep(0.02)
+        seconds = time.perf_counter() - start
+        if process.returncode:
+            said.seek(0)
+            end = said.read()[-2000:]
+            raise RuntimeError(f"{' '.join(command)}: exit status {process.returncode}\n{end}")
     return seconds, peak
 
 

@@ -81,7 +81,9 @@ def _stored(task: Task, name: str) -> tuple[dict[str, int], np.ndarray]:
 
 
 def check_peer(bench: Bench, name: str, process: Process, task: Task, mean: float) -> None:
-    """Hold a peer to the same work: each picture once, shape, type, and about the same mean.
+    """Hold a peer to the same work: as many pictures, their shape and type, and about the same mean of all pixels.
+
+    Which pictures they are is not compared: peers hand over pixels that they turned as they like, without a key.
 
     Raises
     ------

@@ -23,6 +23,8 @@ from mrmfast.data.manifest import NAME, Manifest, Shard
 from mrmfast.data.shards import INDEX, index_text, read_sample_table, tar_samples
 from mrmfast.errors import UserError
 
+REMEDY = "copy the dataset again, or run its preprocessor again"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``check``."""
@@ -43,10 +45,11 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"{path}: does not exist; give a dataset folder that python -m preprocess wrote")
     problems: list[str] = []
     notes: list[str] = []
+    remedy = f"; {REMEDY}"
     try:
         manifest = _manifest(path)
     except UserError as error:
-        problems = [str(error)]
+        problems, remedy = [str(error)], ""
     else:
         total = sum(file.stat().st_size for file in dataset.rglob("*") if file.is_file())
         with tqdm(total=total, desc="check", unit="B", unit_scale=True, disable=None) as bar:
@@ -55,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
         if not problems:
             problems, notes = _joins(dataset, manifest)
     for problem in problems:
-        print(f"damaged: {problem}; copy the dataset again, or run its preprocessor again")
+        print(f"damaged: {problem}{remedy}")
     for note in notes:
         print(f"check: {note}")
     print(f"check: {dataset}: {f'{len(problems)} problems' if problems else 'all files are as they were written'}")
@@ -65,9 +68,9 @@ def run(arguments: argparse.Namespace) -> int:
 def _manifest(path: Path) -> Manifest:
     text = path.read_bytes()
     manifest = Manifest.from_json(text, str(path))
-    # Equal manifests are equal bytes and the last field seals the others: one comparison covers every byte.
+    # Its seal covers the fields, this every byte: equal manifests are equal bytes.
     if manifest.to_json().encode() != text:
-        raise UserError(f"{path}: does not match the SHA-256 in its last field")
+        raise UserError(f"{path}: was changed; {REMEDY}")
     return manifest
 
 

@@ -62,6 +62,15 @@ def test_a_foreign_file_is_named(sound, tmp_path, capsys):
     assert "old: is not in dataset.json" in out
 
 
+def test_a_changed_manifest_is_told_once(sound, tmp_path, capsys):
+    path = shutil.copytree(sound, tmp_path / "ds") / "dataset.json"
+    path.write_text(path.read_text().replace('"seed": 0', '"seed": 1'))
+    assert main(["check", str(path.parent)]) == 1
+    out = capsys.readouterr().out
+    assert out.startswith(f"damaged: {path}: differs from its own SHA-256")
+    assert out.count("run its preprocessor again") == 1
+
+
 def test_no_dataset_is_a_clear_error(tmp_path, capsys):
     assert main(["check", str(tmp_path)]) == 2
     assert "dataset.json: does not exist" in capsys.readouterr().err

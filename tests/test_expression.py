@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from genetics_cases import DATA, RULE, all_bytes, complaint, needs_data, opened, preprocess, unpacked
 
+from mrmfast.data.manifest import updating
 from preprocess.__main__ import main
 from preprocess.genetics import expression
 
@@ -64,9 +65,8 @@ def test_a_run_killed_between_modalities_is_completed_by_a_rerun(tmp_path, monke
         write(dataset, name, *arguments, **more)
         done.append(name)
         if len(done) == killed_at + 1:
-            manifest = json.loads((tmp_path / "d/dataset.json").read_text())
-            del manifest["genetics"]["modalities"][name]
-            (tmp_path / "d/dataset.json").write_text(json.dumps(manifest))
+            with updating(tmp_path / "d") as manifest:
+                del manifest.genetics[name]
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

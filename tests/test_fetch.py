@@ -10,6 +10,7 @@ import threading
 import time
 import traceback
 from collections import defaultdict
+from contextlib import suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
@@ -25,6 +26,8 @@ from mrmfast.data.dataset import DataConfig, open_dataset
 from mrmfast.data.fetch import FetchConfig, Source
 from mrmfast.data.genome_store import GenomeStore
 from mrmfast.data.meters import Meters
+from mrmfast.data.node_cache import FullError, NodeCache
+from mrmfast.data.retry import ClosedError
 from mrmfast.data.shards import read_sample_table
 from mrmfast.errors import UserError
 
@@ -116,6 +119,23 @@ def test_a_fault_in_the_manifest_and_every_chunk_of_genetics(dataset, s3, behind
             assert np.array_equal(one.rows, other.rows, equal_nan=one.kind == "float")
         assert meters.counts["retries" if kind == "503" else "mismatches"] > 10
         assert len(proxy.paths) > 20
+
+
+def test_why_the_tables_did_not_come_is_told(dataset, s3, behind, tmp_path):
+    """Neither a refused request nor a closed source is a damaged dataset."""
+    url = s3[1](dataset, "fetch-refused")
+    behind(always("403", ".zarr"))
+    with Source(url, config=QUICK) as source:
+        for read in (
+            lambda: read_sample_table(url, source.zarr_store()),
+            lambda: GenomeStore.open(url, ["pgs"], source.zarr_store(), str(tmp_path)),
+        ):
+            with pytest.raises(UserError, match="access denied"):
+                read()
+    with pytest.raises(ClosedError):
+        read_sample_table(url, source.zarr_store())
+    with pytest.raises(ClosedError):
+        GenomeStore.open(url, ["pgs"], source.zarr_store(), str(tmp_path))
 
 
 def test_what_stays_wrong_fails_loudly(bucket, behind, tmp_path):
@@ -316,6 +336,41 @@ def test_the_cache_stays_within_its_limit_and_keeps_what_is_in_use(bucket, behin
         holder.wait()
     with pytest.raises(UserError, match=r"shard-000000.tar alone has .* GB; raise the limit"):
         Source(url, str(tmp_path / "small"), config=FetchConfig(cache_gb=1e-6)).local(a)
+
+
+def test_many_small_shards_in_use_never_exceed_the_limit(tmp_path):
+    """The folder is not looked through for each of them, but again once it was full."""
+    size, limit = 100, 25_000
+    cache = NodeCache(tmp_path, limit, False, threading.Event())
+    pins = []
+
+    def fetch():
+        name = f"{len(pins):064x}"
+        with cache.claim(name, size) as partial:
+            partial.write(0, bytes(size))
+            pins.append(partial.finish(cache.final(name)))
+
+    for _ in range(240):
+        fetch()
+    with suppress(FullError):
+        for _ in range(20):
+            fetch()
+    for _ in range(5):
+        with pytest.raises(FullError):
+            fetch()
+        assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= limit
+    pins[0].close()
+    fetch()
+    for pin in pins:
+        pin.close()
+
+
+@pytest.mark.parametrize("gigabytes", [float("inf"), float("nan"), -1.0, 1e300])
+def test_a_limit_that_is_no_number_of_bytes(gigabytes):
+    with pytest.raises(
+        UserError, match=r"data.fetch.cache_gb=.*: must be above 0 and finite; leave it out for no limit"
+    ):
+        FetchConfig(cache_gb=gigabytes)
 
 
 def test_waiting_for_room_ends_when_a_shard_is_released(bucket, behind, tmp_path):

@@ -192,6 +192,17 @@ def test_a_manifest_cannot_lead_out_of_the_dataset(dataset, change):
         Manifest.from_json(json.dumps(document), "dataset.json")
 
 
+def test_a_changed_manifest_is_refused(tmp_path):
+    path = write_dataset(tmp_path, genetics=False) / "dataset.json"
+    whole = json.loads(path.read_text())
+    changed, unsealed = whole | {"pseudonyms": "another"}, {key: whole[key] for key in whole if key != "sha256"}
+    for document in (changed, unsealed):
+        path.write_text(json.dumps(document))
+        for read in (Source(str(path.parent)).manifest, lambda: read_manifest(path.parent)):
+            with pytest.raises(UserError, match=r"dataset.json: differs from its own SHA-256 .*; copy or upload"):
+                read()
+
+
 def test_a_failed_update_keeps_the_manifest(tmp_path):
     claim_splits(tmp_path, SplitRule())
     before = (tmp_path / "dataset.json").read_bytes()

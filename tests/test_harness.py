@@ -58,6 +58,11 @@ def test_a_failing_command_shows_its_output():
         run(python("-c", "import sys; sys.exit('no such thing')"))
 
 
+def test_a_command_may_say_more_than_a_pipe_holds():
+    seconds, _ = run(python("-c", "print('x' * 1_000_000)"))
+    assert seconds < 20
+
+
 def test_the_median_leaves_out_the_first_call():
     calls = []
     assert median(lambda: calls.append(1), 5) >= 0

@@ -69,6 +69,19 @@ def test_the_compiled_warp_equals_the_reference(shape):
         assert np.abs(out - expected).mean() <= 0.6
 
 
+@pytest.mark.parametrize("linear", [[1, 0, 0, 1], [-1, 0, 0, 1]])
+def test_a_shift_alone_is_a_warp_too(linear):
+    image = np.empty(64 * 64 * 3 + cpu_images.SPARE, np.uint8)[: 64 * 64 * 3].reshape(64, 64, 3)
+    image[:] = picture(2)
+    across = 0 if linear[0] > 0 else 64
+    for shift in ((0, 0), (5, 0), (0, -7), (2.5, 3.25)):
+        matrix = np.float32([[*linear[:2], across + shift[0]], [*linear[2:], shift[1]]])
+        out = np.empty((64, 64, 3), np.uint8)
+        warp(image, matrix, out)
+        difference = np.abs(out - warp_reference(image, matrix, 64).astype(int))
+        assert difference.max() <= (3 if any(shift) else 0), shift
+
+
 def test_without_a_compiler_opencv_warps(monkeypatch):
     image = np.ascontiguousarray(picture(1))
     matrix = warp_matrices(np.array([11.0]), np.array([True]), 64)[0]
@@ -124,6 +137,18 @@ def test_memory_of_batches_is_used_again_but_never_while_somebody_holds_it():
     assert torch.from_numpy(buffers.take()).data_ptr() == where
     del others
     assert len(buffers._free) == 2
+
+
+def test_a_plain_view_of_a_view_holds_the_memory():
+    """NumPy's views refer to the first array of their own kind; what gives the memory back must lie beyond it."""
+    buffers = Buffers((4, 8, 8, 3), np.uint8, keep=2)
+    for view_of in (lambda lent: np.asarray(lent)[1:], lambda lent: np.array(lent, copy=None)[..., 0].T, memoryview):
+        view = view_of(buffers.take())
+        assert not buffers._free
+        assert np.shares_memory(view, view)
+        del view
+        assert len(buffers._free) == 1
+        buffers.take()
 
 
 @pytest.mark.parametrize("pixels", ["uint8", "float32"])

@@ -5,6 +5,7 @@ import timm
 import torch
 from safetensors.torch import load_file
 
+from mrmfast.batch import PIXEL_MEAN, PIXEL_STD
 from mrmfast.errors import UserError
 from mrmfast.models.export import export_encoder, load_encoder
 from mrmfast.models.genome_snn import PairedAlphaDropout
@@ -13,6 +14,11 @@ from mrmfast.models.pixels import denormalise, normalise, patchify, unpatchify
 from mrmfast.models.vit import ImageEncoder
 
 GROUPS = (3, 300, 1, 513, 256)
+
+
+def test_pixels_are_normalised_as_timms_encoders_expect():
+    assert timm.data.IMAGENET_DEFAULT_MEAN == PIXEL_MEAN
+    assert timm.data.IMAGENET_DEFAULT_STD == PIXEL_STD
 
 
 @pytest.mark.parametrize("tile", [1, 7, 256, 1000])

@@ -275,12 +275,28 @@ def test_few_shards_make_few_lanes():
     assert Plan([5] * 10, 0, 0).open_shards(2) == np.inf
 
 
+def test_the_benchmark_checks_what_it_times(monkeypatch):
+    from benchmarks import plan
+    from benchmarks.harness import Bench, GateError
+
+    class Stuck(Plan):
+        def take(self, position, *rest):
+            return super().take(position - position % 7, *rest)
+
+    for mode in ("object", "weights"):
+        plan.gates(Bench("plan"), mode, [plan.measure(mode, 20_000, 50)])
+    monkeypatch.setattr(plan, "Plan", Stuck)
+    with pytest.raises(GateError, match="object: a resumed run continues"):
+        plan.gates(Bench("plan"), "object", [plan.measure("object", 20_000, 50)])
+
+
 @pytest.mark.parametrize("mode", ["local", "object"])
 def test_a_hundred_million_samples(mode):
     """In a process of its own, which also checks what it takes: see benchmarks/plan.py for the figures."""
     from benchmarks.plan import in_a_process
 
     figures = in_a_process(mode)
+    assert all(figures.pop("checks").values())
     print({name: round(value, 4) for name, value in figures.items()})
     assert figures["peak"] < 500e6
     assert figures["plan"] + figures["position"] + figures["resume"] < 10  # 2 by the benchmark; machines are shared

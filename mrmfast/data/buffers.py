@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import math
 import mmap
 import weakref
@@ -24,7 +25,8 @@ class Buffers:
 
     def __init__(self, shape: tuple[int, ...], dtype: np.typing.DTypeLike, keep: int) -> None:
         self._shape, self._dtype = shape, np.dtype(dtype)
-        self._free: deque[np.ndarray] = deque(maxlen=keep)
+        self._size = math.prod(shape) * self._dtype.itemsize
+        self._free: deque[mmap.mmap] = deque(maxlen=keep)
 
     def take(self) -> np.ndarray:
         """Return an array with whatever values it last had."""
@@ -32,20 +34,16 @@ class Buffers:
             memory = self._free.pop()
         except IndexError:
             memory = self._fresh()
-        # Tensors and further views refer to this one, `lent`, so its end is the end of all use.
-        lent = memory.view(_Lent)
+        # All that refers to the memory refers to `lent`, so its end is the end of all use. Not an array: NumPy's views
+        # of views refer to the first array of their kind, whatever lies between.
+        lent = (ctypes.c_char * self._size).from_buffer(memory)
         weakref.finalize(lent, self._free.append, memory).atexit = False
-        return lent
+        return np.frombuffer(memoryview(lent), self._dtype).reshape(self._shape)
 
-    def _fresh(self) -> np.ndarray:
+    def _fresh(self) -> mmap.mmap:
         """Return new memory that begins with a page, in huge pages where the system has them."""
-        size = math.prod(self._shape) * self._dtype.itemsize
         # Private: shared memory, mmap's default, gets no huge pages.
-        memory = mmap.mmap(-1, max(1, size), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        memory = mmap.mmap(-1, max(1, self._size), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         with contextlib.suppress(OSError, AttributeError):
             memory.madvise(mmap.MADV_HUGEPAGE)
-        return np.frombuffer(memory, self._dtype, math.prod(self._shape)).reshape(self._shape)
-
-
-class _Lent(np.ndarray):
-    """An array whose memory belongs to a :class:`Buffers`."""
+        return memory

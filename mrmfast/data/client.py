@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from mrmfast.data.store import Part
 
 T = TypeVar("T")
+
+UNLIMITED = {"cache_gb": "; leave it out for no limit"}
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,9 @@ class FetchConfig:
     def __post_init__(self) -> None:
         for name in ("requests", "stall", "deadline", "cache_gb"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise UserError(f"data.fetch.{name}={value}: must be above 0")
+            # Seconds and bytes become whole numbers further on; what is not finite has none.
+            if value is not None and not 0 < value < sys.float_info.max / 1e9:
+                raise UserError(f"data.fetch.{name}={value}: must be above 0 and finite{UNLIMITED.get(name, '')}")
 
 
 class Client:

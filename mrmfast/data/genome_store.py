@@ -30,6 +30,7 @@ from mrmfast.data.genome_format import (
     write_modality,
 )
 from mrmfast.data.genome_table import Columns, GenomeTable, lay_out, open_table
+from mrmfast.data.retry import ClosedError
 from mrmfast.errors import UserError
 
 __all__ = [
@@ -136,9 +137,9 @@ class GenomeStore:
                 FeatureTable(**{c: np.asarray(group["features"][c][:]) for c in FEATURE_COLUMNS})
                 for group in groups.values()
             ]
+        except (UserError, ClosedError):  # a ValueError and a RuntimeError, but they say themselves what is wrong
+            raise
         except (KeyError, ValueError, RuntimeError, FileNotFoundError) as error:
-            if isinstance(error, UserError):
-                raise
             raise UserError(
                 f"{where}: damaged ({type(error).__name__}); python -m preprocess check says where"
             ) from error

@@ -114,7 +114,7 @@ class Manifest:
             "splits": {"rule": "sha256(seed:participant)", **asdict(self.splits)},
             "pseudonyms": self.pseudonyms,
         }
-        document["sha256"] = hashlib.sha256(json.dumps(document, indent=1).encode()).hexdigest()
+        document["sha256"] = _seal(document)
         return json.dumps(document, indent=1) + "\n"
 
     @classmethod
@@ -124,7 +124,8 @@ class Manifest:
         Raises
         ------
         UserError
-            Not JSON, another format, a newer version, or a missing field; `where` names the file.
+            Not JSON, another format, a newer version, a missing field, or changed since it was written; `where` names
+            the file.
         """
         try:
             document = json.loads(text)
@@ -136,7 +137,7 @@ class Manifest:
                     "the newest that this mrmfast reads; upgrade mrmfast"
                 )
             images = document["images"]
-            return cls(
+            manifest = cls(
                 shards=[_checked(Shard(**shard)) for shard in images["shards"]],
                 image_size=images["image_size"],
                 schema=images["schema"],
@@ -150,16 +151,17 @@ class Manifest:
             raise
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{where}: damaged manifest ({error}); run the preprocessor again") from error
+        # Last, since what is wrong in particular says more.
+        if document.pop("sha256", None) != _seal(document):
+            raise UserError(
+                f"{where}: differs from its own SHA-256 (field 'sha256'); "
+                "copy or upload the dataset again, or run its preprocessor again"
+            )
+        return manifest
 
 
-def sealed(text: bytes) -> bool:
-    """Tell whether the last field of a manifest vouches for all the others: nothing changed on its way."""
-    try:
-        document = json.loads(text)
-        digest = document.pop("sha256")
-    except (ValueError, KeyError, AttributeError):
-        return False
-    return bool(digest == hashlib.sha256(json.dumps(document, indent=1).encode()).hexdigest())
+def _seal(document: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(document, indent=1).encode()).hexdigest()
 
 
 def _checked(shard: Shard) -> Shard:

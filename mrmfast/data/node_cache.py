@@ -242,7 +242,7 @@ class NodeCache:
         if size < step and self._unswept is not None and self._unswept + size < step:
             self._unswept += size
             return
-        self._unswept = size
+        self._unswept = None  # whoever is refused below, and whoever comes then, looks again
         room = limit - size - (8 * step if size < step else 0)
         entries = []
         for entry in os.scandir(self.folder):
@@ -253,12 +253,14 @@ class NodeCache:
         total = sum(taken for _, taken, _ in entries)
         for _, taken, path in sorted(entries):
             if total <= room:
-                return
+                break
             if _remove_unused(path):
                 total -= taken
                 self.evicted()
         if total > limit - size:
             raise FullError(errno.EDQUOT, "cache limit", str(self.folder))
+        if total <= room:
+            self._unswept = size
 
 
 def _lock(descriptor: int, kind: int) -> bool:

@@ -23,6 +23,7 @@ from zarr.codecs import ZstdCodec
 from mrmfast.atomic import rename_directory, write_aside
 from mrmfast.data.checksums import file_sha256, seal
 from mrmfast.data.manifest import Shard, updating
+from mrmfast.data.retry import ClosedError
 from mrmfast.errors import UserError
 
 DALI_INDEX_VERSION = "v1.2"
@@ -260,12 +261,16 @@ def read_sample_table(url: str, store: Store | None = None) -> SampleTable:
     Raises
     ------
     UserError
-        The table is missing or damaged.
+        The table is missing or damaged, or the object store does not give it.
+    ClosedError
+        The dataset was closed meanwhile.
     """
     where = f"{url.rstrip('/')}/{INDEX}"
     try:
         group: Any = zarr.open_group(store or url, path=INDEX, mode="r", zarr_format=3)
         columns = {name: np.asarray(group[name][:]) for name in ("shard", "offset", "size", "key", "participant")}
+    except (UserError, ClosedError):  # a ValueError and a RuntimeError, but they say themselves what is wrong
+        raise
     except (KeyError, FileNotFoundError, ValueError, RuntimeError) as error:
         raise UserError(f"{where}: missing or damaged sample table; run the image preprocessor again") from error
     return SampleTable(**columns)

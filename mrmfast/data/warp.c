@@ -173,8 +173,9 @@ static void floats(const uint8_t *line, const float *scale, float *out, ptrdiff_
 // line: 3 * size + 32 bytes to work in.
 void warp(const uint8_t *in, ptrdiff_t width, ptrdiff_t height, const float *matrix, void *out, ptrdiff_t size,
           const float *scale, uint8_t *line) {
+    // As it is or its mirror image, pixel for pixel: copied. A mirrored column x + 0.5 comes from size - (x + 0.5).
     int straight = width == size && height == size && matrix[1] == 0 && matrix[3] == 0 && matrix[4] == 1 &&
-                   fabsf(matrix[0]) == 1;
+                   matrix[5] == 0 && ((matrix[0] == 1 && matrix[2] == 0) || (matrix[0] == -1 && matrix[2] == size));
     for (ptrdiff_t row = 0; row < size; row++) {
         const uint8_t *done = line;
         if (straight && matrix[0] == 1)

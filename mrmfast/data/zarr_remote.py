@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator, Callable, Iterable
+from typing import TYPE_CHECKING, TypeVar
 
 from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store
 from zarr.core.buffer import Buffer, BufferPrototype
 
 from mrmfast.data.client import Client
+from mrmfast.data.retry import ClosedError
 from mrmfast.data.store import MissingError
 
 if TYPE_CHECKING:
     from mrmfast.data.store import Part
+
+T = TypeVar("T")
 
 
 class RemoteStore(Store):
@@ -35,6 +38,11 @@ class RemoteStore(Store):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, RemoteStore) and other._client is self._client
 
+    async def _ask(self, call: Callable[..., T], *arguments: object) -> T:
+        if self._client.closing.is_set():  # its pool would say so in words of its own
+            raise ClosedError(f"{self._client.url}: closed")
+        return await asyncio.wrap_future(self._client.pool.submit(call, *arguments))
+
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         """Return a value, or None where there is none."""
         part: Part | None
@@ -47,7 +55,7 @@ class RemoteStore(Store):
         else:
             part = {"suffix": byte_range.suffix}
         try:
-            data = await asyncio.wrap_future(self._client.pool.submit(self._client.read, key, part))
+            data = await self._ask(self._client.read, key, part)
         except MissingError:
             return None
         return prototype.buffer.from_bytes(data)
@@ -61,14 +69,14 @@ class RemoteStore(Store):
     async def exists(self, key: str) -> bool:
         """Tell whether there is a value."""
         try:
-            await asyncio.wrap_future(self._client.pool.submit(self._client.read, key, (0, 1)))
+            await self._ask(self._client.read, key, (0, 1))
         except MissingError:
             return False
         return True
 
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:
         """Yield the names directly below `prefix`, where the object store can tell."""
-        for name in await asyncio.wrap_future(self._client.pool.submit(self._client.names, prefix)):
+        for name in await self._ask(self._client.names, prefix):
             yield name
 
     def list(self) -> AsyncIterator[str]:
