@@ -249,7 +249,8 @@ class NodeCache:
             if entry.name.endswith((".tar", ".partial")) and entry.is_file():
                 with suppress(FileNotFoundError):
                     state = entry.stat()
-                    entries.append((state.st_atime_ns, state.st_size, Path(entry.path)))
+                    # No Path: it interns its parts, and Python's table of forgotten names grows by megabytes.
+                    entries.append((state.st_atime_ns, state.st_size, entry.path))
         total = sum(taken for _, taken, _ in entries)
         for _, taken, path in sorted(entries):
             if total <= room:
@@ -271,7 +272,7 @@ def _lock(descriptor: int, kind: int) -> bool:
     return True
 
 
-def _is(descriptor: int, path: Path) -> bool:
+def _is(descriptor: int, path: Path | str) -> bool:
     """Tell whether `path` still names the open file."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
@@ -279,7 +280,7 @@ def _is(descriptor: int, path: Path) -> bool:
         return False
 
 
-def _remove_unused(path: Path) -> bool:
+def _remove_unused(path: str) -> bool:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -287,7 +288,7 @@ def _remove_unused(path: Path) -> bool:
     try:
         free = _lock(descriptor, fcntl.LOCK_EX) and _is(descriptor, path)
         if free:
-            path.unlink()
+            os.unlink(path)
         return free
     finally:
         os.close(descriptor)

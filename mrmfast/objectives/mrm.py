@@ -25,6 +25,7 @@ from mrmfast.objectives.mrm_config import ModelConfig, MRMConfig
 from mrmfast.objectives.reconstruction import genome_error, image_error, pictures
 from mrmfast.objectives.relation_maps import relation_maps
 from mrmfast.ops.genome_unpack import unpack_genome
+from mrmfast.ops.wide_products import wide_products
 
 __all__ = ["MRM", "MRMConfig", "ModelConfig"]
 
@@ -177,7 +178,9 @@ class MRM(nn.Module):
             only where they are matched).
         """
         chosen = draw_pairs(len(image_BCHW), self.config.matched_pairs, seed)
-        parts = self.losses(image_BCHW, self.unpack(packed, present), chosen.to(image_BCHW.device, non_blocking=True))
+        chosen = chosen.to(image_BCHW.device, non_blocking=True)
+        with wide_products(next(self.parameters())):
+            parts = self.losses(image_BCHW, self.unpack(packed, present), chosen)
         weights = {"self": self.config.matching_weight, "cross": self.config.matching_weight}
         loss = torch.stack([weights.get(name, 1.0) * value for name, value in parts.items()]).sum()
         return loss, {name: value.detach() for name, value in parts.items()}

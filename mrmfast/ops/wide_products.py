@@ -1,0 +1,60 @@
+"""bfloat16 on CPUs without bfloat16 instructions: products are computed in float32 and rounded once.
+
+There oneDNN's and torch's backward products run at 1.5 GFLOP/s, a hundredth of float32's, and no setting helps. In
+float32 every term of a product of bfloat16 numbers is exact: the result is that of hardware with float32 accumulators.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+PRODUCTS = frozenset(
+    {
+        functional.linear,
+        functional.conv2d,
+        functional.scaled_dot_product_attention,
+        torch.addmm,
+        torch.baddbmm,
+        torch.bmm,
+        torch.einsum,
+        torch.matmul,
+        Tensor.matmul,
+        Tensor.__matmul__,
+    }
+)
+
+
+def wide_products(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Return a context in which products of bfloat16 tensors are computed in float32, backward passes included.
+
+    Parameters
+    ----------
+    tensor : Tensor
+        A weight, say: the context does something only where this is bfloat16, on a CPU without the instructions.
+    """
+    needed = tensor.dtype == torch.bfloat16 and tensor.device.type == "cpu"
+    # AVX-512 is the least for which oneDNN has bfloat16 kernels.
+    slow = needed and "AVX512" not in torch.backends.cpu.get_cpu_capability()
+    return WideProducts() if slow else nullcontext()
+
+
+class WideProducts(TorchFunctionMode):
+    """See :func:`wide_products`."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Widen the operands of a product, and round its result."""
+        if func not in PRODUCTS or not any(_is_narrow(one) for one in args):
+            return func(*args, **(kwargs or {}))
+        wide = [one.float() if _is_narrow(one) else one for one in args]
+        named = {name: one.float() if _is_narrow(one) else one for name, one in (kwargs or {}).items()}
+        return func(*wide, **named).bfloat16()
+
+
+def _is_narrow(one: Any) -> bool:
+    return isinstance(one, Tensor) and one.dtype == torch.bfloat16
