@@ -23,11 +23,14 @@ import torch
 
 from benchmarks.harness import Bench, environment
 from benchmarks.learns_cohort import Cohort, CohortConfig, declared_shares, genome_columns, open_cohort, prepare
-from benchmarks.learns_forms import EXPLORED, FORMS, STOCK
+from benchmarks.learns_forms import FORMS
 from benchmarks.learns_probe import NEAREST, few_labels, probe, retrieval, shuffled
 from benchmarks.learns_report import REFERENCE, Results, figure, interval, markdown
 from benchmarks.learns_run import Protocol, one_run
 
+# Which forms the bars hang on, named in advance: the best of several, chosen on the people it is judged on, is the best
+# by luck too.
+COMPARED = {"as published": "all", "mrm.genome_from=image": "apart"}
 SHUFFLED_BOUND = 0.05
 ORACLE_SHARE = 0.5  # of the variance that the simulator declares, found again by a linear probe of the stored genome
 
@@ -52,7 +55,7 @@ def judge(work: Path, forms: list[str], seeds: list[int], cohort: Cohort, part: 
     return Results(forms, cohort.trait_names, {name: np.array(rows) for name, rows in values.items()})
 
 
-def gates(bench: Bench, work: Path, form: str, cohort: Cohort, part: str) -> None:
+def gates(bench: Bench, work: Path, form: str, seed: int, cohort: Cohort, part: str) -> None:
     """Check data and probes before any result."""
     shares = declared_shares(work)
     oracle = probe(cohort.genome_PF, cohort, part)
@@ -60,13 +63,13 @@ def gates(bench: Bench, work: Path, form: str, cohort: Cohort, part: str) -> Non
         bench.figure(f"oracle: {name} from the stored genome (declared {shares[name]:.2f})", float(found), "R^2")
     holds = all(found >= ORACLE_SHARE * shares[name] for name, found in zip(cohort.trait_names, oracle, strict=True))
     bench.gate(f"every trait is found again in the stored genome: R^2 >= {ORACLE_SHARE} of the declared share", holds)
-    with np.load(work / "runs" / f"{form}-0.npz") as file:
+    with np.load(work / "runs" / f"{form}-{seed}.npz") as file:
         worst = float(shuffled(file["image"], cohort, part).max())
     bench.gate(f"probe of traits dealt to other people: R^2 {worst:.3f} <= {SHUFFLED_BOUND}", worst <= SHUFFLED_BOUND)
 
 
 def report(bench: Bench, results: Results, work: Path, seeds: list[int], head: str, folder: Path) -> None:
-    """Write page and figure, and set the bars: the best trained form over image-only and over untrained."""
+    """Write page and figure, and set the bars: the compared forms over image-only and over untrained."""
     losses = {}
     for form in results.forms:
         records = [json.loads((work / "runs" / f"{form}-{seed}.json").read_text()) for seed in seeds]
@@ -77,15 +80,11 @@ def report(bench: Bench, results: Results, work: Path, seeds: list[int], head: s
     figure(results, folder / "learns.png")
     for form in results.forms:
         bench.figure(f"{form}: mean R^2", float(results.of("traits", form).mean()), "R^2")
-    for kind, forms in (("as published", STOCK), ("as explored", EXPLORED)):
-        candidates = [form for form in forms if form in results.forms and FORMS[form].genome]
-        if not candidates:
-            continue
-        best = max(candidates, key=lambda form: float(results.of("traits", form).mean()))
+    for kind, form in COMPARED.items():
         for over in (REFERENCE, "untrained", "untrained_literal"):
-            if over in results.forms:
-                low, _ = interval(results.gain("traits", best, over))
-                bench.bar(f"{kind}: best ({best}) less {over}, lower end of 95 %", low, ">=", 0.0)
+            if {form, over} <= set(results.forms):
+                low, _ = interval(results.gain("traits", form, over))
+                bench.bar(f"{kind} ({form}) less {over}, lower end of 95 %", low, ">=", 0.0)
 
 
 def head(config: CohortConfig, protocol: Protocol, cohort: Cohort, arguments: argparse.Namespace) -> str:
@@ -142,7 +141,7 @@ def main() -> int:
             one_run(work, form, seed, protocol, cohort)
     if arguments.only_train:
         return 0
-    gates(bench, work, arguments.forms[0], cohort, arguments.part)
+    gates(bench, work, arguments.forms[0], arguments.seeds[0], cohort, arguments.part)
     columns = genome_columns(work, protocol.modalities)
     results = judge(work, arguments.forms, arguments.seeds, cohort, arguments.part, columns)
     report(bench, results, work, arguments.seeds, head(cohort_config, protocol, cohort, arguments), arguments.results)

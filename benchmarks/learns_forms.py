@@ -61,7 +61,7 @@ class Form:
     mrm: bool = True
 
 
-# Those that the project's config can say, and those that explain them.
+# Those that the config can say (`apart` below is one too: `mrm.genome_from: image`), and those that explain them.
 STOCK = {
     "untrained": Form("untrained encoder", genome=False, trained=False),
     "untrained_literal": Form("the same, as `cross` and `none` export it", "none", genome=False, trained=False),

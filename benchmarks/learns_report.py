@@ -60,8 +60,10 @@ def markdown(results: Results, head: str, losses: dict[str, dict[str, float]]) -
     )
     lines.append("|---|---|---|---|---|---|---|---|---|")
     for form in results.forms:
-        gain = results.gain("traits", form, REFERENCE)
-        difference = "-" if form == REFERENCE else "{:+.3f} ({:+.3f} to {:+.3f})".format(gain.mean(), *interval(gain))
+        difference = "-"
+        if form != REFERENCE and REFERENCE in results.forms:
+            gain = results.gain("traits", form, REFERENCE)
+            difference = "{:+.3f} ({:+.3f} to {:+.3f})".format(gain.mean(), *interval(gain))
         cosine = results.of("cosine", form)
         cells = [
             f"`{form}`",
@@ -90,9 +92,9 @@ def figure(results: Results, path: Path) -> None:
     panels += [(results.trait_names[t].replace("_", " "), results.values["traits"][..., t]) for t in shown]
     drawn, axes = pyplot.subplots(1, len(panels), figsize=(11, 0.34 * len(results.forms) + 1.2), sharey=True)
     rows = np.arange(len(results.forms))[::-1]
-    reference = results.forms.index(REFERENCE)
     for axis, (title, values) in zip(axes, panels, strict=True):
-        axis.axvline(values[reference].mean(), color="0.7", linewidth=1, zorder=0)
+        if REFERENCE in results.forms:
+            axis.axvline(values[results.forms.index(REFERENCE)].mean(), color="0.7", linewidth=1, zorder=0)
         for seed in range(values.shape[1]):
             axis.plot(values[:, seed], rows, "o", color="tab:blue", markersize=4, alpha=0.6)
         axis.plot(values.mean(1), rows, "|", color="black", markersize=11)

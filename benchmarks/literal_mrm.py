@@ -83,7 +83,9 @@ def encode(model: MRM, image_BCHW: Tensor, x_BF: Tensor | None, masked: bool) ->
 def literal_loss(
     model: MRM, image_BCHW: Tensor, packed: tuple[Tensor, ...], present: Tensor, seed: int
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Compute what ``model(...)`` computes; the model must be in eval mode or without dropout."""
+    """Compute what ``model(...)`` computes: a model without dropout or in eval mode, its options the paper's."""
+    ours = ("norm_pixels", "binary_cross_entropy", "stop_gradient")
+    assert not any(getattr(model.config, option) for option in ours) and model.config.genome_from == "both"
     config, dtype = model.config, model.image.norm.weight.dtype
     pixels_BCHW = normalise(image_BCHW, torch.promote_types(dtype, torch.float32))
     x_BF = observed_BF = None
@@ -104,7 +106,7 @@ def literal_loss(
     genome_pairs = None
     if z_genome is not None and z_genome_masked is not None:
         genome_pairs = pooled(z_genome, z_genome_masked)
-    parts |= relation_matching(pooled(z_image, z_image_masked), genome_pairs)
+    parts |= relation_matching(pooled(z_image, z_image_masked), genome_pairs, known=present.any(1)[chosen])
     weights = {"self": config.matching_weight * config.match_self, "cross": config.matching_weight * config.match_cross}
     loss = torch.stack([weights.get(name, 1.0) * value for name, value in parts.items()]).sum()
     return loss, {name: value.detach() for name, value in parts.items()}

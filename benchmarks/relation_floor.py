@@ -23,6 +23,7 @@ from torch import Tensor
 
 from benchmarks.cubin import Resources, compiled_for, resources
 from benchmarks.harness import Bench, run
+from benchmarks.shape import Shape
 from mrmfast.atomic import write_aside
 from mrmfast.ops.relation_masking import triton as path
 
@@ -51,20 +52,6 @@ class Card:
 
 
 CARDS = {"A100": Card(80, 2.04e12, 312e12, 163 * 1024), "H100": Card(90, 3.35e12, 989e12, 227 * 1024)}
-
-
-@dataclass(frozen=True)
-class Shape:
-    """One call: samples, heads, queries, keys, head size."""
-
-    batch: int
-    heads: int
-    queries: int
-    keys: int
-    width: int
-
-    def __str__(self) -> str:
-        return f"B {self.batch}, H {self.heads}, {self.queries} x {self.keys}, d {self.width}"
 
 
 # ViT-B and ViT-L, image and genome, self and cross: what training launches.
@@ -170,9 +157,10 @@ def report(bench: Bench) -> str:
             for card in CARDS.values():
                 rows[-1].append(f"{one.design / card.bandwidth * 1e3:.2f} / {one.issued / card.tensor * 1e3:.2f}")
         forward, backward = counted
-        bench.bar(f"{name}: bytes moved / floor, forward", forward.design / forward.floor, "<=", 1.05)
+        # An account, not a bar: both sides are counted by hand, from the kernels' code and from the method's page.
+        bench.figure(f"{name}: bytes moved / floor, forward", forward.design / forward.floor, "times")
         both = (forward.design + backward.design) / (forward.floor + backward.floor)
-        bench.bar(f"{name}: bytes moved / floor, forward + backward", both, "<=", 1.5)
+        bench.figure(f"{name}: bytes moved / floor, forward + backward", both, "times")
     text.append(table(rows))
     text.append("\n## What the kernels take\n")
     rows = [["shape", "card", "kernel", "warps", "registers", "spilled bytes", "shared bytes", "blocks by registers"]]

@@ -19,9 +19,7 @@ of a CPU without bf16 instructions are a hundred times slower than float32's, wh
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +32,7 @@ from torch import Tensor, nn
 
 from benchmarks.harness import Bench
 from benchmarks.literal_mrm import literal_loss
+from benchmarks.turns import in_turns
 from benchmarks.ukb_genome import ukb_batch, ukb_genome
 from mrmfast.models.decoders import ImageDecoder
 from mrmfast.models.pixels import normalise, patchify
@@ -157,24 +156,23 @@ def measure(bench: Bench, case: Case) -> None:
         torch.randn(case.samples, tokens, width, dtype=case.dtype, requires_grad=True)
         for width in (sizes.decoder_width, sizes.genome_decoder_width)
     )
-    contenders: dict[str, Callable[[], Tensor]] = {
+    losses: dict[str, Callable[[], Tensor]] = {
         "ours": lambda: model.train()(*batch, 0)[0],
         "(a) literal": lambda: literal_loss(model.eval(), *batch, 0)[0],
         "(b) plain": lambda: plain(pixels, image_tokens, genome_tokens),
         "(c) MAE": lambda: mae(pixels),
     }
     modules = (model, plain, mae)
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for number in range(1 + case.rounds):
-        names = list(contenders)
-        for name in names[number % len(names) :] + names[: number % len(names)]:
-            for module in modules:
-                module.zero_grad(set_to_none=True)
-            began = time.perf_counter()
-            contenders[name]().backward()
-            if number:
-                seconds[name].append(time.perf_counter() - began)
-    median = {name: statistics.median(times) for name, times in seconds.items()}
+
+    def both_passes(loss: Callable[[], Tensor]) -> Callable[[], None]:
+        return lambda: loss().backward()
+
+    def without_gradients() -> None:
+        for module in modules:
+            module.zero_grad(set_to_none=True)
+
+    contenders = {name: both_passes(loss) for name, loss in losses.items()}
+    median = in_turns(contenders, case.rounds, before=without_gradients)
     for name, value in median.items():
         bench.figure(f"{case.name}: {name}, batch {case.samples}, {case.image_size} px", value, "s")
     bench.figure(f"{case.name}: ours over MAE", median["ours"] / median["(c) MAE"], "times")

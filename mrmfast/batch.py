@@ -27,7 +27,7 @@ class GenomeSpec:
     groups : tuple of int
         Features per genome token, in order; they add up to ``n_features``.
     group_names : tuple of str
-        ``modality/group``, for reports.
+        ``modality/group``: a resumed run must have the same.
     fill : Tensor, shape (F,), float32
         What a missing value becomes on input.
     """

@@ -17,9 +17,10 @@ if __name__ == "__main__":
 
 from mrmfast import config as configs
 from mrmfast.errors import SharedError, UserError
+from mrmfast.training.engine import first_to_say
 from mrmfast.training.job import build
 from mrmfast.training.loop import run
-from mrmfast.training.settings import TrainConfig
+from mrmfast.training.settings import TrainConfig, check
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -33,17 +34,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # given by the deepspeed launcher
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. data.path=DATASET batch_size=64")
     arguments = parser.parse_intermixed_args(argv)
-    common = True  # every rank meets the same error while it builds, so one line is enough
+    shared = False
     try:
         config = configs.load(TrainConfig, arguments.config, arguments.overrides)
+        check(config)
         if arguments.print_config:
             print(configs.dump(config), end="")
             return 0
-        job = build(config, resume=arguments.resume == "auto")
-        common = False
-        return run(job)
+        return run(build(config, resume=arguments.resume == "auto"))
     except UserError as error:
-        message, common = str(error), common or isinstance(error, SharedError)
+        message, shared = str(error), isinstance(error, SharedError)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             where = error.filename or f"{config.run.folder}"
@@ -54,7 +54,8 @@ def main(argv: list[str] | None = None) -> int:
             )
         else:
             raise
-    if not common or os.environ.get("RANK", "0") == "0":
+    # Ranks mostly meet the same error at once: one line is enough, and what only one of them meets is said by that one.
+    if os.environ.get("RANK", "0") == "0" if shared else first_to_say(message):
         print(f"mrmfast: error: {message}", file=sys.stderr)
     return 2
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The main job in miniature on the CPU: simulate a biobank, preprocess it, pre-train with MRM, export the encoder.
-# Usage: bash scripts/demo.sh [key=value ...]     overrides of configs/demo.yaml; everything lands in demo/
+# The main job in miniature, on a GPU where there is one: simulate a biobank, preprocess it, pre-train with MRM, export the encoder.
+# Usage: bash scripts/demo.sh [key=value ...]     overrides of configs/demo.yaml, but for run.dir and run.name: everything lands in demo/
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -24,7 +24,8 @@ python -m preprocess pgs demo/raw/pgs --genotypes demo/raw/genotypes --out demo/
 python -m preprocess burden demo/raw/burden/rare.vep.vcf.gz --out demo/dataset
 
 step 5 "Pre-training with Masked Relation Modeling"
-deepspeed mrmfast/train.py --config configs/demo.yaml run.dir=demo/runs "$@"
+# One rank: a batch of 8 is too small to share out. The last two say where the next step looks, whatever "$@" says.
+deepspeed --num_accelerators 1 mrmfast/train.py --config configs/demo.yaml "$@" run.dir=demo/runs run.name=demo
 
 step 6 "The encoder, loaded by timm alone"
 python - <<'PY'

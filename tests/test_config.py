@@ -96,6 +96,8 @@ def test_paper_settings_are_the_defaults_of_ukb_base():
         "model.decoder_heads=0",
         "seed=-1",
         "run.name=../elsewhere",
+        "run.name=..",
+        "run.name=''",
     ],
 )
 def test_values_out_of_range_are_refused(override):
@@ -109,6 +111,32 @@ def test_batch_must_divide_over_ranks_and_micro_batches_fit_themselves():
     assert built.micro_batch(2) == 3
     with pytest.raises(UserError, match="multiple of 5"):
         built.micro_batch(5)
+
+
+def test_a_pass_of_one_sample_is_refused_where_samples_are_compared():
+    built = config.load(TrainConfig, None, ["batch_size=262", "engine.micro_batch=64"])
+    with pytest.raises(UserError, match=r"131 samples a rank, in passes of 1 .* needs 2"):
+        built.micro_batch(2)
+    with pytest.raises(UserError, match=r"mrm.matched_pairs=1: .* needs 2"):
+        config.load(TrainConfig, None, ["mrm.matched_pairs=1"]).micro_batch(1)
+    alone = config.load(TrainConfig, ROOT / "configs/tcga.yaml", ["mrm.match_self=false"])
+    assert alone.micro_batch(8) == 1
+    with pytest.raises(UserError, match="passes of 1 "):
+        config.load(TrainConfig, ROOT / "configs/tcga.yaml", []).micro_batch(8)
+
+
+def test_many_small_passes_are_said():
+    built = config.load(TrainConfig, None, ["batch_size=254", "engine.micro_batch=64"])
+    assert "the largest divisor of 254 samples a rank up to that is 2: 127 passes" in built.small_passes(1)
+    assert built.small_passes(127) is None
+    assert config.load(TrainConfig, None, ["batch_size=12", "engine.micro_batch=5"]).small_passes(1) is None
+
+
+def test_print_config_refuses_what_a_run_would(capsys):
+    from mrmfast.train import main
+
+    assert main(["--config", str(ROOT / "configs/demo.yaml"), "batch_size=0", "--print-config"]) == 2
+    assert "batch_size=0: must be at least 1" in capsys.readouterr().err
 
 
 def test_print_config_shows_the_resolved_config(tmp_path):

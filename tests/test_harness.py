@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from benchmarks import turns
 from benchmarks.harness import Bench, GateError, median, median_run, python, run
 
 
@@ -67,3 +68,19 @@ def test_the_median_leaves_out_the_first_call():
     calls = []
     assert median(lambda: calls.append(1), 5) >= 0
     assert len(calls) == 6
+
+
+def test_turns_rotate_and_the_first_is_not_counted(monkeypatch):
+    clock, made = [0.0], []
+    monkeypatch.setattr(turns.time, "perf_counter", lambda: clock[0])
+
+    def call(name, seconds):
+        def take():
+            clock[0] += 100 if len(made) < 4 else seconds  # the first round is slow
+            made.append(name)
+
+        return take
+
+    found = turns.in_turns({"a": call("a", 1), "b": call("b", 3)}, 3, before=lambda: made.append("-"))
+    assert found == {"a": 1, "b": 3}
+    assert "".join(made) == "-a-b-b-a-a-b-b-a"

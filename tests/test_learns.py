@@ -6,6 +6,9 @@ import torch
 
 pytest.importorskip("sklearn")
 
+from benchmarks import learns
+from benchmarks.harness import Bench
+from benchmarks.learns import report
 from benchmarks.learns_cohort import Cohort
 from benchmarks.learns_forms import FORMS, build_model, genome_alone
 from benchmarks.learns_probe import probe, retrieval, shuffled
@@ -84,6 +87,31 @@ def test_interval_is_students() -> None:
     low, high = interval(np.array([1.0, 2.0, 3.0]))
     # t(2, 0.975) = 4.303, standard error 1 / sqrt(3)
     assert (low, high) == pytest.approx((2 - 4.3027 / 3**0.5, 2 + 4.3027 / 3**0.5), abs=1e-3)
+
+
+def test_some_forms_and_other_seeds_are_reported_and_the_compared_form_is_fixed(tmp_path) -> None:
+    """`--forms all,none --seeds 4,5`: without the reference, and a better form that was not named is no bar."""
+    (tmp_path / "runs").mkdir()
+    for form in ("all", "none", "untrained"):
+        for seed in (4, 5):
+            (tmp_path / f"runs/{form}-{seed}.json").write_text('{"last_losses": {}}')
+    traits = np.array([[[0.3], [0.31]], [[0.9], [0.91]], [[0.1], [0.1]]])
+    flat = np.zeros((3, 2))
+    values = {"traits": traits, "few": traits, "ridge": flat, "cosine": flat + np.nan, "chance": flat}
+    bench = Bench("a")
+    report(bench, Results(["all", "none", "untrained"], ["a"], values), tmp_path, [4, 5], "# Head", tmp_path)
+    assert [bar["name"] for bar in bench.bars] == ["as published (all) less untrained, lower end of 95 %"]
+    assert "| `none` |" in (tmp_path / "learns.md").read_text()
+    assert (tmp_path / "learns.png").stat().st_size > 0
+
+
+def test_the_gate_reads_a_seed_that_was_trained(tmp_path, cohort, monkeypatch) -> None:
+    (tmp_path / "runs").mkdir()
+    np.savez(tmp_path / "runs/all-3.npz", image=cohort.genome_PF)
+    monkeypatch.setattr(learns, "declared_shares", lambda _: dict.fromkeys(cohort.trait_names, 0.5))
+    bench = Bench("a")
+    learns.gates(bench, tmp_path, "all", 3, cohort, "test")
+    assert all(gate["holds"] for gate in bench.gates)
 
 
 def test_page_shows_the_paired_difference() -> None:

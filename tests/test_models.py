@@ -10,7 +10,7 @@ from mrmfast.errors import UserError
 from mrmfast.models.export import export_encoder, load_encoder
 from mrmfast.models.genome_snn import PairedAlphaDropout
 from mrmfast.models.grouped_linear import GroupedLinear, GroupedLinearBack
-from mrmfast.models.pixels import denormalise, normalise, patchify, unpatchify
+from mrmfast.models.pixels import denormalise, normalise, patches_as_image, patchify
 from mrmfast.models.vit import ImageEncoder
 
 GROUPS = (3, 300, 1, 513, 256)
@@ -69,7 +69,7 @@ def test_grouped_weights_start_lecun_normal_and_padding_stays_zero():
 def test_patches_are_in_maes_order_and_invertible():
     image = torch.randn(2, 3, 32, 32)
     patches = patchify(image, 8)
-    assert torch.equal(unpatchify(patches, 8), image)
+    assert torch.equal(patches_as_image(patches, 8).flatten(4, 5).flatten(2, 3), image)
     # (row, column, channel) inside a patch; patches row by row.
     assert patches[1, 5, (3 * 8 + 2) * 3 + 1] == image[1, 1, 8 + 3, 8 + 2]
 
@@ -103,9 +103,25 @@ def test_load_encoder_computes_the_same_features(tmp_path, residual):
         assert (encoder(image, residual) - loaded.forward_features(image)).abs().max() <= 1e-5
 
 
+@pytest.mark.parametrize("residual", ["all", "none"])
+def test_load_encoder_brings_the_normalisation_of_training(tmp_path, residual):
+    encoder = ImageEncoder("vit_tiny_patch16_224", 64, 2)
+    export_encoder(tmp_path / "encoder.safetensors", dict(encoder.named_parameters()), encoder, residual)
+    found = timm.data.resolve_model_data_config(load_encoder(tmp_path / "encoder.safetensors"))
+    assert (found["mean"], found["std"], found["input_size"]) == (PIXEL_MEAN, PIXEL_STD, (3, 64, 64))
+
+
 def test_load_encoder_names_what_is_wrong(tmp_path):
     with pytest.raises(UserError, match="not an exported encoder"):
         load_encoder(tmp_path / "none.safetensors")
+    encoder, path = ImageEncoder("vit_tiny_patch16_224", 64, 2), tmp_path / "encoder.safetensors"
+    export_encoder(path, dict(encoder.named_parameters()), encoder, "all")
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match="not an exported encoder"):
+        load_encoder(path)
+    path.with_suffix(".json").write_bytes(b"\xff")
+    with pytest.raises(UserError, match="not an exported encoder"):
+        load_encoder(path)
 
 
 @pytest.mark.parametrize(

@@ -175,6 +175,40 @@ def test_matching_is_bounded_and_blind_to_the_order_of_pairs():
     assert relation_matching(opposite, genome)["self"] <= 4
 
 
+def test_people_without_genetics_carry_no_genome_loss():
+    """The fill values of a person who lacks all modalities are nobody's genome: none of its losses may move them."""
+    torch.manual_seed(0)
+    image, genome = (Branches.of(torch.randn(6, 16), torch.randn(6, 16)) for _ in range(2))
+    known = torch.tensor([True, False, True, True, False, True])
+    everyone = relation_matching(image, genome)
+    assert all(
+        torch.equal(value, everyone[name])
+        for name, value in relation_matching(image, genome, known=torch.ones(6, dtype=torch.bool)).items()
+    )
+    some = relation_matching(image, genome, known=known)
+    fewer = relation_matching(*(Branches.of(b.intact[known], b.masked[known]) for b in (image, genome)))
+    images, images_fewer = (relation_matching(Branches.of(*(x[w] for x in image.halves())), None)["self"]
+                            for w in (torch.ones(6, dtype=torch.bool), known))  # fmt: skip
+    torch.testing.assert_close(some["cross"], fewer["cross"])
+    torch.testing.assert_close(some["self"] - images, fewer["self"] - images_fewer)
+    nobody = relation_matching(image, genome, known=torch.zeros(6, dtype=torch.bool))
+    assert nobody["cross"] == 0
+    assert torch.equal(nobody["self"], images)
+
+
+def test_a_batch_with_people_without_genetics_matches_the_others_alone():
+    model = build().eval()
+    picture, packed, present = batch()
+    present = present.clone()
+    present[[1, 4]] = False
+    parts = model(picture, packed, present, 0)[1]
+    kept = [0, 2, 3, 5]
+    alone = model(picture[kept], tuple(part[kept] for part in packed), present[kept], 0)[1]
+    torch.testing.assert_close(parts["cross"], alone["cross"])
+    nobody = model(picture, packed, torch.zeros_like(present), 0)[1]
+    assert nobody["cross"] == 0
+
+
 def test_pairs_are_a_function_of_the_seed():
     assert torch.equal(draw_pairs(20, 8, 5), draw_pairs(20, 8, 5))
     assert not torch.equal(draw_pairs(20, 8, 5), draw_pairs(20, 8, 6))

@@ -120,6 +120,28 @@ def test_float32_is_the_reference(monkeypatch, shape, ratio):
     check(monkeypatch, shape, ratio, torch.float32)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(50, 50, 64), (65, 17, 32)])
+def test_a_program_for_all_rows_of_a_head(monkeypatch, shape, dtype):
+    """What training launches: with so many samples x heads, one program goes through every block of rows."""
+    monkeypatch.setattr(path, "MANY_HEADS", 1)
+    seen = []
+    rows = path.row_blocks
+    monkeypatch.setattr(path, "row_blocks", lambda *sizes: seen.append(rows(*sizes)) or seen[-1])
+    check(monkeypatch, shape, 0.75, dtype)
+    assert all(blocks > 1 and programs == 1 for blocks, programs in seen)
+    assert len(seen) == 2
+
+
+def test_one_program_a_head_gives_what_many_give(monkeypatch):
+    inputs = [x.to(DEVICE) for x in draw(65, 50, 64, 0.5)]
+    gradients = [torch.randn(inputs[0].shape, generator=torch.Generator().manual_seed(1)).to(DEVICE)] * 2
+    many = run(path.relation_attention, inputs, 0.5, gradients)
+    monkeypatch.setattr(path, "MANY_HEADS", 1)
+    one = run(path.relation_attention, inputs, 0.5, gradients)
+    assert all(torch.equal(a, b) for a, b in zip(many, one, strict=True))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", [(100, 100, 64), (48, 48, 80), (17, 65, 32)])
 def test_half_types_are_within_their_bounds(monkeypatch, shape, dtype):

@@ -175,6 +175,14 @@ def test_every_sample_once_over_changing_ranks_and_kills(dataset, tmp_path):
         assert sorted(key for epoch, key in order("broken") if epoch == number) == everyone
 
 
+def test_recomputed_activations_train_alike_under_zero_3(dataset, tmp_path):
+    settings = {"steps": 4, "engine.zero_stage": 3, "model.alpha_dropout": 0.05}
+    for name, enable in (("kept", "false"), ("recomputed", "true")):
+        arguments = tiny_run(tmp_path, dataset, name=name, **settings, **{"engine.checkpoint_activations": enable})
+        succeed(*arguments, ranks=2)
+    assert np.abs(losses(tmp_path / "kept") - losses(tmp_path / "recomputed")).max() <= 1e-6
+
+
 def test_zero_3_resumes_too(dataset, tmp_path):
     settings = {"steps": 6, "engine.zero_stage": 3, "run.checkpoint_every": 3}
     succeed(*tiny_run(tmp_path, dataset, name="whole", **settings), ranks=2)

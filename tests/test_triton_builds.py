@@ -12,6 +12,7 @@ import torch
 pytest.importorskip("triton")
 
 from benchmarks import cubin, relation_floor
+from benchmarks.shape import Shape
 
 ROOT = Path(__file__).resolve().parents[1]
 needs_cuobjdump = pytest.mark.skipif(not (cubin.TOOLS / "cuobjdump").exists(), reason="this Triton has no cuobjdump")
@@ -71,7 +72,7 @@ def test_more_heads_are_no_other_kernel():
 @needs_cuobjdump
 @pytest.mark.parametrize("shape", [(2, 3, 197, 197, 80), (2, 3, 65, 17, 128)])
 def test_odd_shapes_fit_into_shared_memory(shape):
-    for one in relation_floor.compiled(relation_floor.Shape(*shape), 80):
+    for one in relation_floor.compiled(Shape(*shape), 80):
         print(shape, one)
         assert one.shared <= relation_floor.CARDS["A100"].shared, one
 
@@ -115,6 +116,7 @@ def test_every_section_of_the_gpu_check_runs():
     assert len(found["gates"]) >= 6
     assert all(gate["holds"] for gate in found["gates"])
     assert "| training step: ours / eager relation |" in found["text"]
+    assert any("loss is the eager relation's" in gate["name"] for gate in found["gates"])
 
 
 MISSING = """
@@ -127,6 +129,10 @@ def wrong(bench, device, sizes):
 bench = Bench("a")
 gpu.measure(bench, "cpu", gpu.TINY, {"one": needs, "two": wrong})
 print(bench.skipped)
+print("with tests", gpu.verdict(Bench("b"), 0))
+bench = Bench("b")
+bench.skip("tests", "pytest is not installed")
+print("without tests", gpu.verdict(bench, 0))
 """
 
 
@@ -134,6 +140,8 @@ def test_missing_packages_are_skipped_by_name_and_wrong_results_are_not_timed():
     done = run_python("-c", MISSING)
     assert "'one': 'no_such_package is not installed'" in done.stdout, done.stderr
     assert "'two': 'wrong, so not measured'" in done.stdout
+    assert "with tests 0" in done.stdout
+    assert "without tests 1" in done.stdout
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import timm
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import register_model
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor
 
 from mrmfast.atomic import write_aside
+from mrmfast.batch import PIXEL_MEAN, PIXEL_STD
 from mrmfast.errors import UserError
 from mrmfast.models.relation import Residual
 from mrmfast.models.vit import ImageEncoder, literal_block
@@ -55,7 +56,8 @@ def export_encoder(path: Path, tensors: Mapping[str, Tensor], encoder: ImageEnco
     path : Path
         The safetensors file.
     tensors : mapping
-        Whole parameters of `encoder` by name (under ZeRO-3 the module itself holds only a share of them).
+        Whole parameters of `encoder` by name: the module itself holds a share of them under ZeRO-3, rounded ones in
+        bf16.
     encoder : ImageEncoder
     residual : {"all", "cross", "none"}
         Decides which timm model computes the same features.
@@ -64,8 +66,8 @@ def export_encoder(path: Path, tensors: Mapping[str, Tensor], encoder: ImageEnco
     recipe = {
         "timm_model": encoder.arch if residual == "all" else LITERAL_ARCH,
         "arguments": encoder.arguments if residual == "all" else {**literal, **encoder.arguments},
-        "mean": list(IMAGENET_DEFAULT_MEAN),
-        "std": list(IMAGENET_DEFAULT_STD),
+        "mean": list(PIXEL_MEAN),
+        "std": list(PIXEL_STD),
     }
     with write_aside(path, "wb") as file:
         file.write(save(timm_state(tensors), metadata={"format": "pt"}))
@@ -76,6 +78,9 @@ def export_encoder(path: Path, tensors: Mapping[str, Tensor], encoder: ImageEnco
 def load_encoder(path: str | Path) -> VisionTransformer:
     """Build the timm model of an export and load it strictly.
 
+    ``timm.data.resolve_model_data_config`` of it gives the mean and standard deviation that it was trained with (the
+    architecture's own are often others) and its image size.
+
     Parameters
     ----------
     path : path
@@ -84,14 +89,17 @@ def load_encoder(path: str | Path) -> VisionTransformer:
     Raises
     ------
     UserError
-        A file is missing or does not fit.
+        A file is missing, damaged, or does not fit.
     """
     path = Path(path)
     try:
         recipe = json.loads(path.with_suffix(".json").read_text())
         model: Any = timm.create_model(recipe["timm_model"], **recipe["arguments"])
         model.load_state_dict(load_file(path), strict=True)
-    except (FileNotFoundError, KeyError, json.JSONDecodeError, RuntimeError) as error:
+        size = recipe["arguments"]["img_size"]
+        trained = {"mean": tuple(recipe["mean"]), "std": tuple(recipe["std"]), "input_size": (3, size, size)}
+    except (FileNotFoundError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{path}: not an exported encoder ({' '.join(str(error).split())[:200]})") from error
+    model.pretrained_cfg = {**(getattr(model, "pretrained_cfg", None) or {}), **trained}
     assert isinstance(model, VisionTransformer)
     return model

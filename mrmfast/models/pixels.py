@@ -81,8 +81,3 @@ def patches_as_image(x_BNP: Tensor, patch: int) -> Tensor:
 def patchify(image_BCHW: Tensor, patch: int) -> Tensor:
     """(B, C, S, S) to (B, patches, patch * patch * C) in (row, column, channel) order (MAE)."""
     return image_as_patches(image_BCHW, patch).permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
-
-
-def unpatchify(x_BNP: Tensor, patch: int) -> Tensor:
-    """Undo :func:`patchify` for square RGB images: (B, patches, P) to (B, 3, S, S)."""
-    return patches_as_image(x_BNP, patch).flatten(4, 5).flatten(2, 3)

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from mrmfast.ops.wide_products import wide_products
+
 
 def recomputed(enabled: bool, layer: Callable[..., Any], *inputs: Any) -> Any:
     """Run a layer; when `enabled`, nothing that it computes on the way is kept for the backward pass.
@@ -28,6 +30,12 @@ def recomputed(enabled: bool, layer: Callable[..., Any], *inputs: Any) -> Any:
     T. Chen et al. 2016, "Training deep nets with sublinear memory cost". Non-reentrant, so that ``torch.compile`` and
     ``torch.autograd.grad`` work with it.
     """
+
+    def run(*inputs: Any) -> Any:
+        # The backward pass runs it outside the objective's context.
+        with wide_products(inputs[0]):
+            return layer(*inputs)
+
     if enabled and torch.is_grad_enabled():
-        return checkpoint(layer, *inputs, use_reentrant=False)
+        return checkpoint(run, *inputs, use_reentrant=False)
     return layer(*inputs)

@@ -21,6 +21,7 @@ from mrmfast.errors import UserError
 
 # JSON beside DeepSpeed's files rather than inside its client_state: it can be checked before anything is loaded.
 STATE = "state.json"
+PARTIAL = ".step-*.partial"
 _NAME = re.compile(r"step-(\d{8})")
 
 
@@ -42,6 +43,8 @@ class TrainState:
         Fingerprint of the training set; a resumed run must have the same.
     world, zero_stage : int
         Ranks and ZeRO stage that wrote the checkpoint.
+    precision : str
+        "fp32" or "bf16": DeepSpeed names and lays out its files by it. Empty in checkpoints older than this field.
     """
 
     step: int = 0
@@ -50,6 +53,7 @@ class TrainState:
     dataset: str = ""
     world: int = 1
     zero_stage: int = 0
+    precision: str = ""
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -63,6 +67,7 @@ def need_space(folder: Path, parameters: int, keep: int) -> None:
     Parameters
     ----------
     folder : Path
+        Where the checkpoints lie. The last `keep` there, and what killed saves left, make room for later ones.
     parameters : int
         A checkpoint holds weights, their float32 copy and two moments, 16 bytes a parameter, and the export 4.
     keep : int
@@ -73,7 +78,8 @@ def need_space(folder: Path, parameters: int, keep: int) -> None:
         Names the folder, the bytes needed and the remedy.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    there = sum(file.stat().st_size for old in checkpoints(folder)[-keep:] for file in old.iterdir())
+    makes_room = [*checkpoints(folder)[-keep:], *folder.glob(PARTIAL)]
+    there = sum(file.stat().st_size for old in makes_room for file in old.iterdir())
     need, free = max(0, parameters * (16 * (keep + 1) + 4) - there), shutil.disk_usage(folder).free
     if free < need:
         raise UserError(
@@ -94,7 +100,7 @@ def save(engine: Any, folder: Path, state: TrainState, keep: int) -> None:
     aside = f".{final.name}.partial"
     first = torch.distributed.get_rank() == 0
     if first:
-        for left in folder.glob(".step-*.partial"):  # of saves that were killed
+        for left in folder.glob(PARTIAL):  # of saves that were killed
             shutil.rmtree(left)
     torch.distributed.barrier()
     try:
@@ -124,12 +130,13 @@ def load(engine: Any, checkpoint: Path, dataset: str) -> TrainState:
     Raises
     ------
     UserError
-        It belongs to another dataset or number of ranks, or does not fit the model.
+        It belongs to another dataset, number of ranks or precision, is damaged, or does not fit the model.
     """
+    remedy = "remove this checkpoint and resume again"
     try:
         state = TrainState(**json.loads((checkpoint / STATE).read_text(encoding="utf-8")))
-    except (FileNotFoundError, json.JSONDecodeError, TypeError) as error:
-        raise UserError(f"{checkpoint / STATE}: missing or damaged; remove this checkpoint and resume again") from error
+    except (FileNotFoundError, ValueError, TypeError) as error:  # JSON's and UTF-8's errors are ValueErrors
+        raise UserError(f"{checkpoint / STATE}: missing or damaged; {remedy}") from error
     if state.dataset != dataset:
         raise UserError(
             f"{checkpoint}: was trained on another dataset or split; resume with the same data, or start anew"
@@ -147,6 +154,12 @@ def load(engine: Any, checkpoint: Path, dataset: str) -> TrainState:
             f"{checkpoint}: was written with engine.zero_stage={state.zero_stage}, which stage {stage} cannot read; "
             f"resume with engine.zero_stage={state.zero_stage}"
         )
+    precision = "bf16" if engine.bfloat16_enabled() else "fp32"
+    if state.precision not in ("", precision):
+        raise UserError(
+            f"{checkpoint}: was written in {state.precision}, this run is {precision}; "
+            f"resume with engine.precision={state.precision}, or start anew with another run.name"
+        )
     try:
         with _tensors_only():
             found, _ = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
@@ -156,11 +169,13 @@ def load(engine: Any, checkpoint: Path, dataset: str) -> TrainState:
         raise UserError(
             f"{checkpoint}: holds something else than tensors and was not loaded; is it one of ours?"
         ) from error
-    except FileNotFoundError as error:
-        raise UserError(f"{checkpoint}: a file is missing; remove this checkpoint and resume again") from error
-    except (RuntimeError, KeyError) as error:
+    except (FileNotFoundError, AssertionError) as error:  # DeepSpeed asserts that the weights are there
+        raise UserError(f"{checkpoint}: a file is missing; {remedy}") from error
+    except (RuntimeError, KeyError, EOFError) as error:
+        if isinstance(error, EOFError) or "PytorchStreamReader" in str(error):  # torch's reader of a file cut short
+            raise UserError(f"{checkpoint}: a file is damaged; {remedy}") from error
         raise UserError(f"{checkpoint}: does not fit this config ({' '.join(str(error).split())[:160]})") from error
-    state.world, state.zero_stage = world, stage
+    state.world, state.zero_stage, state.precision = world, stage, precision
     return state
 
 

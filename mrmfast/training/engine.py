@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -73,8 +73,8 @@ def join_world(config: EngineConfig) -> World:
         # DeepSpeed picks its accelerator when it is first imported.
         os.environ["DS_ACCELERATOR"] = "cpu"
         ranks_here = int(os.environ.get("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1")))
-        if "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(max(1, (os.cpu_count() or 1) // ranks_here))
+        if "OMP_NUM_THREADS" not in os.environ:  # the cores of this process, which a container or a scheduler limits
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here))
     # Started by plain python: a world of one.
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1")):
         os.environ.setdefault(name, value)
@@ -95,6 +95,21 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def first_to_say(message: str) -> bool:
+    """Tell whether this rank is the one to print an error: the first that has this message, whoever else meets it.
+
+    Ranks ask the store that the process group met in, not each other: the others may be waiting for something else.
+    Without a group yet, each node's first rank speaks.
+    """
+    if not torch.distributed.is_initialized():
+        return os.environ.get("LOCAL_RANK", "0") == "0"
+    store = torch.distributed.distributed_c10d._get_default_store()
+    try:
+        return int(store.add(f"mrmfast/said/{hashlib.sha256(message.encode()).hexdigest()}", 1)) == 1
+    except RuntimeError:  # rank 0 holds the store and is gone: it has said why
+        return False
 
 
 def agreement(world: World) -> Callable[[frozenset[int]], frozenset[int]]:
@@ -150,11 +165,17 @@ def build_engine(
     return engine
 
 
-@contextmanager
-def whole_parameters(engine: Any, module: torch.nn.Module) -> Iterator[dict[str, torch.nn.Parameter]]:
-    """Give the parameters of a part of the model by name, gathered from all ranks under ZeRO-3; call on every rank."""
-    import deepspeed
+def whole_parameters(module: torch.nn.Module, world: World) -> dict[str, torch.Tensor]:
+    """Return the parameters of a part of the model by name, on rank 0, in float32 on the CPU; call on every rank.
 
-    parameters = dict(module.named_parameters())
-    with deepspeed.zero.GatheredParameters(list(parameters.values()), enabled=engine.zero_optimization_stage() == 3):
-        yield parameters
+    In bf16 these are the float32 copies that the optimiser moves, not the rounded ones that the model computes with.
+    """
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    whole: dict[str, torch.Tensor] = {}
+    for name, parameter in module.named_parameters():
+        # None where DeepSpeed keeps no copy: without ZeRO in fp32 the parameter is whole and exact itself.
+        master = safe_get_full_fp32_param(parameter)
+        if world.rank == 0:
+            whole[name] = (parameter if master is None else master).detach().float().cpu()
+    return whole

@@ -20,7 +20,7 @@ from mrmfast.objectives import OBJECTIVES
 from mrmfast.training import checkpoint
 from mrmfast.training.checkpoint import TrainState
 from mrmfast.training.engine import World, agreement, build_engine, join_world
-from mrmfast.training.optimiser import build_optimiser, build_schedule
+from mrmfast.training.optimiser import build_optimiser, build_schedule, reapply
 from mrmfast.training.settings import TrainConfig, check
 
 
@@ -87,7 +87,7 @@ def build(config: TrainConfig, *, resume: bool) -> Job:
     steps = config.total_steps(len(loader.plan))
     torch.manual_seed(config.seed)
     model = OBJECTIVES[config.objective](config.model, config.mrm, config.data.image_size, dataset.genome_spec())
-    checkpoint.need_space(folder, sum(p.numel() for p in model.parameters()), config.run.keep)
+    checkpoint.need_space(folder / "checkpoints", sum(p.numel() for p in model.parameters()), config.run.keep)
     model.set_grad_checkpointing(config.engine.checkpoint_activations)
     model.to(world.device)
     optimiser = build_optimiser(model, config.optimiser, world.device)
@@ -102,9 +102,18 @@ def build(config: TrainConfig, *, resume: bool) -> Job:
         clip=config.optimiser.clip,
     )
     fingerprint = _fingerprint(dataset, config.data)
-    state = TrainState(dataset=fingerprint, world=world.size, zero_stage=config.engine.zero_stage)
+    state = TrainState(
+        dataset=fingerprint,
+        world=world.size,
+        zero_stage=config.engine.zero_stage,
+        precision="bf16" if world.bf16 else "fp32",
+    )
     if resume and found:
         state = checkpoint.load(engine, found[-1], fingerprint)
+        # Weight decay, betas and clipping come back with the state; those of this config count, as its rate does.
+        reapply(optimiser, config.optimiser)
+        if hasattr(engine.optimizer, "clip_grad"):
+            engine.optimizer.clip_grad = config.optimiser.clip
     return Job(config, world, dataset, engine, schedule, loader, state, steps, lock)
 
 

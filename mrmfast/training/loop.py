@@ -48,6 +48,8 @@ def run(job: Job) -> int:
             file.write(configs.dump(config))
         log = RunLog(config.run, state.step)
         print(_summary(job), file=sys.stderr)
+        if note := config.small_passes(job.world.size):
+            print(f"mrmfast: {note}", file=sys.stderr)
     interrupted = _on_interrupt()
     reporter = SetAsideReporter(job.loader, state.samples)
     batches = job.loader.batches(state.samples)
@@ -69,7 +71,11 @@ def run(job: Job) -> int:
             slowest = f" (slowest: {job.loader.meters.slowest()})" if wait > WAITING else ""
             bar.set_postfix_str(f"loss {entry['loss']:.4f}, {speed:.0f} images/s, waiting for data {wait:.0%}{slowest}")
             bar.update()
-            for line in reporter.lines(state.samples):
+            lines = reporter.lines(state.samples)
+            if entry.get("grad_norm", 0) is None:
+                left_out = job.engine.skipped_steps
+                lines.append(f"step {state.step}: gradients are not finite; {left_out} steps left out so far")
+            for line in lines:
                 bar.write(f"mrmfast: {line}", file=sys.stderr)
             if log is not None:
                 log.log({**entry, "images_per_s": speed, "data_wait": wait}, samples)
@@ -89,13 +95,14 @@ def run(job: Job) -> int:
     return 130
 
 
-def train_step(job: Job, batches: Any, interrupted: _Interrupt) -> tuple[dict[str, float], list[dict[str, Any]], float]:
+def train_step(job: Job, batches: Any, interrupted: _Interrupt) -> tuple[dict[str, Any], list[dict[str, Any]], float]:
     """Do one optimiser step.
 
     Returns
     -------
     entry : dict
-        Step, epoch, loss and its parts (means over ranks), learning rate, gradient norm.
+        Step, epoch, loss and its parts (means over ranks), learning rate, gradient norm (None where it is not finite:
+        ZeRO then leaves the step out, and ``skipped`` counts these).
     samples : list of dict
         Keys per rank and epoch, when they are logged.
     waited : float
@@ -128,8 +135,8 @@ def train_step(job: Job, batches: Any, interrupted: _Interrupt) -> tuple[dict[st
     means = _mean_over_ranks(totals, interrupted)
     if not math.isfinite(means["loss"]):
         raise SharedError(
-            f"loss is {means['loss']} at step {state.step}; lower optimiser.lr or use engine.precision=fp32, "
-            "then go on from the last checkpoint with --resume auto"
+            f"loss is {means['loss']} at step {state.step}; lower optimiser.lr and go on from the last checkpoint with "
+            "--resume auto, or start anew with engine.precision=fp32 and another run.name"
         )
     norm = engine.get_global_grad_norm()
     entry = {
@@ -137,7 +144,8 @@ def train_step(job: Job, batches: Any, interrupted: _Interrupt) -> tuple[dict[st
         "epoch": state.samples / len(job.loader.plan),
         **means,
         "lr": rate,
-        **({} if norm is None else {"grad_norm": float(norm)}),
+        **({} if norm is None else {"grad_norm": float(norm) if math.isfinite(norm) else None}),
+        **({"skipped": engine.skipped_steps} if engine.skipped_steps else {}),
         **({"set_aside": len(job.loader.set_aside)} if job.loader.set_aside else {}),
     }
     return entry, _sample_lines(job, micro_batches), waited
@@ -202,7 +210,10 @@ class SetAsideReporter:
 
 
 def _on_interrupt() -> _Interrupt:
-    """Turn the first SIGINT or SIGTERM into a checkpoint after the current step; the second one ends at once."""
+    """Turn SIGINT or SIGTERM into a checkpoint after the current step; the second of the same kind ends at once.
+
+    Not any second one: where Ctrl-C reaches rank and launcher alike, the launcher sends a SIGTERM after it.
+    """
     interrupt = _Interrupt()
 
     def handle(number: int, _: object) -> None:

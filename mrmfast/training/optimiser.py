@@ -59,6 +59,12 @@ def build_optimiser(objective: Objective, config: OptimiserConfig, device: torch
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=device.type == "cuda")
 
 
+def reapply(optimiser: torch.optim.Optimizer, config: OptimiserConfig) -> None:
+    """Give the groups of :func:`build_optimiser` what the config says: a state brings the options it was saved with."""
+    for group, decay in zip(optimiser.param_groups, (config.weight_decay, 0.0), strict=True):
+        group.update(weight_decay=decay, betas=config.betas)
+
+
 def build_schedule(optimiser: torch.optim.Optimizer, config: OptimiserConfig, steps: int) -> CosineLRScheduler:
     """Make the learning-rate schedule: linear warm-up, then cosine.
 

@@ -28,9 +28,9 @@ def write_results(engine: Any, loader: Loader, config: TrainConfig, world: World
         Optimiser steps done.
     """
     folder = config.run.folder
-    with whole_parameters(engine, engine.module.image) as tensors:
-        if world.rank == 0:
-            export_encoder(folder / "encoder.safetensors", tensors, engine.module.image, config.model.residual)
+    tensors = whole_parameters(engine.module.image, world)
+    if world.rank == 0:
+        export_encoder(folder / "encoder.safetensors", tensors, engine.module.image, config.model.residual)
     engine.module.eval()
     batch = loader.preview(FIGURE_SAMPLES).to(world.device)
     pictures = engine.module.reconstruct(batch.image_BCHW, batch.packed, batch.present)

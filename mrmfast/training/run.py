@@ -108,7 +108,7 @@ class RunLog:
         if self.samples is not None:
             self.samples.write(samples)
         for name, value in entry.items():
-            if name != "step":
+            if name != "step" and value is not None:
                 self._board.add_scalar(name, value, entry["step"])
 
     def close(self) -> None:

@@ -56,7 +56,7 @@ class TrainConfig:
         Raises
         ------
         UserError
-            The batch does not divide over the ranks.
+            The batch does not divide over the ranks, or leaves L_self a single sample, which it cannot compare.
         """
         if self.batch_size % world:
             raise UserError(
@@ -64,7 +64,27 @@ class TrainConfig:
             )
         share = self.batch_size // world
         limit = min(self.engine.micro_batch or share, share)
-        return next(size for size in range(limit, 0, -1) if share % size == 0)
+        size = next(size for size in range(limit, 0, -1) if share % size == 0)
+        matching = self.mrm.match_self and self.mrm.matching_weight > 0
+        if matching and min(size, self.mrm.matched_pairs) < 2:
+            raise UserError(
+                f"batch_size={self.batch_size} over {world} ranks is {share} samples a rank, in passes of {size} "
+                f"(engine.micro_batch={self.engine.micro_batch}), of which mrm.matched_pairs={self.mrm.matched_pairs}: "
+                "relation matching compares samples of a pass and needs 2; take fewer ranks, another batch_size, "
+                "or mrm.match_self=false"
+            )
+        return size
+
+    def small_passes(self, world: int) -> str | None:
+        """Say it where the share of a rank has no divisor near ``engine.micro_batch``; else None."""
+        share, size = self.batch_size // world, self.micro_batch(world)
+        limit = min(self.engine.micro_batch or share, share)
+        if 2 * size > limit:
+            return None
+        return (
+            f"engine.micro_batch={limit}, but the largest divisor of {share} samples a rank up to that is {size}: "
+            f"{share // size} passes a step; another batch_size would need fewer"
+        )
 
 
 def check(config: TrainConfig) -> None:
@@ -116,5 +136,5 @@ def check(config: TrainConfig) -> None:
             raise UserError(f"{key}={value}: must be {f'at least {low}' if high is None else f'{low} to {high}'}")
     if m.decoder_width % m.decoder_heads or m.decoder_width % 4:
         raise UserError(f"model.decoder_width={m.decoder_width}: must be a multiple of decoder_heads and of 4")
-    if Path(config.run.name).name != config.run.name:
+    if config.run.name in ("", "..") or Path(config.run.name).name != config.run.name:
         raise UserError(f"run.name={config.run.name}: must be a plain name; the folder around it is run.dir")
