@@ -83,6 +83,11 @@ def run(arguments: argparse.Namespace) -> int:
     """
     if not 0 < arguments.max_maf <= 0.5:
         raise UserError(f"--max-maf {arguments.max_maf}: give a frequency above 0, up to 0.5")
+    with target.writing(arguments, "burden", ["burden"]):
+        return _run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> int:
     split = target.check_target(arguments, ["burden"])
     rule = vep.HarmRule(arguments.min_polyphen, arguments.max_sift, arguments.missense_rule, arguments.biotype)
     scan = _scan_vcfs if _has_vcfs(arguments.src) else _scan_plink
@@ -125,7 +130,7 @@ def run(arguments: argparse.Namespace) -> int:
         "features_per_group": dict(features.groups()),
         "symbols": {name: tally.genes[number, name].symbol for number, name in hit},
     }
-    # The store comes last: where it stands, everything stands, and a rerun after a crash has nothing to clear.
+    # The store comes last: where it stands, everything stands, and what a crash leaves the next run sweeps away.
     target.write_report(arguments.out, "burden", report)
     write_modality(
         arguments.out,

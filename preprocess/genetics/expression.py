@@ -1,7 +1,7 @@
 """``python -m preprocess expression``: a TCGA table -> RNA expression, copy number and mutations per case.
 
-The table has a row per slide and columns ``case_id``, ``NAME_rnaseq``, ``NAME_cnv``, ``NAME_mut`` (PORPOISE's tables;
-genetics page, TCGA). A case becomes one row: its slides carry the same genetics; where they do not, the first is taken
+The table has a row per slide and columns ``case_id``, ``NAME_rnaseq``, ``NAME_cnv``, ``NAME_mut`` (PORPOISE's tables).
+A case becomes one row: its slides carry the same genetics; where they do not, the first is taken
 and the case counted. RNA is z-scored on the training split; copy number (-2..2) and mutations (0, 1) stay as they are.
 
 The modalities are one unit: each carries a hash of the table and the settings. A run that was killed between two of
@@ -68,10 +68,13 @@ def read_table(path: Path) -> pd.DataFrame:
     Raises
     ------
     UserError
-        Not a CSV, no ``case_id``, none of the three kinds of columns, or no rows.
+        Not a CSV, no ``case_id``, none of the three kinds of columns, one of them twice, or no rows.
     """
+    options: dict[str, Any] = {"dtype": str, "keep_default_na": False, "skipinitialspace": True}
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True)
+        # As a row, since pandas would name a repeated column anew, and it would be lost without a word.
+        header = pd.read_csv(path, header=None, nrows=1, **options)
+        table = pd.read_csv(path, **options)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         # pandas' parser and decoding errors are ValueErrors; their text may quote the row, so only the type is shown.
         raise UserError(
@@ -81,6 +84,12 @@ def read_table(path: Path) -> pd.DataFrame:
         raise UserError(f"{path}: has no column {CASE}; name the column with the patient ids so")
     if not any(name.endswith(suffix) for name in table.columns for suffix in SUFFIXES.values()):
         raise UserError(f"{path}: has no column ending in {', '.join(SUFFIXES.values())}; name the genetics columns so")
+    names = [str(name) for name in header.iloc[0]]
+    for name in names:
+        if names.count(name) > 1 and (name == CASE or name.endswith(tuple(SUFFIXES.values()))):
+            raise UserError(
+                f"{path}: line 1 names column {name} {names.count(name)} times; remove or rename all but one"
+            )
     if not len(table):
         raise UserError(f"{path}: has no rows; give a table with a row per slide or case")
     return table
@@ -209,6 +218,11 @@ def run(arguments: argparse.Namespace) -> int:
     UserError
         Options or a table that the user can mend.
     """
+    with target.writing(arguments, "expression", SUFFIXES):
+        return _run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> int:
     rule = target.check_target(arguments, [])
     cases, train, blocks, counts = prepare(arguments.src, rule, arguments.keep)
     unit = _unit(arguments.src, rule, cases)

@@ -3,7 +3,7 @@
 Rows find their variant as :mod:`match` says, all scores are computed in one pass as :mod:`sums` says (or by plink2,
 ``--engine plink2``), and are z-scored with mean and deviation of the training split. Chromosomes 1-22 and X count, as
 in published scores and ``plink2 --score``. Dosages are scored where the file has them (.pgen), hard calls else (.bed)
-or with ``--hard-calls``: many more of those are missing (genetics page, trap 4).
+or with ``--hard-calls``: many more of those are missing, since a dosage far from a whole number gives no call.
 """
 
 from __future__ import annotations
@@ -61,6 +61,11 @@ def run(arguments: argparse.Namespace) -> int:
     UserError
         Options or files that the user can mend, or no score at all could be used.
     """
+    with target.writing(arguments, "pgs", ["pgs"]):
+        return _run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> int:
     rule = target.check_target(arguments, ["pgs"])
     build = _check(arguments)
     paths = find_scores(arguments.src)
@@ -124,7 +129,7 @@ def run(arguments: argparse.Namespace) -> int:
             "files": {"in_folder": len(paths), "used": len(kept), "left_out": len(paths) - len(kept)},
             "scores": entries,
         }
-        # The store comes last: where it stands, everything stands, and a rerun after a crash has nothing to clear.
+        # The store comes last: where it stands, everything stands, and what a crash leaves the next run sweeps away.
         target.write_report(arguments.out, "pgs", report)
         scaled = ((sums[:, kept] - mean[kept]) / scale[kept] for _, sums in blocks())
         write_modality(arguments.out, "pgs", "float", genotypes.samples, features, scaled, attributes=settings)
