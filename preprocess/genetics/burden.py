@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 
 from mrmfast.data.genome_store import FeatureTable, write_modality
-from mrmfast.data.manifest import claim_splits
 from mrmfast.errors import UserError
 from preprocess.genetics import burden_plink, burden_vcf, cohort, harm, target, vep
 from preprocess.genetics.burden_vcf import VCF_ENDINGS
@@ -88,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    split = target.check_target(arguments, ["burden"])
+    split, pseudonyms = target.check_target(arguments, ["burden"])
     rule = vep.HarmRule(arguments.min_polyphen, arguments.max_sift, arguments.missense_rule, arguments.biotype)
     scan = _scan_vcfs if _has_vcfs(arguments.src) else _scan_plink
     ids, people, files, tally = scan(arguments, rule)
@@ -105,7 +104,7 @@ def _run(arguments: argparse.Namespace) -> int:
         chromosome=[str(gene.chromosome) for gene in genes],
         position=[gene.position for gene in genes],
     )
-    claim_splits(arguments.out, split)
+    target.claim(arguments.out, split, pseudonyms)
     settings = {
         "max_maf": arguments.max_maf,
         "min_polyphen": rule.polyphen,
@@ -136,7 +135,7 @@ def _run(arguments: argparse.Namespace) -> int:
         arguments.out,
         "burden",
         "genotype" if arguments.code == "copies" else "binary",
-        ids,
+        pseudonyms.of(ids),
         features,
         (block.view(np.int8) for block in tally.blocks(hit)),
         attributes=settings,

@@ -24,7 +24,8 @@ import numpy as np
 import pandas as pd
 
 from mrmfast.data.genome_store import STORE, FeatureTable, Kind, write_modality
-from mrmfast.data.manifest import SplitRule, claim_splits, read_manifest
+from mrmfast.data.manifest import SplitRule, read_manifest
+from mrmfast.data.pseudonyms import Pseudonyms
 from mrmfast.errors import UserError
 from preprocess.genetics import cohort, standardise, target
 
@@ -174,13 +175,14 @@ def make_block(modality: str, names: list[str], values: np.ndarray, train: np.nd
 
 
 def prepare(
-    path: Path, rule: SplitRule, keep: Path | None
+    path: Path, rule: SplitRule, pseudonyms: Pseudonyms, keep: Path | None
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Block], dict[str, int]]:
     """Read the table and prepare every modality it holds.
 
     Returns
     -------
     cases : ndarray of str, shape (cases,)
+        As stored.
     train : ndarray of bool, shape (cases,)
     blocks : dict of Block
         By modality.
@@ -196,7 +198,7 @@ def prepare(
     first, values, differing = one_row_per_case(table[CASE].str.strip().to_numpy(object), values)
     cases = table[CASE].str.strip().to_numpy(object)[first]
     chosen, people = cohort.select(cases.tolist(), keep, path)
-    cases, values = cases[chosen], values[chosen]
+    cases, values = pseudonyms.of(cases[chosen]), values[chosen]
     train = cohort.training_rows(cases, rule, path, least=2)
     blocks: dict[str, Block] = {}
     start = 0
@@ -223,11 +225,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    rule = target.check_target(arguments, [])
-    cases, train, blocks, counts = prepare(arguments.src, rule, arguments.keep)
+    rule, pseudonyms = target.check_target(arguments, [])
+    cases, train, blocks, counts = prepare(arguments.src, rule, pseudonyms, arguments.keep)
     unit = _unit(arguments.src, rule, cases)
     clear_unfinished(arguments.out, list(blocks), unit)
-    claim_splits(arguments.out, rule)
+    target.claim(arguments.out, rule, pseudonyms)
     _write_ledger(arguments.out, blocks)
     report: dict[str, Any] = {
         "settings": {"rna_per_part": RNA_PER_PART, "split_seed": rule.seed, "test_fraction": rule.test_fraction},

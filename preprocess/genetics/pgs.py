@@ -20,7 +20,6 @@ import numpy as np
 
 from mrmfast.atomic import write_aside
 from mrmfast.data.genome_format import FeatureTable, write_modality
-from mrmfast.data.manifest import claim_splits
 from mrmfast.errors import UserError
 from preprocess.genetics import cohort, plink2, scoring, standardise, target
 from preprocess.genetics.dosages import PlinkFiles
@@ -66,11 +65,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    rule = target.check_target(arguments, ["pgs"])
+    rule, pseudonyms = target.check_target(arguments, ["pgs"])
     build = _check(arguments)
     paths = find_scores(arguments.src)
     genotypes = PlinkFiles(arguments.genotypes, arguments.keep)
-    train = cohort.training_rows(genotypes.samples, rule, arguments.genotypes, least=2)
+    participants = pseudonyms.of(genotypes.samples)
+    train = cohort.training_rows(participants, rule, arguments.genotypes, least=2)
     index = VariantIndex(genotypes.variants, arguments.ambiguous == "keep", arguments.autosomes_only)
     with write_aside(arguments.out / "reports" / "pgs_variants.parquet", "wb") as file:
         ledger = RowLedger(file, genotypes.variants["id"].to_numpy(object))
@@ -115,7 +115,7 @@ def _run(arguments: argparse.Namespace) -> int:
             mean=mean[kept],
             scale=scale[kept],
         )
-        claim_splits(arguments.out, rule)
+        target.claim(arguments.out, rule, pseudonyms)
         report = {
             "settings": {**settings, "assume_build": arguments.assume_build}
             | {"split_seed": rule.seed, "test_fraction": rule.test_fraction},
@@ -132,7 +132,7 @@ def _run(arguments: argparse.Namespace) -> int:
         # The store comes last: where it stands, everything stands, and what a crash leaves the next run sweeps away.
         target.write_report(arguments.out, "pgs", report)
         scaled = ((sums[:, kept] - mean[kept]) / scale[kept] for _, sums in blocks())
-        write_modality(arguments.out, "pgs", "float", genotypes.samples, features, scaled, attributes=settings)
+        write_modality(arguments.out, "pgs", "float", participants, features, scaled, attributes=settings)
     _summary(arguments.out, report)
     return 0
 

@@ -60,6 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     page = environment.get_template("report.html.j2").render(
         dataset=dataset.resolve().name,
         splits=manifest.splits,
+        pseudonyms=manifest.pseudonyms,
         modalities=[_section(dataset, collect(dataset, name)) for name in names],
     )
     path = arguments.html or dataset / "reports" / "genetics.html"

@@ -13,6 +13,7 @@ import argparse
 import importlib
 import shutil
 import threading
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 from mrmfast.data.genome_format import FeatureTable, write_modality
-from mrmfast.data.manifest import SplitRule, claim_splits, read_manifest
+from mrmfast.data.manifest import SplitRule, read_manifest
 from mrmfast.errors import UserError
 from preprocess.genetics import cohort, engine, remote, snp_parts, target
 from preprocess.genetics.genotypes import Genotypes, open_genotypes
@@ -111,7 +112,7 @@ def _run(arguments: argparse.Namespace, memory: int) -> int:
     folder = arguments.out / f".snps{target.PARTS}"
     if "snps" in read_manifest(arguments.out).genetics:
         shutil.rmtree(folder, ignore_errors=True)  # a run was killed after its last rename
-    rule = target.check_target(arguments, ["snps"])
+    rule, pseudonyms = target.check_target(arguments, ["snps"])
     genotypes = open_genotypes(
         arguments.src,
         reference=arguments.reference,
@@ -120,6 +121,7 @@ def _run(arguments: argparse.Namespace, memory: int) -> int:
         cache=arguments.out / ".genotypes",
         memory=arguments.memory,
     )
+    genotypes = replace(genotypes, samples=pseudonyms.of(genotypes.samples))
     train = cohort.training_rows(genotypes.samples, rule, arguments.src)
     picked, elsewhere, absent = _pick(genotypes, arguments)
     names, is_first = first_of_each_name(genotypes.variants.iloc[picked])
@@ -150,7 +152,7 @@ def _run(arguments: argparse.Namespace, memory: int) -> int:
         alternative=table["alt"],
         fill=fill,
     )
-    claim_splits(arguments.out, rule)
+    target.claim(arguments.out, rule, pseudonyms)
     _write_ledger(arguments.out, genotypes, (picked, elsewhere, kept), fill, counts)
     report = _report(arguments, rule, genotypes, settings, features, counts)
     report["participants"]["training"] = int(train.sum())

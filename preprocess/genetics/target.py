@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 from mrmfast.atomic import write_aside
 from mrmfast.data.genome_format import STORE
 from mrmfast.data.manifest import NAME, SplitRule, claim_splits, read_manifest
+from mrmfast.data.pseudonyms import Pseudonyms, add_argument
 from mrmfast.errors import UserError
 from preprocess.genetics.remote import is_url, place
 
@@ -32,6 +33,7 @@ def add_common_arguments(parser: argparse.ArgumentParser, source: str, keep: boo
     parser.add_argument("--test-fraction", type=float, default=0.2, help="share of participants held out (default 0.2)")
     if keep:
         parser.add_argument("--keep", metavar="FILE", type=Path, help="participant ids to keep, one a line")
+    add_argument(parser)
 
 
 @contextmanager
@@ -61,17 +63,25 @@ def writing(arguments: argparse.Namespace, command: str, modalities: Iterable[st
         lock.release()
 
 
-def check_target(arguments: argparse.Namespace, modalities: Iterable[str]) -> SplitRule:
+def check_target(arguments: argparse.Namespace, modalities: Iterable[str]) -> tuple[SplitRule, Pseudonyms]:
     """Check, before any long work, that the modalities can be written; call it inside :func:`writing`.
+
+    Returns
+    -------
+    SplitRule
+    Pseudonyms
+        Applied to ids once withdrawals and --keep are dealt with: the split goes by what is stored.
 
     Raises
     ------
     UserError
-        A modality exists already, or the dataset has another split rule.
+        A modality exists already, the dataset has another split rule or other ids, or the key cannot be read.
     """
     if not 0 <= arguments.test_fraction < 1:
         raise UserError(f"--test-fraction {arguments.test_fraction}: give a number from 0 up to, not including, 1")
     rule = SplitRule(arguments.split_seed, arguments.test_fraction)
+    pseudonyms = Pseudonyms.read(arguments.pseudonymise)
+    pseudonyms.check(arguments.out)
     listed = read_manifest(arguments.out).genetics
     for modality in modalities:
         final = arguments.out / STORE / modality
@@ -84,7 +94,19 @@ def check_target(arguments: argparse.Namespace, modalities: Iterable[str]) -> Sp
     # A rule is recorded only when there is something to write: a failed first try must not bind the dataset to it.
     if (arguments.out / NAME).exists():
         claim_splits(arguments.out, rule)
-    return rule
+    return rule, pseudonyms
+
+
+def claim(dataset: Path, rule: SplitRule, pseudonyms: Pseudonyms) -> None:
+    """Bind the dataset to a split rule and to how ids are written, just before something is written into it.
+
+    Raises
+    ------
+    UserError
+        Another command has bound it otherwise meanwhile.
+    """
+    claim_splits(dataset, rule)
+    pseudonyms.claim(dataset)
 
 
 def _sweep(dataset: Path, command: str, modalities: Iterable[str]) -> None:
