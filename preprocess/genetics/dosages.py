@@ -74,9 +74,10 @@ class PlinkFiles:
         chosen, self.counts = cohort.select(ids[0], keep, named[0])
         self.samples = np.array(ids[0], dtype=object)[chosen]
         self.raw_samples = [len(names) for names in ids]
-        everyone = cohort.everyone(ids[0])
-        others = zip(ids[1:], named[1:], strict=True)
-        self.rows = [chosen, *(cohort.locate(self.samples, names, everyone, path) for names, path in others)]
+        self.rows = [chosen]
+        if len(ids) > 1:
+            everyone, others = cohort.everyone(ids[0]), zip(ids[1:], named[1:], strict=True)
+            self.rows += [cohort.locate(self.samples, names, everyone, path) for names, path in others]
         # File row -> participant, for sparse reads; -1 is nobody.
         self.participant_of = np.full((len(self.files), max(self.raw_samples)), -1, dtype=np.int32)
         for number, rows in enumerate(self.rows):
