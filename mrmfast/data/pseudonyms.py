@@ -99,6 +99,9 @@ class Pseudonyms:
         UserError
             The dataset holds images or genetics under other ids: they would not join.
         """
+        if not self.key:
+            self.check(dataset)  # there is nothing to record
+            return
         with updating(dataset) as manifest:
             self._check(manifest, dataset)
             manifest.pseudonyms = self.fingerprint
