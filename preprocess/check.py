@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from tqdm import tqdm
 from mrmfast.data.checksums import damage, file_sha256
 from mrmfast.data.genome_format import ROOT_METADATA, STORE, packed_width
 from mrmfast.data.manifest import NAME, Manifest, Shard
+from mrmfast.data.pseudonyms import SHAPE
 from mrmfast.data.shards import INDEX, index_text, read_sample_table, tar_samples
 from mrmfast.errors import UserError
 
@@ -112,11 +113,12 @@ def _index_of(path: Path) -> bytes:
 def _joins(dataset: Path, manifest: Manifest) -> tuple[list[str], list[str]]:
     """Compare counts and ids across the parts of a sound dataset; return problems, and lines worth knowing."""
     problems: list[str] = []
-    notes: list[str] = []
+    notes = ["participants' ids are pseudonyms"] if manifest.pseudonyms else []
     images: set[str] = set()
     if manifest.shards:
         table = read_sample_table(str(dataset))
         images = set(table.participant.tolist())
+        problems += _id_damage(manifest, dataset / INDEX, images)
         if len(table) != manifest.samples:
             problems.append(f"{dataset / INDEX}: lists {len(table)} images, {NAME} says {manifest.samples}")
         problems += _sample_damage(dataset, manifest, table.shard, table.offset, table.size)
@@ -127,9 +129,16 @@ def _joins(dataset: Path, manifest: Manifest) -> tuple[list[str], list[str]]:
         ids = np.asarray(group["participants"][:]).tolist()  # type: ignore[index]  # an array, not a group
         if group["rows"].shape != shape or len(ids) != shape[0]:  # type: ignore[union-attr]
             problems.append(f"{dataset / STORE / name}: is not of the size that {NAME} says")
+        problems += _id_damage(manifest, dataset / STORE / name, ids)
         joined = f", {len(images.intersection(ids))} of {len(images)} with images have it" if images else ""
         notes.append(f"{name}: {len(ids)} participants x {entry['n_features']} features{joined}")
     return problems, notes
+
+
+def _id_damage(manifest: Manifest, where: Path, ids: Iterable[str]) -> list[str]:
+    """Where the manifest names a key, every id must be a pseudonym."""
+    plain = sum(SHAPE.fullmatch(one) is None for one in ids) if manifest.pseudonyms else 0
+    return [f"{where}: holds {plain} ids that are no pseudonyms, {NAME} says that all are"] if plain else []
 
 
 def _sample_damage(

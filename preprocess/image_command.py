@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from mrmfast.data.manifest import SplitRule
+from mrmfast.data.pseudonyms import Pseudonyms, add_argument
 from preprocess.images import Outcome
 from preprocess.partition import FILES_PER_PART, Job, run_job
-from preprocess.sources import Naming, Source
+from preprocess.sources import Naming, Source, pseudonymised
 
 
 def whole_number(at_least: int) -> Callable[[str], int]:
@@ -62,6 +63,7 @@ def add_job_arguments(parser: argparse.ArgumentParser, source_help: str, pattern
         metavar="CSV",
         help="columns file,participant[,eye]; used in place of the pattern",
     )
+    add_argument(parser)
     parser.add_argument(
         "--accept-unreadable",
         action="store_true",
@@ -84,7 +86,7 @@ def name_sources(arguments: argparse.Namespace, command: str, files: list[str]) 
             f"{command}: {unmatched} of {len(files)} file names do not tell a participant; each of these names is "
             "taken as a participant of its own (--participant-pattern or --participant-table changes this)"
         )
-    return sources, {"own_participant": unmatched}
+    return pseudonymised(sources, Pseudonyms.read(arguments.pseudonymise)), {"own_participant": unmatched}
 
 
 def run_image_command(
@@ -129,6 +131,7 @@ def run_image_command(
         image_size=arguments.size,
         samples_per_shard=arguments.samples_per_shard,
         splits=SplitRule(arguments.split_seed, arguments.test_fraction),
+        pseudonyms=Pseudonyms.read(arguments.pseudonymise),
         schema=schema,
         brightness_percent=brightness_percent,
         files_per_part=files_per_part,

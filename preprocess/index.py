@@ -1,7 +1,8 @@
 """``python -m preprocess index DATASET``: a dataset of WebDataset tars that another tool wrote, without rewriting them.
 
 Adds what random access needs beside them: a DALI index per tar, the table of all samples, the manifest with checksums.
-Tars are read member by member and never unpacked.
+Tars are read member by member and never unpacked, so ids that they hold stay in them: with ``--pseudonymise`` the table
+joins with genetics under pseudonyms, and the tars are as private as they were.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import argparse
 import io
 import json
 import re
+import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +23,7 @@ from tqdm import tqdm
 from mrmfast.atomic import write_aside
 from mrmfast.data.checksums import file_sha256
 from mrmfast.data.manifest import Shard, SplitRule, claim_splits
+from mrmfast.data.pseudonyms import Pseudonyms, add_argument
 from mrmfast.data.shards import Member, finalise_images, index_text, tar_samples
 from mrmfast.errors import UserError
 from preprocess.image_command import share
@@ -45,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--split-seed", type=int, default=0, help="who is held out (default: %(default)s)")
     parser.add_argument("--test-fraction", type=share(1), default=0.2, help="share held out (default: %(default)s)")
+    add_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -61,7 +65,9 @@ def run(arguments: argparse.Namespace) -> int:
     if not tars:
         raise UserError(f"{dataset}: no file matches {arguments.tars}; give the folder that holds the tars, or --tars")
     pattern = _pattern(arguments.participant_pattern)
+    pseudonyms = Pseudonyms.read(arguments.pseudonymise)
     claim_splits(dataset, SplitRule(arguments.split_seed, arguments.test_fraction))
+    pseudonyms.check(dataset)
     parts: list[tuple[Shard, list[dict[str, Any]]]] = []
     sides: set[int] = set()
     number = 0
@@ -76,6 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
                     "pictures must be of one size: make the dataset with python -m preprocess fundus or pathology"
                 )
             participant = _participant(path, picture, metadata, arguments.participant_field, pattern)
+            [participant] = pseudonyms.of([participant])
             # A running number, since keys show up in logs and another tool's may hold ids.
             rows.append(
                 {"key": f"{number:09d}", "participant": participant, "offset": picture.offset, "size": picture.size}
@@ -90,8 +97,11 @@ def run(arguments: argparse.Namespace) -> int:
         name, index_name = (str(one.relative_to(dataset)) for one in (path, index))
         parts.append((Shard(name, index_name, path.stat().st_size, len(rows), file_sha256(path)), rows))
     schema = {"jpg": "RGB picture, image_size x image_size"}
+    pseudonyms.claim(dataset)
     finalise_images(dataset, parts, image_size=sides.pop(), schema=schema, statistics={"found": number})
     print(f"index: {number} pictures of {len(tars)} tars; {dataset} is a dataset now")
+    if pseudonyms.key:
+        print("index: the tars themselves still hold the ids they came with: keep the folder private", file=sys.stderr)
     return 0
 
 

@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 
 from mrmfast.atomic import write_aside
 from mrmfast.data.manifest import SplitRule, claim_splits, read_manifest
+from mrmfast.data.pseudonyms import Pseudonyms
 from mrmfast.errors import UserError
 from preprocess.finalise import finalise
 from preprocess.images import Outcome, SetAside, Unreadable, encode_jpeg, pixel_sums
@@ -64,6 +65,8 @@ class Job:
     files_per_part : int
     counts : dict
         Further counts for report and manifest.
+    pseudonyms : Pseudonyms
+        What the ids of `sources` were replaced with.
     """
 
     command: str
@@ -79,6 +82,7 @@ class Job:
     brightness_percent: float = 0.0
     files_per_part: int = FILES_PER_PART
     counts: dict[str, int] = field(default_factory=dict)
+    pseudonyms: Pseudonyms = field(default_factory=Pseudonyms)
 
     @property
     def report(self) -> Path:
@@ -121,6 +125,7 @@ def run_job(job: Job, *, workers: int, accept_unreadable: bool) -> tuple[dict[st
                 pending = [part for part in parts if not _is_done(part)]
                 sizes = [len(part.sources) for part in pending]
                 in_parallel(_do_part, pending, workers, sizes, len(job.sources), f"{job.command}: files")
+                job.pseudonyms.check(job.dataset)  # genetics may have been written meanwhile
                 report = finalise(job, parts, workers)
                 # Parts stay until nothing can be mended any more, so that a rerun redoes only what changed.
                 if not report["unreadable"] or accept_unreadable:
@@ -136,7 +141,7 @@ def run_job(job: Job, *, workers: int, accept_unreadable: bool) -> tuple[dict[st
 
 def _begin(job: Job) -> dict[str, Any]:
     """Claim the dataset for this job: record its arguments, or check that they are the recorded ones."""
-    listing = [[source.file, source.participant, source.metadata] for source in job.sources]
+    listing = [[source.shown, source.participant, source.metadata] for source in job.sources]
     wanted = {
         "command": job.command,
         "arguments": job.arguments,
@@ -145,6 +150,7 @@ def _begin(job: Job) -> dict[str, Any]:
     }
     path = job.dataset / RECORD
     claim_splits(job.dataset, job.splits)
+    job.pseudonyms.claim(job.dataset)
     for left in list((job.dataset / "images").rglob(".*.partial")):
         left.unlink(missing_ok=True) if left.is_file() else shutil.rmtree(left)
     if not path.exists():
@@ -179,7 +185,7 @@ def _write_record(job: Job, **fields: Any) -> None:
 
 def _sources_state(job: Job) -> str:
     """Digest of the files' names and sizes: tells a rerun whether the finished dataset is still theirs."""
-    state = [[source.file, _stat(job.root / source.file)[0]] for source in job.sources]
+    state = [[source.shown, _stat(job.root / source.file)[0]] for source in job.sources]
     return hashlib.sha256(json.dumps(state).encode()).hexdigest()
 
 
@@ -261,20 +267,20 @@ def _do_part(part: Part) -> None:
             try:
                 outcome = part.process(part.root / source.file, source)
             except Unreadable as error:
-                unreadable.append({"file": source.file, "reason": str(error)})
+                unreadable.append({"file": source.shown, "reason": str(error)})
                 continue
             except SetAside as error:
-                set_aside.append({"file": source.file, "reason": str(error)})
+                set_aside.append({"file": source.shown, "reason": str(error)})
                 continue
             if outcome.note:
-                notes.append({"file": source.file, **outcome.note})
+                notes.append({"file": source.shown, **outcome.note})
             for picture in outcome.pictures:
                 jpeg = encode_jpeg(picture.pixels)
                 sums, squares = pixel_sums(jpeg)
                 rows.append(
                     {
                         "key": f"{source.number:09d}{picture.suffix}",
-                        "file": source.file,
+                        "file": source.shown,
                         "participant": source.participant,
                         "metadata": {**source.metadata, **picture.metadata},
                         "offset": offset,

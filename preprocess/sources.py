@@ -6,10 +6,11 @@ import csv
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from mrmfast.data.pseudonyms import Pseudonyms
 from mrmfast.errors import UserError
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
@@ -32,12 +33,46 @@ class Source:
     participant : str
     metadata : dict
         What the name or the participant table says (``eye``, ``slide``).
+    alias : str
+        What stands for the path in all that is written, where paths hold ids that must not be.
     """
 
     number: int
     file: str
     participant: str
     metadata: dict[str, Any]
+    alias: str = ""
+
+    @property
+    def shown(self) -> str:
+        """What reports call the file."""
+        return self.alias or self.file
+
+
+def pseudonymised(sources: list[Source], pseudonyms: Pseudonyms) -> list[Source]:
+    """Replace ids, also where they are part of a slide's or another name, and number the files; without a key nothing.
+
+    A slide's name is replaced whether or not it holds the id: it leads to the patient like one.
+    """
+    if not pseudonyms.key:
+        return sources
+
+    def hide(source: Source, participant: str) -> Source:
+        secret = [
+            key
+            for key, value in source.metadata.items()
+            if key == "slide" or (source.participant in str(value) and value not in _EYES.values())
+        ]
+        hidden = dict(zip(secret, pseudonyms.of(source.metadata[key] for key in secret).tolist(), strict=True))
+        return replace(
+            source,
+            participant=participant,
+            metadata=source.metadata | hidden,
+            alias=f"file {source.number + 1}",
+        )
+
+    names = pseudonyms.of(source.participant for source in sources).tolist()
+    return [hide(source, name) for source, name in zip(sources, names, strict=True)]
 
 
 @dataclass(frozen=True)

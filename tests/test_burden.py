@@ -26,6 +26,7 @@ from genetics_cases import (
     write_vcf,
 )
 
+from mrmfast.errors import UserError
 from preprocess.genetics import burden_plink, vep
 from preprocess.genetics.dosages import PlinkFiles
 
@@ -366,6 +367,107 @@ def test_burden_on_every_class_of_variant(tmp_path):
     assert not any(sample in text for sample in samples[:198])
 
 
+def rare_vcf(path: Path, calls: np.ndarray, ids: list[str]) -> Path:
+    """The calls of :func:`rare_calls` as a VCF, each variant harmful to one of seven genes."""
+    words = {-9: "./.", 0: "0/0", 1: "0/1", 2: "1/1"}
+    rows = [
+        (
+            *(str(1 + number % 22), 100 + number, "A", "G", [csq("G", *HIGH, f"G{number % 7}_{1 + number % 22}")]),
+            {sample: words[int(call)] for sample, call in enumerate(row)},
+        )
+        for number, row in enumerate(calls)
+    ]
+    return write_vcf(path, rows, ids)
+
+
+def test_a_vcf_and_a_pgen_count_the_same_people(tmp_path):
+    """Withdrawn and unlisted people are neither carriers nor part of a frequency."""
+    ids = [*(f"-{number}" for number in range(1, 61)), *people(240)]
+    calls = rare_calls(300, 154)
+    calls[:7, :60] = 2  # carried by withdrawn people alone
+    calls[:7, 60:] = 0
+    calls[7:14, :60] = 1  # too common with them, rare without
+    calls[7:14, 60:] = 0
+    calls[7:14, 70] = 1
+    vcf = rare_vcf(tmp_path / "v.vcf", calls, ids)
+    pgen = write_hard_pgen(tmp_path / "g.pgen", calls, ids)
+    sites = write_vcf(tmp_path / "sites.vcf", [(*row, {}) for row in _sites(vcf)], [])
+    (tmp_path / "keep").write_text("\n".join(people(240)[5:]) + "\n")
+    for name, options in (("all", ()), ("kept", ("--keep", tmp_path / "keep"))):
+        preprocess("burden", vcf, "--out", tmp_path / name / "vcf", *options)
+        preprocess("burden", pgen, "--annotations", sites, "--out", tmp_path / name / "pgen", *options)
+        one, two = (all_bytes(tmp_path / name / kind / "genetics.zarr") for kind in ("vcf", "pgen"))
+        assert one == two
+        reports = [json.loads((tmp_path / name / kind / "reports/burden.json").read_text()) for kind in ("vcf", "pgen")]
+        assert reports[0]["genes"] == reports[1]["genes"]
+        assert reports[0]["genes"]["without_counted_variant"] > 0
+        bits = unpacked(opened(tmp_path / name / "vcf", "burden"))
+        assert bits.any(axis=0).all(), "nobody carries a gene"
+
+
+def _sites(vcf: Path) -> list[tuple]:
+    lines = [line.split("\t") for line in vcf.read_text().splitlines() if line[0] != "#"]
+    return [(c, p, r, a, [info.removeprefix("CSQ=")]) for c, p, _, r, a, _, _, info in (line[:8] for line in lines)]
+
+
+def test_genes_of_a_table_are_counted_whether_or_not_a_variant_counts(tmp_path):
+    calls = np.zeros((5, 300), dtype=np.int8)
+    calls[0, 3] = 1
+    calls[1] = 1
+    pgen = write_hard_pgen(tmp_path / "g.pgen", calls, people(300))
+    pvar = pgen.with_suffix(".pvar")
+    pvar.write_text(pvar.read_text().replace("4\t103", "X\t103"))
+    table = tmp_path / "table"
+    table.write_text("v0 A lof\nv1 B lof\nv2 A lof\nv2 C silent\nv9 D lof\nv3 E lof\n")
+    preprocess("burden", pgen, "--annotations", table, "--mask", "lof", "--out", tmp_path / "d")
+    genes = json.loads((tmp_path / "d/reports/burden.json").read_text())["genes"]
+    # A on chromosomes 1 (counted) and 3, B and C without a counted variant, D absent; E is not autosomal.
+    assert (genes["protein_coding_annotated"], genes["kept"], genes["without_counted_variant"]) == (5, 1, 4)
+
+
+def test_a_damaged_pgen_is_named(tmp_path, capsys):
+    calls = rare_calls(300, 60)
+    pgen = write_hard_pgen(tmp_path / "g.pgen", calls, people(300))
+    (tmp_path / "table").write_text("".join(f"v{number} G lof\n" for number in range(60)))
+    whole = pgen.read_bytes()
+    pgen.write_bytes(whole[:-200])
+    command = ("burden", pgen, "--annotations", tmp_path / "table", "--mask", "lof", "--out", tmp_path / "d")
+    message = complaint(capsys, *command)
+    assert "g.pgen: damaged at variant " in message
+    genotypes = PlinkFiles(pgen)
+    with pytest.raises(UserError, match=r"g\.pgen: damaged at variant"):
+        genotypes.carriers(np.arange(60), np.ones(60, bool))
+    with pytest.raises(UserError, match=r"g\.pgen: damaged at variants 1 to 60"):
+        genotypes.hard_calls(np.arange(60))
+
+
+@pytest.mark.parametrize("kind", ["pgen", "bed"])
+def test_further_files_hold_the_same_people_once(tmp_path, kind):
+    calls, ids = rare_calls(20, 10), people(20)
+
+    def two(second: list[str]) -> PlinkFiles:
+        folder = tmp_path / "raw"
+        for number, names in ((1, ids), (2, second)):
+            if kind == "pgen":
+                folder.mkdir(exist_ok=True)
+                write_hard_pgen(folder / f"chr{number}.pgen", calls[:, : len(names)], names)
+            else:
+                write_bed(folder / f"chr{number}.bed", np.maximum(calls[:, : len(names)], 0).T, names)
+        return PlinkFiles(folder)
+
+    with pytest.raises(UserError, match=r"chr2\.(psam|fam): ids repeat"):
+        two([*ids[:-1], ids[0]])
+    with pytest.raises(UserError, match=r"chr2\.(psam|fam): lacks 1 participants .* has 1 others"):
+        two([*ids[:-1], "other"])
+    # A withdrawn row too few is no other cohort.
+    ids.append("-1")
+    calls = np.c_[calls, calls[:, :1]]
+    genotypes = two([ids[1], ids[0], *ids[2:-1]])
+    np.testing.assert_array_equal(genotypes.rows[1][:3], [1, 0, 2])
+    both = genotypes.hard_calls(np.array([0, 10]))
+    np.testing.assert_array_equal(both[0, [0, 1, 2]], both[1, [1, 0, 2]])
+
+
 def test_missense_rules():
     either, mean = vep.HarmRule(), vep.HarmRule(combine="mean")
     assert either.is_harmful(0.2, None)
@@ -409,6 +511,9 @@ def test_mistakes_in_vcfs_are_named(tmp_path, capsys):
     assert "a genotype names allele 7" in complain(odd)
     (tmp_path / "junk.vcf").write_text("junk\n")
     assert "cannot be read" in complain(tmp_path / "junk.vcf")
+    no_calls = write_vcf(tmp_path / "calls.vcf", rows, people(200))
+    no_calls.write_text(no_calls.read_text().replace("\tGT\t", "\tDS\t", 1))
+    assert "1:10 has no GT; leave such records out" in complain(no_calls)
     whole = write_vcf(tmp_path / "whole.vcf", rows, people(200)).read_bytes()
     (tmp_path / "cut.vcf").write_bytes(whole[:-100])
     assert f"(line {len(whole.splitlines())})" in complain(tmp_path / "cut.vcf")

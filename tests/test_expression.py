@@ -154,6 +154,8 @@ def test_slides_of_a_case_become_one_row(tmp_path):
         ("case_id,A_rnaseq\n", "no rows"),
         ("case_id,A_rnaseq\nP1,1\nP2,high\n", "line 3: column A_rnaseq"),
         ("case_id,A_mut\nP1,1\nP2,2\n", "A_mut"),
+        ("case_id,A_rnaseq,B,A_rnaseq\nP1,1,2,3\n", "line 1 names column A_rnaseq 2 times"),
+        ("case_id,case_id,A_rnaseq\nP1,P2,1\n", "line 1 names column case_id 2 times"),
         ("", "cannot be read"),
     ],
 )

@@ -14,6 +14,7 @@ from mrmfast.data.fetch import Source
 from mrmfast.data.genome_store import FeatureTable, GenomeStore, pack_rows, write_modality
 from mrmfast.data.loader import Loader
 from mrmfast.data.manifest import Manifest, SplitRule, claim_splits, read_manifest, updating
+from mrmfast.data.pseudonyms import Pseudonyms
 from mrmfast.data.shards import file_sha256, read_sample_table
 from mrmfast.errors import UserError
 from mrmfast.ops.genome_unpack import unpack_genome
@@ -267,6 +268,17 @@ def test_tars_of_stock_webdataset_become_a_dataset(stock_tars):
 def test_participants_of_stock_tars_from_their_keys(stock_tars):
     assert preprocess(["index", str(stock_tars), "--participant-pattern", r"(?P<participant>p\d+)_"]) == 0
     assert read_sample_table(str(stock_tars)).participant.tolist() == [f"p{number // 2}" for number in range(10)]
+
+
+def test_stock_tars_join_under_pseudonyms(stock_tars, tmp_path_factory, capsys):
+    key = tmp_path_factory.mktemp("key") / "key"
+    key.write_text("0123456789abcdef0123456789abcdef")
+    assert preprocess(["index", str(stock_tars), "--pseudonymise", str(key)]) == 0
+    assert "the tars themselves still hold the ids" in capsys.readouterr().err
+    expected = Pseudonyms.read(key).of(f"p{number // 2}" for number in range(10))
+    assert read_sample_table(str(stock_tars)).participant.tolist() == expected.tolist()
+    assert preprocess(["index", str(stock_tars)]) == 2
+    assert "with another key" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

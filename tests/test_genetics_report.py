@@ -5,8 +5,10 @@ import json
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import write_dataset
+from genetics_cases import cohort_and_scores
 
 from mrmfast.data.genome_store import FeatureTable, write_modality
 from mrmfast.data.shards import read_sample_table
@@ -96,13 +98,26 @@ def test_scores_left_out_are_listed_with_reasons(tmp_path):
     assert "positions in &lt;another&gt; build" in text
 
 
+def test_fates_of_scores_rows_are_counted(tmp_path):
+    """Flips are in the ledger of ``pgs`` alone, which is Parquet."""
+    bed, folder, _, _ = cohort_and_scores(tmp_path)
+    assert main(["pgs", str(folder), "--genotypes", str(bed), "--out", str(tmp_path / "d")]) == 0
+    fates = pd.read_parquet(tmp_path / "d/reports/pgs_variants.parquet")["fate"].value_counts()
+    assert fates["matched_flipped"] > 0
+    text = page(tmp_path / "d")
+    for fate, words in (("matched_flipped", "matched flipped"), ("absent", "absent")):
+        assert f'<tr><td>{words}</td><td class="n">{fates[fate]}</td></tr>' in text
+
+
 @pytest.mark.parametrize("damage", ["{", None])
 def test_damaged_inputs_are_named(tmp_path, capsys, damage):
     assert main(["report", str(tmp_path)]) == 2
     assert "lists no genetics" in capsys.readouterr().err
     dataset = write_dataset(tmp_path / "ds")
     (dataset / "reports").mkdir()
-    name = "pgs.json" if damage else "pgs_variants.tsv.gz"
-    (dataset / "reports" / name).write_text(damage or "not gzip")
-    assert main(["report", str(dataset)]) == 2
-    assert name in capsys.readouterr().err
+    for name in ["pgs.json"] if damage else ["snps_variants.tsv.gz", "pgs_variants.parquet"]:
+        path = dataset / "reports" / name
+        path.write_text(damage or "neither gzip nor parquet")
+        assert main(["report", str(dataset)]) == 2
+        assert name in capsys.readouterr().err
+        path.unlink()

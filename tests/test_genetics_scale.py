@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from preprocess.__main__ import main
+from tests.genetics_cases import cohort_and_scores
 from tests.test_genotype_sources import write_bgen
 from tests.test_preprocess_genetics import (
     all_bytes,
@@ -98,6 +100,28 @@ def test_killed_at_random_moments_and_rerun_gives_the_same_bytes(tmp_path, kind)
     assert done.returncode == 0 or "exists already" in done.stderr
     assert kills >= 2
     assert settled(tmp_path / "killed") == settled(tmp_path / "whole")
+
+
+def test_a_killed_pgs_is_swept_away_and_gives_the_same_bytes(tmp_path):
+    bed, folder, _, _ = cohort_and_scores(tmp_path)
+    command = ["pgs", folder, "--genotypes", bed]
+    preprocess(*command, "--out", tmp_path / "whole")
+    out = tmp_path / "killed"
+    left: set[str] = set()
+    for die_at in (1, 2, 3, 4, 5, 6):
+        arguments = [str(argument) for argument in (*command, "--out", out)]
+        code = [sys.executable, "-c", DYING, str(die_at), "before", *arguments]
+        done = subprocess.run(code, cwd=ROOT, capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            break
+        assert done.returncode == -9, done.stderr
+        found = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_dir()}
+        left |= {name.split(".")[1] for name in found if name.startswith(".pgs.")}
+        assert sum(name.startswith(".pgs.") and "/" not in name for name in found) <= 2, "two runs' leavings"
+        left |= {"zarr" for name in found if name == ".pgs.zarr.partial"}
+    assert left == {"pgs", "zarr"}, "killed with sums on disk, and with half a store"
+    preprocess(*command, "--out", out) if done.returncode else None
+    assert settled(out) == settled(tmp_path / "whole")
 
 
 def test_parts_are_used_again_and_dropped_when_options_change(tmp_path, capsys):
@@ -197,14 +221,66 @@ def test_source_and_target_on_an_object_store(tmp_path, bucket, monkeypatch, cap
     assert "local folders only" in complaint(capsys, "burden", "s3://biobank/x.vcf", "--out", tmp_path / "n")
 
 
-def test_two_commands_do_not_write_one_dataset(tmp_path, capsys):
+@pytest.mark.parametrize("source", ["s3://biobank/raw/x.bed", "s3://biobank/raw"])
+def test_a_changed_remote_file_is_fetched_again(tmp_path, bucket, monkeypatch, source):
+    """A corrected .bed has the size of the wrong one; what is gone from the folder is no longer read."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    calls = random_calls(50, 30)
+
+    def upload(name: str, values: np.ndarray, **columns: list) -> None:
+        bed = write_bed(tmp_path / f"{name}.bed", values, people(50), **columns)
+        for suffix in (".bed", ".bim", ".fam"):
+            bucket.upload_file(str(bed.with_suffix(suffix)), "biobank", f"raw/{name}{suffix}")
+
+    def run(out: str) -> np.ndarray:
+        preprocess("snps", source, "--reference", "a2", "--stride", 1, "--out", tmp_path / out)
+        return unpacked(opened(tmp_path / out, "snps"))
+
+    upload("x", 2 - np.maximum(calls, 0))
+    upload("y", calls, chromosome=["2"] * 30, sid=[f"y{n}" for n in range(30)])
+    assert run("first").shape == (50, 60 if source.endswith("raw") else 30)
+    upload("x", calls)
+    for suffix in (".bed", ".bim", ".fam"):
+        bucket.delete_object(Bucket="biobank", Key=f"raw/y{suffix}")
+    np.testing.assert_array_equal(run("second"), np.where(calls < 0, 3, calls))
+    # Nothing has changed: nothing is fetched.
+    with monkeypatch.context() as patch:
+        patch.setattr("preprocess.genetics.remote._download", None)
+        run("third")
+
+
+def test_lacking_credentials_are_one_clear_error(tmp_path, bucket, monkeypatch, capsys):
+    import s3fs
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    s3fs.S3FileSystem.clear_instance_cache()
+    try:
+        message = complaint(capsys, "snps", "s3://biobank/raw", "--reference", "a2", "--out", tmp_path / "d")
+    finally:
+        s3fs.S3FileSystem.clear_instance_cache()
+    assert "s3://biobank/raw: no credentials for this bucket; set AWS_ACCESS_KEY_ID" in message
+
+
+@pytest.mark.parametrize("command", ["snps", "pgs", "burden", "expression"])
+def test_two_commands_do_not_write_one_dataset(tmp_path, capsys, command):
     from filelock import FileLock
 
     bed = write_bed(tmp_path / "x.bed", random_calls(9, 4), people(9))
-    (tmp_path / "d").mkdir()
-    with FileLock(tmp_path / "d/.snps.lock"):
-        message = complaint(capsys, "snps", bed, "--reference", "a2", "--out", tmp_path / "d")
-    assert "another snps command" in message
+    options = {"snps": ("--reference", "a2"), "pgs": ("--genotypes", bed)}.get(command, ())
+    leavings = [f".{command}.abcd1234/sums", f"reports/.{command}.json.7.partial"]
+    leavings += [".rna.zarr.partial/zarr.json"] if command == "expression" else [f".{command}.zarr.partial/zarr.json"]
+    for name in leavings:
+        (tmp_path / "d" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "d" / name).write_text("half")
+    with FileLock(tmp_path / f"d/.{command}.lock"):
+        message = complaint(capsys, command, bed, *options, "--out", tmp_path / "d")
+        assert f"another {command} command" in message
+        assert all((tmp_path / "d" / name).exists() for name in leavings), "they may be the other one's"
+    main([command, str(bed), *map(str, options), "--out", str(tmp_path / "d"), "--split-seed", "1"])
+    assert not any((tmp_path / "d" / name).exists() for name in leavings)
 
 
 def test_options_out_of_range_are_named(tmp_path, capsys):

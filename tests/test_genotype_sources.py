@@ -1,4 +1,4 @@
-"""Genotypes from every format against independent readers, and the traps of the genetics page one by one.
+"""Genotypes from every format against independent readers, and the traps of the genetics notes one by one.
 
 The independent readers are the bytes of the .bed specification read by hand, and the ``bgen`` package; the other
 formats are made from the .bed by plink2. Every trap has a test that states the right numbers.
@@ -18,9 +18,11 @@ import numpy as np
 import pytest
 from bgen import BgenReader
 
+from mrmfast.errors import UserError
 from preprocess.genetics.genotypes import Genotypes, open_genotypes, twobit
 from preprocess.genetics.genotypes.base import hard_calls_of
 from preprocess.genetics.genotypes.bgen import probabilities
+from preprocess.genetics.genotypes.vcf import VcfFile
 from tests.test_preprocess_genetics import (
     DATA,
     all_bytes,
@@ -222,7 +224,7 @@ def test_bgen_equals_vcf_and_an_independent_reader(tmp_path):
             np.testing.assert_allclose(dosages[row], theirs[:, 1] + 2 * theirs[:, 2], atol=1e-6)
 
 
-# --- traps, by their numbers on the genetics page ------------------------------------------------------------------
+# --- traps, by their numbers in the genetics notes -----------------------------------------------------------------
 
 
 def vcf_of(path: Path, rows: list[tuple], samples: list[str], extra: str = "") -> Path:
@@ -527,6 +529,9 @@ def test_mistakes_in_vcfs_are_named(tmp_path, capsys):
     bad.write_text(whole.replace("\trs3\tA\tG\t.\t.\t.\tGT\t0/1", "\trs3\tA\tG\t.\t.\t.\tGT\t0/5"))
     with pytest.warns(UserWarning, match="read in Python"):
         assert "1:13: a genotype names allele 5" in complain(bad)
+    bad.write_text(whole.replace("GT\t0/1", "DS\t1", 1))
+    with pytest.raises(UserError, match=r"bad\.vcf: 1:10 has no GT"):
+        VcfFile(bad).copies(np.arange(5))
     assert "for .vcf files give ref or alt" in complain(
         vcf_of(tmp_path / "r.vcf", rows, people(3)), "--reference", "a1"
     )
@@ -556,9 +561,9 @@ def test_both_readers_of_a_bim_agree(monkeypatch):
     from preprocess.genetics.genotypes import plink1
 
     for path in sorted((DATA / "genetics").rglob("*.bim")):
-        quick = plink1._read_bim_quickly(path)
+        quick = plink1._read_bim_quickly(path, plink1.autosome)
         with monkeypatch.context() as patch:
-            patch.setattr(plink1, "_read_bim_quickly", lambda _: None)
+            patch.setattr(plink1, "_read_bim_quickly", lambda *_: None)
             slow = plink1.read_bim(path)
         assert quick.equals(slow), path.name
 
@@ -572,11 +577,12 @@ def test_both_readers_of_a_bim_agree(monkeypatch):
         ("1 a 0 5 A G\n\n1 b 0 6 A G\n", "line 2 has 0 columns"),
         ("1 a 0 5.5 A G\n", "line 1: the position"),
         ("1 a 0 99999999999999999999999 A G\n", "line 1: the position"),
+        ("1 a 0 5 A G\n1 b 0 -6 A G\n", "line 2: the position"),
+        ("1 a 0 3000000000 A G\n", "line 1: the position"),
         ("", "is empty"),
     ],
 )
 def test_mistakes_in_a_bim_are_named(tmp_path, text, words):
-    from mrmfast.errors import UserError
     from preprocess.genetics.genotypes.plink1 import read_bim
 
     (tmp_path / "x.bim").write_text(text)

@@ -199,6 +199,11 @@ def test_rsids_find_rows_without_a_place(tmp_path):
     assert matches.variant.tolist() == [1, 1, -1, -1, -1], "a place outweighs an rsID"
 
 
+def test_names_with_too_many_digits_are_no_rsids(tmp_path):
+    variants = variants_at(("A", "G"), ("A", "C")).assign(id=["rs12345678901234567890", "rs7"])
+    assert fates(tmp_path, variants, ["rs7 C A 1"], "rsID effect_allele other_allele effect_weight") == ["matched"]
+
+
 def test_opposite_effect_alleles_in_two_scores_share_a_product():
     """Trap 5: a weight on REF is -w per ALT copy and a constant +2w."""
     rng = np.random.default_rng(0)
@@ -609,7 +614,28 @@ def test_mistakes_in_plink2_files_are_named(tmp_path, capsys):
     bed = write_bed(tmp_path / "all.bed", random_calls(20, 2), people(20))
     for place in ("1000.5", "-1000", "9" * 25):
         bed.with_suffix(".bim").write_text(f"1\trs1\t0\t{place}\tG\tA\n1\trs2\t0\t1010\tG\tA\n")
-        assert "all.bim: line 1: needs" in complain(bed)
+        assert "all.bim: line 1: the position" in complain(bed)
+    for text, words in (
+        ("1\trs1\t0\t1000\tG\tA\n1\trs2\t0\t1010\tG\n", "line 2 has 5 columns"),
+        ("1\trs1\t0\t1000\tG\tA\tx\n1\trs2\t0\t1010\tG\tA\n", "line 1 has 7 columns"),
+        ("", "is empty"),
+    ):
+        bed.with_suffix(".bim").write_text(text)
+        assert f"all.bim: {words}" in complain(bed)
+    pgen = fresh("header")
+    for suffix, text, words in (
+        (".psam", "#FID SEX\n" + "F 1\n" * 20, "line 1 names no column IID"),
+        (".psam", b"#IID\n\xff\n", "is not text"),
+        (".pvar", "#CHROM\tPOS\tID\tREF\n1\t10\t.\tA\n", "line 1 names no column ALT"),
+        (".pvar", "#CHROM\tPOS\tID\tALT\n1\t10\t.\tA\n", "line 1 names no column REF"),
+        (".pvar", b"##\xff\n#CHROM\tPOS\tID\tREF\tALT\n", "is not text"),
+        (".pvar", b"#CHROM\tPOS\tID\tREF\tALT\n1\t10\t\xff\tA\tG\n", "is not text"),
+        (".pvar", "#CHROM\tPOS\tID\tREF\tALT\n", "names no variants"),
+        (".pvar", "#CHROM\tPOS\tID\tREF\tALT\n1\t10\t.\tA\tG\n1\t20\t.\tA\n", "line 3: needs"),
+    ):
+        path = fresh("header").with_suffix(suffix)
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        assert f"g{suffix}: {words}" in complain(pgen)
     pgen = fresh("samples")
     pgen.with_suffix(".psam").write_text("#IID\n" + "\n".join(people(19)) + "\n")
     assert "19 samples x 2 variants" in complain(pgen)

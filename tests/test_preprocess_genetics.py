@@ -176,6 +176,28 @@ def test_mistakes_in_genotypes_are_named(tmp_path, capsys):
     assert not (tmp_path / "d" / "dataset.json").exists(), "a failed try must not bind the dataset to a split"
 
 
+def test_listed_variants_at_another_place_are_left_out_and_reported(tmp_path, capsys):
+    calls = random_calls(8, 5)
+    bed = write_bed(tmp_path / "a.bed", calls, people(8))
+    listed = tmp_path / "list"
+    command = ("snps", bed, "--reference", "a2", "--variants", listed, "--test-fraction", 0)
+    listed.write_text("rs1 1 1000\nrs2 1 1011\nrs3 2 1020\nrs4 1 1030\nrs5\nrs9\nrs4\n")
+    preprocess(*command, "--out", tmp_path / "d")
+    assert "2 variants stand elsewhere" in capsys.readouterr().out
+    modality = opened(tmp_path / "d", "snps")
+    assert modality.features.name.tolist() == ["rs1", "rs4", "rs5"]
+    np.testing.assert_array_equal(unpacked(modality), np.where(calls < 0, 3, calls)[:, [0, 3, 4]])
+    report = json.loads((tmp_path / "d/reports/snps.json").read_text())["variants"]
+    assert (report["picked"], report["listed_elsewhere"], report["listed_absent"]) == (3, 2, 1)
+    with gzip.open(tmp_path / "d/reports/snps_variants.tsv.gz", "rt") as file:
+        fates = [line.split("\t")[6] for line in file][1:]
+    assert fates == ["kept", "listed_elsewhere", "listed_elsewhere", "kept", "kept"]
+    listed.write_text("rs1 1 1000\nrs2 1 1010\nrs1 1 1001\n")
+    assert "list: line 3: gives an id another place" in complaint(capsys, *command, "--out", tmp_path / "e")
+    listed.write_text("rs1 1 1001\nrs2 1 1010\nrs3 1 1021\n")
+    assert "2 of 3 variants stand elsewhere" in complaint(capsys, *command, "--out", tmp_path / "e")
+
+
 # --- reruns --------------------------------------------------------------------------------------------------------
 
 

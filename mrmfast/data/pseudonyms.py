@@ -5,7 +5,7 @@ id, and whoever has it gets the same pseudonym for the same id in every dataset.
 it has left out withdrawn participants and applied keep lists (both go by the ids of the source) and before it applies
 the split rule (which goes by what is stored)::
 
-    parser.add_argument("--pseudonymise", metavar="KEYFILE", type=Path, help="replace ids by keyed hashes")
+    add_argument(parser)
     pseudonyms = Pseudonyms.read(arguments.pseudonymise)
     participants = pseudonyms.of(participants)
     claim_splits(arguments.out, rule)
@@ -14,18 +14,32 @@ the split rule (which goes by what is stored)::
 
 from __future__ import annotations
 
+import argparse
 import hashlib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from mrmfast.data.manifest import updating
+from mrmfast.data.manifest import Manifest, read_manifest, updating
 from mrmfast.errors import UserError
 
 LEAST_KEY, MOST_KEY = 16, 64  # bytes; the most is BLAKE2b's
 DIGEST = 16  # bytes: two of a million participants meet with a chance of 1e-27
+SHAPE = re.compile(f"[0-9a-f]{{{2 * DIGEST}}}")
+
+
+def add_argument(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--pseudonymise``."""
+    parser.add_argument(
+        "--pseudonymise",
+        metavar="KEYFILE",
+        type=Path,
+        help="store keyed hashes in place of participants' ids; the file holds a secret of 16 to 64 bytes, the same "
+        "for images and genetics (openssl rand -hex 32), to be kept apart from the dataset",
+    )
 
 
 @dataclass(frozen=True)
@@ -64,7 +78,7 @@ class Pseudonyms:
 
     def of(self, participants: Iterable[str]) -> np.ndarray:
         """Return what is stored for participants: ndarray of str, shape (n,), in their order."""
-        ids = [str(one) for one in participants]
+        ids = list(participants)
         if self.key:
             ids = [self._digest(one.encode(), b"mrmfast-id") for one in ids]
         return np.array(ids, dtype=object)
@@ -85,11 +99,27 @@ class Pseudonyms:
         UserError
             The dataset holds images or genetics under other ids: they would not join.
         """
+        if not self.key:
+            self.check(dataset)  # there is nothing to record
+            return
         with updating(dataset) as manifest:
-            begun = manifest.shards or manifest.genetics or manifest.pseudonyms
-            if begun and manifest.pseudonyms != self.fingerprint:
-                raise UserError(
-                    f"{dataset}: was begun {'with another' if manifest.pseudonyms else 'without a'} key for ids; give "
-                    "all its preprocessors the same --pseudonymise, or choose another --out"
-                )
+            self._check(manifest, dataset)
             manifest.pseudonyms = self.fingerprint
+
+    def check(self, dataset: str | Path) -> None:
+        """Check the same before any long work, and record nothing.
+
+        Raises
+        ------
+        UserError
+            As :meth:`claim`.
+        """
+        self._check(read_manifest(dataset), dataset)
+
+    def _check(self, manifest: Manifest, dataset: str | Path) -> None:
+        begun = manifest.shards or manifest.genetics or manifest.pseudonyms
+        if begun and manifest.pseudonyms != self.fingerprint:
+            raise UserError(
+                f"{dataset}: was begun {'with another' if manifest.pseudonyms else 'without a'} key for ids; give "
+                "all its preprocessors the same --pseudonymise, or choose another --out"
+            )

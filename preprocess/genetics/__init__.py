@@ -2,7 +2,7 @@
 
 ``snps``, ``pgs``, ``burden`` and ``expression`` are the commands. Scores: ``scoring`` and ``score_table`` read a file,
 ``match`` finds its variants, ``score_folder`` keeps the ledger, ``sums`` (or ``plink2``) computes. Burden: ``vep`` and
-``harm`` say what is harmful, ``burden_vcf`` and ``burden_plink`` read who carries it, ``gene_bits`` holds that. ``bed``
-and ``dosages`` read genotypes; ``cohort``, ``standardise`` and ``target`` hold what the commands share. Rules and traps
-are on the genetics page (``docs/genetics.md``).
+``harm`` say what is harmful, ``burden_vcf`` and ``burden_plink`` read who carries it, ``gene_bits`` holds that.
+``genotypes`` and ``dosages`` read genotypes; ``cohort``, ``standardise`` and ``target`` hold what the commands share.
+"Trap N" in comments is a number in the genetics notes of the project: a known way to get genotypes wrong.
 """

@@ -1,11 +1,11 @@
 """``python -m preprocess burden``: harmful rare variants -> one bit per participant and gene.
 
-Rule of the original study (genetics page): the bit of a protein-coding gene is 1 if the participant carries at least
-one probably harmful rare variant in it. Harmful: VEP IMPACT HIGH on a protein-coding transcript (nonsense-mediated
-decay transcripts excluded), or a missense change that PolyPhen or SIFT calls harmful (:class:`vep.HarmRule`); or what
-a table says (``--annotations`` with ``--mask``, regenie's formats). Rare: minor allele frequency below ``--max-maf``
-among the samples; where the *reference* is the rare allele the variant is left out, or nearly everyone would carry it
-(trap 7). A missing genotype counts as 0; in a half-missing one of a VCF the allele that is known counts.
+Rule of the original study: the bit of a protein-coding gene is 1 if the participant carries at least one probably
+harmful rare variant in it. Harmful: VEP IMPACT HIGH on a protein-coding transcript (nonsense-mediated decay transcripts
+excluded), or a missense change that PolyPhen or SIFT calls harmful (:class:`vep.HarmRule`); or what a table says
+(``--annotations`` with ``--mask``, regenie's formats). Rare: minor allele frequency below ``--max-maf`` among the
+participants kept; where the *reference* is the rare allele the variant is left out, or nearly everyone would carry it.
+A missing genotype counts as 0; in a half-missing one of a VCF the allele that is known counts.
 
 SRC is a VEP-annotated VCF with genotypes, or PLINK genotypes with ``--annotations``. ``--code copies`` stores the
 largest number of copies of any counted variant (0, 1, 2: regenie's ``max`` mask) instead of the bit.
@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 
 from mrmfast.data.genome_store import FeatureTable, write_modality
-from mrmfast.data.manifest import claim_splits
 from mrmfast.errors import UserError
 from preprocess.genetics import burden_plink, burden_vcf, cohort, harm, target, vep
 from preprocess.genetics.burden_vcf import VCF_ENDINGS
@@ -83,10 +82,15 @@ def run(arguments: argparse.Namespace) -> int:
     """
     if not 0 < arguments.max_maf <= 0.5:
         raise UserError(f"--max-maf {arguments.max_maf}: give a frequency above 0, up to 0.5")
-    split = target.check_target(arguments, ["burden"])
+    with target.writing(arguments, "burden", ["burden"]):
+        return _run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    split, pseudonyms = target.check_target(arguments, ["burden"])
     rule = vep.HarmRule(arguments.min_polyphen, arguments.max_sift, arguments.missense_rule, arguments.biotype)
     scan = _scan_vcfs if _has_vcfs(arguments.src) else _scan_plink
-    ids, chosen, people, files, tally = scan(arguments, rule)
+    ids, people, files, tally = scan(arguments, rule)
     hit = tally.hit()
     if not hit:
         raise UserError(
@@ -100,7 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
         chromosome=[str(gene.chromosome) for gene in genes],
         position=[gene.position for gene in genes],
     )
-    claim_splits(arguments.out, split)
+    target.claim(arguments.out, split, pseudonyms)
     settings = {
         "max_maf": arguments.max_maf,
         "min_polyphen": rule.polyphen,
@@ -125,15 +129,15 @@ def run(arguments: argparse.Namespace) -> int:
         "features_per_group": dict(features.groups()),
         "symbols": {name: tally.genes[number, name].symbol for number, name in hit},
     }
-    # The store comes last: where it stands, everything stands, and a rerun after a crash has nothing to clear.
+    # The store comes last: where it stands, everything stands, and what a crash leaves the next run sweeps away.
     target.write_report(arguments.out, "burden", report)
     write_modality(
         arguments.out,
         "burden",
         "genotype" if arguments.code == "copies" else "binary",
-        ids,
+        pseudonyms.of(ids),
         features,
-        (block.view(np.int8) for block in tally.blocks(hit, chosen)),
+        (block.view(np.int8) for block in tally.blocks(hit)),
         attributes=settings,
     )
     fates = tally.fates
@@ -149,7 +153,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-Scanned = tuple[list[str], np.ndarray, dict[str, int], list[str], Tally]
+Scanned = tuple[list[str], dict[str, int], list[str], Tally]
 
 
 def _has_vcfs(source: Path) -> bool:
@@ -166,11 +170,12 @@ def _scan_vcfs(arguments: argparse.Namespace, rule: vep.HarmRule) -> Scanned:
     paths = burden_vcf.find_vcfs(arguments.src)
     samples = list(burden_vcf.open_vcf(paths[0]).samples)
     chosen, people = cohort.select(samples, arguments.keep, paths[0])
-    tally = Tally(len(samples), arguments.code == "copies")
+    ids, everyone = [samples[row] for row in chosen], cohort.everyone(samples)
+    tally = Tally(len(ids), arguments.code == "copies")
     with target.ledger(arguments.out, "burden_variants", burden_vcf.LEDGER_COLUMNS) as file:
         for path in paths:
-            burden_vcf.scan(path, samples, rule, arguments.max_maf, tally, file)
-    return [samples[row] for row in chosen], chosen, people, [path.name for path in paths], tally
+            burden_vcf.scan(path, ids, everyone, rule, arguments.max_maf, tally, file)
+    return ids, people, [path.name for path in paths], tally
 
 
 def _scan_plink(arguments: argparse.Namespace, rule: vep.HarmRule) -> Scanned:
@@ -202,4 +207,4 @@ def _scan_plink(arguments: argparse.Namespace, rule: vep.HarmRule) -> Scanned:
     with target.ledger(arguments.out, "burden_variants", PLINK_LEDGER) as file:
         burden_plink.scan(genotypes, known, arguments.max_maf, tally, file, BLOCK_BYTES)
     files = [path.name for path in genotypes.files]
-    return genotypes.samples.tolist(), np.arange(len(genotypes.samples)), genotypes.counts, files, tally
+    return genotypes.samples.tolist(), genotypes.counts, files, tally

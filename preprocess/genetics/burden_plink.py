@@ -69,6 +69,7 @@ def scan(
             is_counted = number[head] >= 0
             _count(tally, annotations, table, (mine[is_counted], number[head[is_counted]]), found)
             bar.update(len(block))
+    _seed(tally, annotations, chromosome)
     names, counts = np.unique(verdict.astype(str), return_counts=True)
     tally.fates.update(dict(zip(names.tolist(), counts.tolist(), strict=True)))
     out = pairs[["label", "gene", "why"]].assign(
@@ -122,6 +123,29 @@ def _count(
             tally.genes[key] = Gene(key[0], *place)
         mine = slice(edges[number], edges[number + 1])
         tally.count(key, samples[mine], twice[mine], count)
+
+
+def _seed(tally: Tally, annotations: Annotations, chromosome: np.ndarray) -> None:
+    """Add the annotated genes without a counted variant; those on X and the like are not looked at.
+
+    Parameters
+    ----------
+    chromosome : ndarray of int, shape (pairs,)
+        Where each pair's variant lies; 0 where the genotypes lack it.
+    """
+    pairs = pd.DataFrame({"chromosome": chromosome, "gene": annotations.pairs["gene"]}).drop_duplicates()
+    pairs = pairs[pairs["gene"] != ""]
+    found = set(zip(pairs["chromosome"].tolist(), pairs["gene"].tolist(), strict=True))
+    placed = {name for number, name in found if number}
+    keys = {(number, name) for number, name in found if 1 <= number <= 22}
+    # A gene whose variants are all absent lies where the set list or VEP says, or nowhere that we know.
+    for name in {*pairs["gene"], *annotations.genes} - placed:
+        known = annotations.genes.get(name)
+        if known is None or known.chromosome:
+            keys.add((known.chromosome if known else 0, name))
+    for key in keys:
+        # Without a counted variant it is no feature: only that it is there matters.
+        tally.genes.setdefault(key, Gene(key[0], 0))
 
 
 def entries(

@@ -11,10 +11,10 @@ from cyvcf2 import VCF
 from tqdm import tqdm
 
 from mrmfast.errors import UserError
-from preprocess.genetics import vep
-from preprocess.genetics.bed import autosome, natural_key
+from preprocess.genetics import cohort, vep
 from preprocess.genetics.gene_bits import Gene, Tally, fates
-from preprocess.genetics.genotypes.vcf import check_alleles, place_of
+from preprocess.genetics.genotypes import autosome, natural_key
+from preprocess.genetics.genotypes.vcf import alleles_of, place_of
 
 BGZF_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")  # SAM specification, 4.1.2
 VCF_ENDINGS = (".vcf", ".vcf.gz", ".bcf")
@@ -84,14 +84,24 @@ def records(vcf: VCF, path: Path) -> Iterator[Any]:
             bar.update()
 
 
-def scan(path: Path, samples: list[str], rule: vep.HarmRule, max_maf: float, tally: Tally, ledger: IO[str]) -> None:
+def scan(
+    path: Path,
+    participants: list[str],
+    everyone: set[str],
+    rule: vep.HarmRule,
+    max_maf: float,
+    tally: Tally,
+    ledger: IO[str],
+) -> None:
     """Stream one VCF and add its harmful rare variants to `tally`.
 
     Parameters
     ----------
     path : Path
-    samples : list of str
-        Of the first file; every file must hold the same ones, in any order.
+    participants : list of str
+        Who is counted, for frequencies and carriers alike.
+    everyone : set of str
+        Who is in the first file and has not withdrawn; every file must hold the same people, in any order.
     rule : HarmRule
     max_maf : float
     tally : Tally
@@ -101,10 +111,7 @@ def scan(path: Path, samples: list[str], rule: vep.HarmRule, max_maf: float, tal
     """
     vcf = open_vcf(path)
     parser = vep.CsqParser(vep.csq_fields(vcf.raw_header, path), rule)
-    if sorted(vcf.samples) != sorted(samples):
-        raise UserError(f"{path}: holds other samples than the first file; all files must hold the same participants")
-    place = {sample: number for number, sample in enumerate(vcf.samples)}
-    order = np.array([place[sample] for sample in samples])
+    order = cohort.locate(participants, list(vcf.samples), everyone, path)
     for variant in records(vcf, path):
         _add(variant, path, parser, order, max_maf, tally, ledger)
     tally.fates["annotations_malformed"] += parser.malformed
@@ -131,14 +138,12 @@ def _add(
     for gene, symbol in genes.items():
         tally.genes.setdefault((number, gene), Gene(number, variant.POS, symbol))
     # Genotypes are decoded only where something is harmful: most of the time goes there.
-    calls = variant.genotype.array()[order, :-1] if any(harmed) else None
-    if calls is not None:
-        check_alleles(calls, variant, path)
+    calls = alleles_of(variant, path)[order] if any(harmed) else None
     for index, (alternative, why) in enumerate(zip(alternatives, harmed, strict=True), start=1):
         if not why or calls is None:
             _note(tally, ledger, variant, alternative, "not_harmful")
             continue
-        called = int((calls >= 0).sum())  # -1 missing, -2 absent (haploid)
+        called = int((calls >= 0).sum())  # negative: missing, or absent (haploid)
         carried = calls == index
         frequency = int(carried.sum()) / called if called else 0.0
         verdict = str(fates(np.array(frequency), max_maf))

@@ -14,7 +14,7 @@ from mrmfast.errors import UserError
 def is_withdrawn(participant: str) -> bool:
     """Whether an id marks a withdrawn participant.
 
-    UK Biobank keeps the row of a withdrawn participant and makes the id negative or blank (genetics page, trap 9);
+    UK Biobank keeps the row of a withdrawn participant and makes the id negative or blank;
     PLINK writes a blank id as ``0``.
     """
     return participant in ("", "0") or participant.startswith("-")
@@ -84,6 +84,45 @@ def select(ids: list[str], keep: str | Path | None, where: str | Path) -> tuple[
         raise UserError(f"{where}: no participants are left (all ids are negative or blank); use the file with ids")
     counts["participants"] = len(rows)
     return np.array(rows, dtype=np.int64), counts
+
+
+def everyone(ids: Iterable[str]) -> set[str]:
+    """Return all who have not withdrawn."""
+    return {one for one in ids if not is_withdrawn(one)}
+
+
+def locate(participants: Iterable[str], ids: list[str], first: set[str], where: str | Path) -> np.ndarray:
+    """Find participants in a further file of the same cohort: by id, for its rows may stand in another order.
+
+    Parameters
+    ----------
+    participants : iterable of str
+    ids : list of str
+        Of every row of the file.
+    first : set of str
+        Who is in the first file and has not withdrawn.
+    where : path
+        The file, for messages.
+
+    Returns
+    -------
+    ndarray of int64, shape (participants,)
+        The row of each.
+
+    Raises
+    ------
+    UserError
+        An id repeats, or the file holds other people.
+    """
+    row_of = {one: row for row, one in enumerate(ids) if not is_withdrawn(one)}
+    if len(row_of) != sum(not is_withdrawn(one) for one in ids):
+        raise UserError(f"{where}: ids repeat; make ids unique")
+    if row_of.keys() != first:
+        raise UserError(
+            f"{where}: lacks {len(first - row_of.keys())} participants of the first file and has "
+            f"{len(row_of.keys() - first)} others; all files must hold the same participants"
+        )
+    return np.array([row_of[one] for one in participants], dtype=np.int64)
 
 
 def training_rows(participants: Iterable[str], rule: SplitRule, where: str | Path, least: int = 1) -> np.ndarray:

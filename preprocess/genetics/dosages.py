@@ -15,7 +15,10 @@ import pandas as pd
 import pgenlib
 
 from mrmfast.errors import UserError
-from preprocess.genetics import bed, cohort
+from preprocess.genetics import cohort
+from preprocess.genetics.genotypes.base import autosome, natural_key
+from preprocess.genetics.genotypes.pgen import read_psam
+from preprocess.genetics.genotypes.plink1 import read_bim, read_fam
 
 X_CHROMOSOME = 23
 X_LABELS = {"X", "23", "XY", "25", "PAR1", "PAR2"}  # PLINK's codes; the PGS Catalog calls all of them X
@@ -45,7 +48,7 @@ class Genotypes(Protocol):
 def chromosome_code(label: str) -> int:
     """Return 1..22 for an autosome, 23 for X and its pseudo-autosomal ends, 0 for any other chromosome (trap 8)."""
     bare = label[3:] if label[:3].lower() == "chr" else label
-    return X_CHROMOSOME if bare.upper() in X_LABELS else bed.autosome(bare)
+    return X_CHROMOSOME if bare.upper() in X_LABELS else autosome(bare)
 
 
 class PlinkFiles:
@@ -66,13 +69,17 @@ class PlinkFiles:
 
     def __init__(self, source: Path, keep: Path | None = None) -> None:
         self.files = find_files(source)
-        ids = [read_samples(path) for path in self.files]
-        chosen, self.counts = cohort.select(ids[0], keep, self.files[0])
+        named = [path.with_suffix(".fam" if path.suffix == ".bed" else ".psam") for path in self.files]
+        ids = [read_fam(path) if path.suffix == ".fam" else read_psam(path) for path in named]
+        chosen, self.counts = cohort.select(ids[0], keep, named[0])
         self.samples = np.array(ids[0], dtype=object)[chosen]
-        self.raw_samples = len(ids[0])
-        self.rows = [self._locate(path, names) for path, names in zip(self.files, ids, strict=True)]
+        self.raw_samples = [len(names) for names in ids]
+        self.rows = [chosen]
+        if len(ids) > 1:
+            everyone, others = cohort.everyone(ids[0]), zip(ids[1:], named[1:], strict=True)
+            self.rows += [cohort.locate(self.samples, names, everyone, path) for names, path in others]
         # File row -> participant, for sparse reads; -1 is nobody.
-        self.participant_of = np.full((len(self.files), self.raw_samples), -1, dtype=np.int32)
+        self.participant_of = np.full((len(self.files), max(self.raw_samples)), -1, dtype=np.int32)
         for number, rows in enumerate(self.rows):
             self.participant_of[number, rows] = np.arange(len(rows))
         tables = [read_variants(path).assign(file=number) for number, path in enumerate(self.files)]
@@ -111,14 +118,13 @@ class PlinkFiles:
         reader = self.readers[number]
         order = np.argsort(rows, kind="stable")
         ascending = bool((order == np.arange(len(order))).all())
-        everyone = len(rows) == self.raw_samples
-        reader.change_sample_subset(None if everyone else rows[order].astype(np.uint32))
+        reader.change_sample_subset(None if len(rows) == self.raw_samples[number] else rows[order].astype(np.uint32))
         target = out if ascending else np.empty_like(out)
         read = reader.read_list if out.dtype == np.int8 else reader.read_dosages_list
         try:
             read(columns, target)
-        except RuntimeError as error:
-            raise UserError(f"{self.files[number]}: damaged; copy the file again") from error
+        except (RuntimeError, OSError) as error:
+            raise self._damaged(number, int(columns.min()), int(columns.max())) from error
         if not ascending:
             out[:, order] = target
 
@@ -126,10 +132,14 @@ class PlinkFiles:
         """Count genotypes, without spreading them: uint32, shape (n, 4), of 0, 1, 2 copies of ``alt``, and missing."""
         counts = np.empty((len(variant_rows), 4), dtype=np.uint32)
         file_of, columns = self._place(variant_rows)
-        for reader, rows in zip(self.readers, self.rows, strict=True):
-            reader.change_sample_subset(None if len(rows) == self.raw_samples else np.sort(rows).astype(np.uint32))
-        for row, number, column in zip(counts, file_of.tolist(), columns.tolist(), strict=True):
-            self.readers[number].count(column, row)
+        for reader, rows, raw in zip(self.readers, self.rows, self.raw_samples, strict=True):
+            reader.change_sample_subset(None if len(rows) == raw else np.sort(rows).astype(np.uint32))
+        number = column = 0
+        try:
+            for row, number, column in zip(counts, file_of.tolist(), columns.tolist(), strict=True):
+                self.readers[number].count(column, row)
+        except (RuntimeError, OSError) as error:
+            raise self._damaged(number, column, column) from error
         return counts
 
     def carriers(
@@ -154,11 +164,15 @@ class PlinkFiles:
             reader.change_sample_subset(None)  # sparse reads know no subset
         lists, numbers = [], []
         file_of, columns = self._place(variant_rows)
-        for place in np.flatnonzero(wanted).tolist():
-            reader, column = self.readers[file_of[place]], int(columns[place])
-            if reader.has_sparse(column):
-                lists.append(reader.read_sparse8(column))
-                numbers.append(place)
+        place = 0
+        try:
+            for place in np.flatnonzero(wanted).tolist():
+                reader, column = self.readers[file_of[place]], int(columns[place])
+                if reader.has_sparse(column):
+                    lists.append(reader.read_sparse8(column))
+                    numbers.append(place)
+        except (RuntimeError, OSError) as error:
+            raise self._damaged(int(file_of[place]), int(columns[place]), int(columns[place])) from error
         found[numbers] = True
         if not lists:
             return found, (np.array([], np.int64), np.array([], np.int64), np.array([], np.int8))
@@ -173,16 +187,10 @@ class PlinkFiles:
         file_of = np.searchsorted(self.first_variant, variant_rows, "right") - 1
         return file_of, variant_rows - self.first_variant[file_of]
 
-    def _locate(self, path: Path, ids: list[str]) -> np.ndarray:
-        """Find every participant's row in a file: joined by id, never by row (trap 9)."""
-        row_of = {one: row for row, one in enumerate(ids) if not cohort.is_withdrawn(one)}
-        absent = sum(one not in row_of for one in self.samples)
-        if absent or len(ids) != self.raw_samples:
-            raise UserError(
-                f"{path}: lacks {absent} participants of {self.files[0].name} or has others; "
-                "all files must hold the same participants"
-            )
-        return np.array([row_of[one] for one in self.samples], dtype=np.int64)
+    def _damaged(self, number: int, first: int, last: int) -> UserError:
+        """Say between which variants (0-based) a file cannot be read."""
+        where = f"variant {first + 1}" if first == last else f"variants {first + 1} to {last + 1}"
+        return UserError(f"{self.files[number]}: damaged at {where}; copy the file again")
 
 
 def find_files(source: Path) -> list[Path]:
@@ -192,30 +200,9 @@ def find_files(source: Path) -> list[Path]:
             raise UserError(f"{source}: is neither .bed nor .pgen; convert it with plink2 --make-pgen")
         return [source]
     for suffix in (".pgen", ".bed"):
-        if found := sorted(source.glob(f"*{suffix}"), key=bed.natural_key):
+        if found := sorted(source.glob(f"*{suffix}"), key=natural_key):
             return found
     raise UserError(f"{source}: holds no .pgen or .bed file; give a PLINK file set or a folder of them")
-
-
-def read_samples(path: Path) -> list[str]:
-    """Return the participant ids of a file set, from its .fam or .psam."""
-    if path.suffix == ".bed":
-        return bed.read_fam(path.with_suffix(".fam"))
-    psam = path.with_suffix(".psam")
-    lines = _lines(psam)
-    header = next((line for line in lines if line.startswith(("#FID", "#IID"))), None)
-    if header is None:
-        raise UserError(f"{psam}: has no header line (#IID or #FID); write the file with plink2 --make-pgen")
-    columns = header.lstrip("#").split("\t" if "\t" in header else None)
-    place, ids = columns.index("IID"), []
-    for number, line in enumerate(lines, start=1):
-        if line.startswith("#"):
-            continue
-        fields = line.split("\t") if "\t" in line else line.split()
-        if len(fields) <= place:
-            raise UserError(f"{psam}: line {number} has no IID (column {place + 1}); mend the line")
-        ids.append(fields[place].strip())
-    return ids
 
 
 def read_variants(path: Path) -> pd.DataFrame:
@@ -227,34 +214,38 @@ def read_variants(path: Path) -> pd.DataFrame:
         The .bim or .pvar is absent or malformed; names the line.
     """
     if path.suffix == ".bed":
-        table, skip, names = path.with_suffix(".bim"), 0, ["CHROM", "ID", "CM", "POS", "ALT", "REF"]
-    else:
-        table = path.with_suffix(".pvar")
-        skip, names = _pvar_header(table)
+        table = read_bim(path.with_suffix(".bim"), chromosome_code)
+        return table[["chromosome", "position", "id", "ref", "alt"]]
+    return _read_pvar(path.with_suffix(".pvar"))
+
+
+def _read_pvar(path: Path) -> pd.DataFrame:
+    skip, names = _pvar_header(path)
     needed = ["CHROM", "POS", "ID", "REF", "ALT"]
     try:
         raw = pd.read_csv(
-            table,
-            sep="\t" if path.suffix == ".pgen" else r"\s+",
+            path,
+            sep="\t",
             skiprows=skip,
             header=None,
             names=names,
             usecols=needed,
             dtype=str,
-            keep_default_na=False,
+            na_filter=False,
             quoting=3,
         )
-    except FileNotFoundError as error:
-        raise UserError(f"{table}: does not exist; keep the files of a set side by side") from error
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise UserError(f"{table}: cannot be read ({' '.join(str(error).split())}); mend the file") from error
+    except ValueError as error:  # pandas' own and those of text that is none
+        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())}); mend the file") from error
+    if not len(raw):
+        raise UserError(f"{path}: names no variants; a .pvar has one line per variant")
     position = pd.to_numeric(raw["POS"], errors="coerce")
     # Not cast first: 1060.5 would silently become another place, and 1e25 any.
     whole = (position >= 0) & (position < 2**31) & (position % 1 == 0)
-    bad = np.flatnonzero(~whole | (raw["ALT"].fillna("") == ""))
+    # Short lines are filled up with empty fields.
+    bad = np.flatnonzero(~whole | (raw["ALT"] == "") | (raw["REF"] == ""))
     if len(bad):
         raise UserError(
-            f"{table}: line {skip + bad[0] + 1}: needs {', '.join(names)}, the position a whole number; mend the line"
+            f"{path}: line {skip + bad[0] + 1}: needs {', '.join(names)}, the position a whole number; mend the line"
         )
     codes, labels = pd.factorize(raw["CHROM"])
     return pd.DataFrame(
@@ -275,7 +266,7 @@ def _upper(alleles: pd.Series) -> np.ndarray:
 
 def _pvar_header(path: Path) -> tuple[int, list[str]]:
     """Return the number of lines before the first variant and the column names."""
-    skip = 0
+    skip, names = 0, None
     try:
         with open(path, encoding="utf-8") as file:
             for line in file:
@@ -283,17 +274,19 @@ def _pvar_header(path: Path) -> tuple[int, list[str]]:
                     break
                 skip += 1
                 if line.startswith("#CHROM"):
-                    return skip, line[1:].split()
+                    names = line[1:].split()
+                    break
     except FileNotFoundError as error:
         raise UserError(f"{path}: does not exist; unpack .pvar.zst with plink2 --zst-decompress") from error
-    raise UserError(f"{path}: has no header line (#CHROM POS ID REF ALT); write the file with plink2 --make-pgen")
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: does not exist; keep the files of a set side by side") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not text; copy it again from the source") from error
+    if names is None:
+        raise UserError(f"{path}: has no header line (#CHROM POS ID REF ALT); write the file with plink2 --make-pgen")
+    if lacking := [name for name in ("CHROM", "POS", "ID", "REF", "ALT") if name not in names]:
+        raise UserError(
+            f"{path}: line {skip} names no column {', '.join(lacking)}; write the file with plink2 --make-pgen"
+        )
+    return skip, names
 
 
 def _open(path: Path, ids: list[str], variants: pd.DataFrame) -> Any:

@@ -1,7 +1,7 @@
 """``python -m preprocess expression``: a TCGA table -> RNA expression, copy number and mutations per case.
 
-The table has a row per slide and columns ``case_id``, ``NAME_rnaseq``, ``NAME_cnv``, ``NAME_mut`` (PORPOISE's tables;
-genetics page, TCGA). A case becomes one row: its slides carry the same genetics; where they do not, the first is taken
+The table has a row per slide and columns ``case_id``, ``NAME_rnaseq``, ``NAME_cnv``, ``NAME_mut`` (PORPOISE's tables).
+A case becomes one row: its slides carry the same genetics; where they do not, the first is taken
 and the case counted. RNA is z-scored on the training split; copy number (-2..2) and mutations (0, 1) stay as they are.
 
 The modalities are one unit: each carries a hash of the table and the settings. A run that was killed between two of
@@ -24,7 +24,8 @@ import numpy as np
 import pandas as pd
 
 from mrmfast.data.genome_store import STORE, FeatureTable, Kind, write_modality
-from mrmfast.data.manifest import SplitRule, claim_splits, read_manifest
+from mrmfast.data.manifest import SplitRule, read_manifest
+from mrmfast.data.pseudonyms import Pseudonyms
 from mrmfast.errors import UserError
 from preprocess.genetics import cohort, standardise, target
 
@@ -68,10 +69,13 @@ def read_table(path: Path) -> pd.DataFrame:
     Raises
     ------
     UserError
-        Not a CSV, no ``case_id``, none of the three kinds of columns, or no rows.
+        Not a CSV, no ``case_id``, none of the three kinds of columns, one of them twice, or no rows.
     """
+    options: dict[str, Any] = {"dtype": str, "keep_default_na": False, "skipinitialspace": True}
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True)
+        # As a row, since pandas would name a repeated column anew, and it would be lost without a word.
+        header = pd.read_csv(path, header=None, nrows=1, **options)
+        table = pd.read_csv(path, **options)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         # pandas' parser and decoding errors are ValueErrors; their text may quote the row, so only the type is shown.
         raise UserError(
@@ -81,6 +85,12 @@ def read_table(path: Path) -> pd.DataFrame:
         raise UserError(f"{path}: has no column {CASE}; name the column with the patient ids so")
     if not any(name.endswith(suffix) for name in table.columns for suffix in SUFFIXES.values()):
         raise UserError(f"{path}: has no column ending in {', '.join(SUFFIXES.values())}; name the genetics columns so")
+    names = [str(name) for name in header.iloc[0]]
+    for name in names:
+        if names.count(name) > 1 and (name == CASE or name.endswith(tuple(SUFFIXES.values()))):
+            raise UserError(
+                f"{path}: line 1 names column {name} {names.count(name)} times; remove or rename all but one"
+            )
     if not len(table):
         raise UserError(f"{path}: has no rows; give a table with a row per slide or case")
     return table
@@ -165,13 +175,14 @@ def make_block(modality: str, names: list[str], values: np.ndarray, train: np.nd
 
 
 def prepare(
-    path: Path, rule: SplitRule, keep: Path | None
+    path: Path, rule: SplitRule, pseudonyms: Pseudonyms, keep: Path | None
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Block], dict[str, int]]:
     """Read the table and prepare every modality it holds.
 
     Returns
     -------
     cases : ndarray of str, shape (cases,)
+        As stored.
     train : ndarray of bool, shape (cases,)
     blocks : dict of Block
         By modality.
@@ -187,7 +198,7 @@ def prepare(
     first, values, differing = one_row_per_case(table[CASE].str.strip().to_numpy(object), values)
     cases = table[CASE].str.strip().to_numpy(object)[first]
     chosen, people = cohort.select(cases.tolist(), keep, path)
-    cases, values = cases[chosen], values[chosen]
+    cases, values = pseudonyms.of(cases[chosen]), values[chosen]
     train = cohort.training_rows(cases, rule, path, least=2)
     blocks: dict[str, Block] = {}
     start = 0
@@ -209,11 +220,16 @@ def run(arguments: argparse.Namespace) -> int:
     UserError
         Options or a table that the user can mend.
     """
-    rule = target.check_target(arguments, [])
-    cases, train, blocks, counts = prepare(arguments.src, rule, arguments.keep)
+    with target.writing(arguments, "expression", SUFFIXES):
+        return _run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    rule, pseudonyms = target.check_target(arguments, [])
+    cases, train, blocks, counts = prepare(arguments.src, rule, pseudonyms, arguments.keep)
     unit = _unit(arguments.src, rule, cases)
     clear_unfinished(arguments.out, list(blocks), unit)
-    claim_splits(arguments.out, rule)
+    target.claim(arguments.out, rule, pseudonyms)
     _write_ledger(arguments.out, blocks)
     report: dict[str, Any] = {
         "settings": {"rna_per_part": RNA_PER_PART, "split_seed": rule.seed, "test_fraction": rule.test_fraction},

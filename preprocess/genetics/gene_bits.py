@@ -26,7 +26,7 @@ class Gene:
     symbol : str
         "" if unknown.
     carriers, homozygous : ndarray of uint8, shape (ceil(samples / 8),) or None
-        One bit per sample (lowest first); None until a variant counts.
+        One bit per participant (lowest first); None until a variant counts.
     variants : int
         Variants that counted.
     """
@@ -46,7 +46,7 @@ class Tally:
     Parameters
     ----------
     samples : int
-        Bits of a gene.
+        Participants: bits of a gene.
     copies : bool
         Keep who carries two copies of one variant too.
     """
@@ -82,28 +82,24 @@ class Tally:
         found = (key for key, gene in self.genes.items() if gene.carriers is not None)
         return sorted(found, key=lambda key: (key[0], self.genes[key].position, key[1]))
 
-    def blocks(self, keys: list[tuple[int, str]], chosen: np.ndarray) -> Iterator[np.ndarray]:
+    def blocks(self, keys: list[tuple[int, str]]) -> Iterator[np.ndarray]:
         """Yield participants x genes, uint8: 0, 1, and 2 with copies.
 
         Parameters
         ----------
         keys : list
             Genes, as columns.
-        chosen : ndarray of int64, ascending
-            Samples to write.
         """
         for start in range(0, self.samples, PARTICIPANTS_PER_BLOCK):
-            rows = chosen[(chosen >= start) & (chosen < start + PARTICIPANTS_PER_BLOCK)] - start
-            if not len(rows):
-                continue
-            block = np.empty((len(rows), len(keys)), dtype=np.uint8)
+            count = min(PARTICIPANTS_PER_BLOCK, self.samples - start)
+            block = np.empty((count, len(keys)), dtype=np.uint8)
             span = slice(start // 8, (start + PARTICIPANTS_PER_BLOCK) // 8)
             for column, key in enumerate(keys):
                 gene = self.genes[key]
                 assert gene.carriers is not None
-                block[:, column] = np.unpackbits(gene.carriers[span], bitorder="little")[rows]
+                block[:, column] = np.unpackbits(gene.carriers[span], count=count, bitorder="little")
                 if gene.homozygous is not None:
-                    block[:, column] += np.unpackbits(gene.homozygous[span], bitorder="little")[rows]
+                    block[:, column] += np.unpackbits(gene.homozygous[span], count=count, bitorder="little")
             yield block
 
 

@@ -15,8 +15,8 @@ import pandas as pd
 
 from mrmfast.errors import UserError
 from preprocess.genetics import burden_vcf, vep
-from preprocess.genetics.bed import autosome
 from preprocess.genetics.gene_bits import Gene
+from preprocess.genetics.genotypes import autosome
 
 COMPLAINT = "mend the line"
 
@@ -31,7 +31,7 @@ class Annotations:
         ``variant`` (row of the genotypes; -1 where `fate` says why not), ``label``, ``gene``, ``why``, ``count_ref``
         (the harmful allele is the genotypes' ``ref``), ``fate`` ("" while undecided).
     genes : dict
-        Known places and symbols, by gene id.
+        Known places and symbols of annotated genes, by gene id.
     """
 
     pairs: pd.DataFrame
@@ -68,10 +68,12 @@ def read_tables(
     fate = np.full(len(pairs), "", dtype=object)
     if sets is not None:
         members: set[tuple[str, str]] = set()
+        annotated = set(pairs["gene"])
         for number, (gene, chromosome, position, names) in enumerate(_fields(sets, (4,), "gene chr pos variants"), 1):
             if not position.isdecimal():
                 raise UserError(f"{sets}: line {number}: column 3 (position) is not a whole number; {COMPLAINT}")
-            genes[gene] = Gene(autosome(chromosome), int(position))
+            if gene in annotated:
+                genes[gene] = Gene(autosome(chromosome), int(position))
             members.update((name, gene) for name in names.split(","))
         listed = [pair in members for pair in zip(pairs["label"], pairs["gene"], strict=True)]
         fate[~np.array(listed, dtype=bool)] = "not_in_set"

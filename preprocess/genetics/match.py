@@ -203,9 +203,14 @@ def _repeats(values: np.ndarray) -> np.ndarray:
 
 
 def _rsid_numbers(ids: pd.Series) -> np.ndarray:
-    """Return the number of every id that is an rsID, else 0; int64."""
-    names = ids.to_numpy(object)
-    return np.array([int(name[2:]) if name[:2] == "rs" and name[2:].isdecimal() else 0 for name in names], np.int64)
+    """Return the number of every id that is an rsID, else 0; int64, so a name of more than 18 digits is none."""
+    return np.array(
+        [
+            int(name[2:]) if name[:2] == "rs" and name[2:].isdecimal() and len(name) <= 20 else 0
+            for name in ids.to_numpy(object)
+        ],
+        np.int64,
+    )
 
 
 def _place(chromosome: np.ndarray, position: np.ndarray) -> np.ndarray:

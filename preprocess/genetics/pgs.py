@@ -3,7 +3,7 @@
 Rows find their variant as :mod:`match` says, all scores are computed in one pass as :mod:`sums` says (or by plink2,
 ``--engine plink2``), and are z-scored with mean and deviation of the training split. Chromosomes 1-22 and X count, as
 in published scores and ``plink2 --score``. Dosages are scored where the file has them (.pgen), hard calls else (.bed)
-or with ``--hard-calls``: many more of those are missing (genetics page, trap 4).
+or with ``--hard-calls``: many more of those are missing, since a dosage far from a whole number gives no call.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import numpy as np
 
 from mrmfast.atomic import write_aside
 from mrmfast.data.genome_format import FeatureTable, write_modality
-from mrmfast.data.manifest import claim_splits
 from mrmfast.errors import UserError
 from preprocess.genetics import cohort, plink2, scoring, standardise, target
 from preprocess.genetics.dosages import PlinkFiles
@@ -61,11 +60,17 @@ def run(arguments: argparse.Namespace) -> int:
     UserError
         Options or files that the user can mend, or no score at all could be used.
     """
-    rule = target.check_target(arguments, ["pgs"])
+    with target.writing(arguments, "pgs", ["pgs"]):
+        return _run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    rule, pseudonyms = target.check_target(arguments, ["pgs"])
     build = _check(arguments)
     paths = find_scores(arguments.src)
     genotypes = PlinkFiles(arguments.genotypes, arguments.keep)
-    train = cohort.training_rows(genotypes.samples, rule, arguments.genotypes, least=2)
+    participants = pseudonyms.of(genotypes.samples)
+    train = cohort.training_rows(participants, rule, arguments.genotypes, least=2)
     index = VariantIndex(genotypes.variants, arguments.ambiguous == "keep", arguments.autosomes_only)
     with write_aside(arguments.out / "reports" / "pgs_variants.parquet", "wb") as file:
         ledger = RowLedger(file, genotypes.variants["id"].to_numpy(object))
@@ -110,7 +115,7 @@ def run(arguments: argparse.Namespace) -> int:
             mean=mean[kept],
             scale=scale[kept],
         )
-        claim_splits(arguments.out, rule)
+        target.claim(arguments.out, rule, pseudonyms)
         report = {
             "settings": {**settings, "assume_build": arguments.assume_build}
             | {"split_seed": rule.seed, "test_fraction": rule.test_fraction},
@@ -124,10 +129,10 @@ def run(arguments: argparse.Namespace) -> int:
             "files": {"in_folder": len(paths), "used": len(kept), "left_out": len(paths) - len(kept)},
             "scores": entries,
         }
-        # The store comes last: where it stands, everything stands, and a rerun after a crash has nothing to clear.
+        # The store comes last: where it stands, everything stands, and what a crash leaves the next run sweeps away.
         target.write_report(arguments.out, "pgs", report)
         scaled = ((sums[:, kept] - mean[kept]) / scale[kept] for _, sums in blocks())
-        write_modality(arguments.out, "pgs", "float", genotypes.samples, features, scaled, attributes=settings)
+        write_modality(arguments.out, "pgs", "float", participants, features, scaled, attributes=settings)
     _summary(arguments.out, report)
     return 0
 

@@ -1,9 +1,9 @@
 """``--engine plink2``: the original study's own tool makes the sums, from the same matched rows.
 
 plink2 gets companions whose variant ids are row numbers, so that repeated or blank ids cannot mix variants up, and two
-weight files if a variant has opposite effect alleles in two scores: our sign rule for REF weights (genetics page,
-trap 5) has no part in its answer. Missing calls take the training split's frequencies here too (``--read-freq``). Its
-sums have six significant digits.
+weight files if a variant has opposite effect alleles in two scores: our sign rule for REF weights has no part in its
+answer. Missing calls take the training split's frequencies here too (``--read-freq``). Its sums have six significant
+digits.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
+from tqdm import trange
 
 from mrmfast.errors import UserError
 from preprocess.genetics.dosages import PlinkFiles
@@ -70,10 +70,10 @@ def score(genotypes: PlinkFiles, weights: Weights, train: np.ndarray, memory_mb:
         counts_alt[variant] = is_alt
     work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".plink2.", dir=work) as folder:
-        for number, path in enumerate(tqdm(genotypes.files, desc="pgs: plink2", unit="file", disable=None)):
+        for number in trange(len(genotypes.files), desc="pgs: plink2", unit="file", disable=None):
             start, stop = (int(edge) for edge in genotypes.first_variant[number : number + 2])
             where = Path(folder) / str(number)
-            common = [program, *_companions(genotypes, path, start, stop, where), "--memory", str(memory_mb)]
+            common = [program, *_companions(genotypes, number, start, stop, where), "--memory", str(memory_mb)]
             order = _people(genotypes, number, train, where)
             _call([*common, "--keep", f"{where}.train", "--freq", "--out", f"{where}.freq"])
             for majority in (True, False):
@@ -94,7 +94,7 @@ def score(genotypes: PlinkFiles, weights: Weights, train: np.ndarray, memory_mb:
     return sums
 
 
-def _companions(genotypes: PlinkFiles, path: Path, start: int, stop: int, where: Path) -> list[str]:
+def _companions(genotypes: PlinkFiles, number: int, start: int, stop: int, where: Path) -> list[str]:
     """Write variant and sample tables whose ids are row numbers, and return plink2's input options."""
     table = genotypes.variants.iloc[start:stop]
     variants = pd.DataFrame(
@@ -108,8 +108,9 @@ def _companions(genotypes: PlinkFiles, path: Path, start: int, stop: int, where:
     )
     variants.to_csv(f"{where}.pvar", sep="\t", index=False)
     # "0" is no id to plink2, so rows count from 1.
-    samples = pd.DataFrame({"#IID": np.arange(1, 1 + genotypes.raw_samples), "SEX": "NA"})
+    samples = pd.DataFrame({"#IID": np.arange(1, 1 + genotypes.raw_samples[number]), "SEX": "NA"})
     samples.to_csv(f"{where}.psam", sep="\t", index=False)
+    path = genotypes.files[number]
     kind = "--bed" if path.suffix == ".bed" else "--pgen"
     # plink2 reads a .bed with .pvar and .psam: A1 is ALT there as it is in our table.
     return [kind, str(path), "--pvar", f"{where}.pvar", "--psam", f"{where}.psam", "--allow-no-sex"]
@@ -120,7 +121,7 @@ def _people(genotypes: PlinkFiles, number: int, train: np.ndarray, where: Path) 
     rows = genotypes.rows[number]
     for name, chosen in (("keep", rows), ("train", rows[train])):
         Path(f"{where}.{name}").write_text("\n".join(map(str, ["#IID", *sorted((chosen + 1).tolist())])) + "\n")
-    order = np.full(genotypes.raw_samples + 1, -1, dtype=np.int64)
+    order = np.full(genotypes.raw_samples[number] + 1, -1, dtype=np.int64)
     order[rows + 1] = np.arange(len(rows))
     return order
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import hashlib
 import os
 from collections.abc import Iterator
@@ -75,7 +76,10 @@ def staged(arguments: argparse.Namespace) -> Iterator[argparse.Namespace]:
 
 
 def fetch(url: str, folder: Path) -> Path:
-    """Copy a genotype file and its companions, or every file of a remote folder; files of equal size are kept.
+    """Copy a genotype file and its companions, or every file of a remote folder; copies that are current are kept.
+
+    A copy is current if the store's mark of it (ETag, or size and time of change) is the one noted beside it: a
+    corrected .bed has the size of the wrong one. Local files that are gone from the store are removed.
 
     Returns
     -------
@@ -97,12 +101,19 @@ def fetch(url: str, folder: Path) -> Path:
             result = folder / PurePosixPath(root).name
             if not store.exists(root):
                 raise UserError(f"{url}: does not exist; give a genotype file or a folder of them")
-        sizes = {name: int(store.size(name)) for name in names}
-        wanted = [name for name in names if _size(folder / PurePosixPath(name).name) != sizes[name]]
-        total = sum(sizes[name] for name in wanted)
+        folder.mkdir(parents=True, exist_ok=True)
+        _remove_others(folder, {PurePosixPath(name).name for name in names})
+        entries = {name: store.info(name) for name in names}
+        wanted = [name for name in names if not _is_current(folder / PurePosixPath(name).name, entries[name])]
+        total = sum(int(entries[name]["size"]) for name in wanted)
         with tqdm(total=total, desc="fetch", unit="B", unit_scale=True, disable=None) as bar:
             for name in wanted:
-                _download(store, name, folder / PurePosixPath(name).name, bar)
+                path = folder / PurePosixPath(name).name
+                # Without a mark until it is whole: a run that is killed in between must not leave an old one.
+                _mark_of(path).unlink(missing_ok=True)
+                _download(store, name, path, bar)
+                with write_aside(_mark_of(path)) as file:
+                    file.write(_mark(entries[name]))
     return result
 
 
@@ -118,8 +129,32 @@ def publish(dataset: Path, url: str) -> None:
     store.put_file(str(dataset / NAME), f"{root}/{NAME}")
 
 
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else -1
+def _mark(entry: dict[str, Any]) -> str:
+    """Return what changes with a remote file: its size and ETag, or time of change where there is none."""
+    known = (entry[name] for name in ("ETag", "etag", "md5Hash", "LastModified", "mtime") if entry.get(name))
+    return f"{entry['size']} {next(known, '')}"
+
+
+def _mark_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.mark")
+
+
+def _is_current(path: Path, entry: dict[str, Any]) -> bool:
+    mark = _mark_of(path)
+    return (
+        path.is_file()
+        and path.stat().st_size == int(entry["size"])
+        and mark.is_file()
+        and mark.read_text(encoding="utf-8") == _mark(entry)
+    )
+
+
+def _remove_others(folder: Path, names: set[str]) -> None:
+    """Remove fetched files that are not in the store any more; a dataset that is written there stays."""
+    for path in folder.iterdir():
+        if path.is_file() and not path.name.startswith(".") and path.name not in {*names, NAME}:
+            path.unlink()
+            _mark_of(path).unlink(missing_ok=True)
 
 
 def _folder(url: str) -> Path:
@@ -156,5 +191,21 @@ def _complaining(url: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (OSError, ValueError) as error:
+    except Exception as error:
+        if not isinstance(error, _store_errors()) or getattr(error, "errno", 0) == errno.ENOSPC:
+            raise  # a defect of ours, or this machine's disk is full
+        if "Credentials" in type(error).__name__:
+            raise UserError(
+                f"{url}: no credentials for this bucket; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY "
+                "(or AWS_PROFILE, or a role)"
+            ) from error
         raise UserError(f"{url}: cannot be reached ({type(error).__name__}); check name, region and rights") from error
+
+
+def _store_errors() -> tuple[type[Exception], ...]:
+    """Return what object stores raise; those of S3's library are neither OSError nor ValueError."""
+    try:
+        from botocore.exceptions import BotoCoreError, ClientError
+    except ImportError:
+        return OSError, ValueError
+    return OSError, ValueError, BotoCoreError, ClientError

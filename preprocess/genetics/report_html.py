@@ -1,19 +1,23 @@
 """``python -m preprocess report DATASET``: what is in the genetics of a dataset, on one self-contained HTML page.
 
 Numbers come from the stored rows themselves, and beside them from the reports and ledgers that the preprocessors left
-(``reports/*.json``, ``reports/*.tsv.gz``): allele frequencies of the two are drawn against each other.
+(``reports/*.json`` and the ledgers beside them): allele frequencies of the two are drawn against each other.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from mrmfast.atomic import write_aside
 from mrmfast.data.genome_format import MODALITY_ORDER
@@ -23,7 +27,7 @@ from preprocess.genetics import report_figures as figures
 from preprocess.genetics.report_stats import Statistics, collect
 
 LISTED = 200  # rows of a list; the rest is in the ledger
-COUNTED = ("kept", "kept_all_missing", "counted", "matched", "matched_flipped", "not_in_stride", "not_picked")
+COUNTED = ("kept", "kept_all_missing", "counted", "not_picked")
 FREQUENCY = "alt_frequency_train"  # column of the SNP ledger, counted from the source's own calls
 # The command whose report and ledger describe a modality.
 COMMAND = {"rna": "expression", "cnv": "expression", "mutations": "expression"}
@@ -56,6 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     page = environment.get_template("report.html.j2").render(
         dataset=dataset.resolve().name,
         splits=manifest.splits,
+        pseudonyms=manifest.pseudonyms,
         modalities=[_section(dataset, collect(dataset, name)) for name in names],
     )
     path = arguments.html or dataset / "reports" / "genetics.html"
@@ -86,9 +91,11 @@ def _section(dataset: Path, found: Statistics) -> dict[str, Any]:
         if isinstance(report.get(key), dict):
             section["tables"].append((key, [(_words(k), _shown(v)) for k, v in report[key].items()]))
     if ledger is not None:
-        fates = ledger["fate"].value_counts()
-        section["tables"].append(("ledger: fates", [(_words(str(fate)), f"{n:,}") for fate, n in fates.items()]))
         section["lists"].append(_excluded(ledger, found.name))
+    fates = Counter(ledger["fate"]) if ledger is not None else _row_fates(dataset, found.name)
+    if fates:
+        counts = [(_words(str(fate)), f"{count:,}") for fate, count in fates.most_common()]
+        section["tables"].append(("ledger: fates", counts))
     if "scores" in report:
         section["lists"] += _scores(report["scores"])
     return section
@@ -208,6 +215,22 @@ def _ledger(dataset: Path, name: str) -> pd.DataFrame | None:
         return pd.read_csv(path, sep="\t", dtype={"id": str}, keep_default_na=False, na_values={FREQUENCY: [""]})
     except (OSError, EOFError, ValueError) as error:
         raise UserError(f"{path}: is damaged ({type(error).__name__}); run its preprocessor again") from error
+
+
+def _row_fates(dataset: Path, name: str) -> Counter[str]:
+    """Count the fates in a ledger of rows, group by group: those of ``pgs`` have tens of millions."""
+    path = dataset / "reports" / f"{name}_variants.parquet"
+    fates: Counter[str] = Counter()
+    if not path.exists():
+        return fates
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(columns=["fate"]):
+                for entry in pc.value_counts(batch.column("fate")).to_pylist():
+                    fates[entry["values"]] += entry["counts"]
+    except (OSError, pa.ArrowException, KeyError) as error:
+        raise UserError(f"{path}: is damaged ({type(error).__name__}); run its preprocessor again") from error
+    return fates
 
 
 def _words(key: str) -> str:

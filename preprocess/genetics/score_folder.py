@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from mrmfast.errors import UserError
-from preprocess.genetics import bed, scoring
+from preprocess.genetics import scoring
+from preprocess.genetics.genotypes import natural_key
 from preprocess.genetics.match import FATES, Matches, VariantIndex
 from preprocess.genetics.sums import Weights
 
@@ -185,7 +186,7 @@ def find_scores(source: Path) -> list[Path]:
     """List scoring files of a folder in natural order, or return the one file given."""
     if not source.is_dir():
         return [source]
-    paths = sorted((p for p in source.iterdir() if p.name.endswith((".txt", ".txt.gz"))), key=bed.natural_key)
+    paths = sorted((p for p in source.iterdir() if p.name.endswith((".txt", ".txt.gz"))), key=natural_key)
     if not paths:
         raise UserError(f"{source}: holds no scoring file (.txt, .txt.gz); download them from the PGS Catalog")
     return paths

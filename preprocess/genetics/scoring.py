@@ -1,6 +1,6 @@
 """PGS Catalog scoring files, format 1.0 and 2.0: header, columns, and one clean table of rows.
 
-Formats: https://www.pgscatalog.org/downloads/ ; what goes wrong in real files: genetics page, trap 6. A file that
+Formats: https://www.pgscatalog.org/downloads/ ; real files mix builds, separators, blank and damaged rows. A file that
 cannot give the published score raises :class:`UnusableScoreError`; its caller lists it with the reason and goes on.
 """
 

@@ -1,10 +1,10 @@
 """``python -m preprocess snps``: genotypes of any format -> 2-bit SNP codes, every n-th SNP of each chromosome.
 
-Rule of the original study (genetics page): per chromosome 1-22 the SNPs 0, 100, 200, ... in file order; the stride
-restarts on each chromosome (UK Biobank's array gives 7,854), and counts bi-allelic variants whether or not a FASTA
-later leaves them out. ``--variants`` names the SNPs instead. A code is the number of copies that differ from the
-reference genome; the most frequent code of the training split (ties: the smaller; all missing: 0) fills missing calls
-on input, while the store keeps them as missing. Of variants with the same id the first counts.
+Rule of the original study: per chromosome 1-22 the SNPs 0, 100, 200, ... in file order; the stride restarts on each
+chromosome (UK Biobank's array gives 7,854), and counts bi-allelic variants whether or not a FASTA later leaves them
+out. ``--variants`` names the SNPs instead. A code is the number of copies that differ from the reference genome; the
+most frequent code of the training split (ties: the smaller; all missing: 0) fills missing calls on input, while the
+store keeps them as missing. Of variants with the same id the first counts.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ import argparse
 import importlib
 import shutil
 import threading
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from filelock import FileLock, Timeout
 
 from mrmfast.data.genome_format import FeatureTable, write_modality
-from mrmfast.data.manifest import SplitRule, claim_splits, read_manifest
+from mrmfast.data.manifest import SplitRule, read_manifest
 from mrmfast.errors import UserError
 from preprocess.genetics import cohort, engine, remote, snp_parts, target
 from preprocess.genetics.genotypes import Genotypes, open_genotypes
@@ -57,7 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--variants",
         metavar="FILE",
         type=Path,
-        help="keep these ids instead, one a line, optionally followed by chromosome and position, which are checked",
+        help="keep these ids instead, one a line, optionally followed by chromosome and position; one that stands "
+        "elsewhere is left out",
     )
     parser.add_argument("--build", help="genome build of the positions, to be recorded with the store (e.g. GRCh38)")
     engine.add_arguments(parser)
@@ -103,22 +104,15 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.stride < 1:
         raise UserError(f"--stride {arguments.stride}: give a whole number of at least 1")
     memory = engine.check_arguments(arguments)
-    with remote.staged(arguments) as local:
-        local.out.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(local.out / ".snps.lock", timeout=0)
-        try:
-            with lock:
-                return _run(local, memory)
-        except Timeout as error:
-            raise UserError(f"{local.out}: another snps command is writing there; wait for it to end") from error
+    with remote.staged(arguments) as local, target.writing(local, "snps", ["snps"]):
+        return _run(local, memory)
 
 
 def _run(arguments: argparse.Namespace, memory: int) -> int:
-    folder = arguments.out / ".snps.parts"
-    target.sweep(arguments.out, "snps")
+    folder = arguments.out / f".snps{target.PARTS}"
     if "snps" in read_manifest(arguments.out).genetics:
         shutil.rmtree(folder, ignore_errors=True)  # a run was killed after its last rename
-    rule = target.check_target(arguments, ["snps"])
+    rule, pseudonyms = target.check_target(arguments, ["snps"])
     genotypes = open_genotypes(
         arguments.src,
         reference=arguments.reference,
@@ -127,8 +121,9 @@ def _run(arguments: argparse.Namespace, memory: int) -> int:
         cache=arguments.out / ".genotypes",
         memory=arguments.memory,
     )
+    genotypes = replace(genotypes, samples=pseudonyms.of(genotypes.samples))
     train = cohort.training_rows(genotypes.samples, rule, arguments.src)
-    picked, absent = _pick(genotypes, arguments)
+    picked, elsewhere, absent = _pick(genotypes, arguments)
     names, is_first = first_of_each_name(genotypes.variants.iloc[picked])
     kept, names = picked[is_first], names[is_first]
     if not len(kept):
@@ -157,11 +152,12 @@ def _run(arguments: argparse.Namespace, memory: int) -> int:
         alternative=table["alt"],
         fill=fill,
     )
-    claim_splits(arguments.out, rule)
-    _write_ledger(arguments.out, genotypes, picked, kept, fill, counts)
+    target.claim(arguments.out, rule, pseudonyms)
+    _write_ledger(arguments.out, genotypes, (picked, elsewhere, kept), fill, counts)
     report = _report(arguments, rule, genotypes, settings, features, counts)
     report["participants"]["training"] = int(train.sum())
-    report["variants"] |= {"picked": len(picked), "duplicate_id": len(picked) - len(kept), "listed_absent": absent}
+    report["variants"] |= {"picked": len(picked), "duplicate_id": len(picked) - len(kept)}
+    report["variants"] |= {"listed_absent": absent, "listed_elsewhere": len(elsewhere)}
     target.write_report(arguments.out, "snps", report)
     # The store and its line in the manifest come last: they say that the rest is complete.
     write_modality(
@@ -179,10 +175,11 @@ def _run(arguments: argparse.Namespace, memory: int) -> int:
     return 0
 
 
-def _pick(genotypes: Genotypes, arguments: argparse.Namespace) -> tuple[np.ndarray, int]:
-    """Return rows of the chosen variants and how many of a list's ids are absent."""
+def _pick(genotypes: Genotypes, arguments: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, int]:
+    """Return rows of the chosen variants and of those listed at another place, and how many listed ids are absent."""
     if arguments.variants is None:
-        return np.flatnonzero(genotypes.variants["rank"].to_numpy() % arguments.stride == 0), 0
+        rank = genotypes.variants["rank"].to_numpy()
+        return np.flatnonzero(rank % arguments.stride == 0), np.array([], dtype=np.int64), 0
     return read_list(arguments.variants, genotypes.variants)
 
 
@@ -256,6 +253,8 @@ def _print(report: dict[str, Any], missing: np.ndarray, arguments: argparse.Name
     )
     if variants["listed_absent"]:
         print(f"  {variants['listed_absent']} listed ids are not in the genotypes")
+    if variants["listed_elsewhere"]:
+        print(f"  {variants['listed_elsewhere']} variants stand elsewhere than the list says and are left out")
     if variants["reference_provisional"]:
         print(f"  {variants['reference_provisional']} REF alleles are provisional in the file and were taken as told")
     print(f"  missing calls in training: {report['missing_share_training']:.3%} ({int((missing > 0).sum())} SNPs)")
@@ -263,13 +262,24 @@ def _print(report: dict[str, Any], missing: np.ndarray, arguments: argparse.Name
 
 
 def _write_ledger(
-    dataset: Path, genotypes: Genotypes, picked: np.ndarray, kept: np.ndarray, fill: np.ndarray, counts: np.ndarray
+    dataset: Path,
+    genotypes: Genotypes,
+    rows: tuple[np.ndarray, np.ndarray, np.ndarray],
+    fill: np.ndarray,
+    counts: np.ndarray,
 ) -> None:
-    """Write every autosomal variant's fate; frequencies and missing calls of those kept, over the training split."""
+    """Write every autosomal variant's fate; frequencies and missing calls of those kept, over the training split.
+
+    Parameters
+    ----------
+    rows : (picked, elsewhere, kept)
+        Of the table of variants.
+    """
+    picked, elsewhere, kept = rows
     table = genotypes.variants.assign(fate="not_picked", fill="", frequency="", missing="")
     known = counts[:, :3].sum(axis=1)
     fate = np.full(len(table), "not_picked", dtype=object)
-    fate[picked] = "duplicate_id"
+    fate[picked], fate[elsewhere] = "duplicate_id", "listed_elsewhere"
     fate[kept] = np.where(known == 0, "kept_all_missing", "kept")
     frequency = (counts[:, 1] + 2 * counts[:, 2]) / np.maximum(1, 2 * known)
     for name, values in (

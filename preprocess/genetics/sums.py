@@ -1,11 +1,11 @@
 """All scores in one pass over the genotypes: a blocked product, weights x dosages, dense or sparse, summed in float64.
 
 Score of a participant: the sum over matched rows of weight x copies of the effect allele. Copies of REF are 2 - copies
-of ALT, so a weight on REF enters as -w per ALT copy and a constant +2w (genetics page, trap 5); scores with opposite
-effect alleles share one product. A missing call counts 2 x the effect allele's frequency, as ``plink2 --score`` does,
+of ALT, so a weight on REF enters as -w per ALT copy and a constant +2w; scores with opposite effect alleles share one
+product. A missing call counts 2 x the effect allele's frequency, as ``plink2 --score`` does,
 with the frequency of the training split (plink2: of the samples loaded); where nobody there has a call it counts 0.
 
-float32 products would be twice as fast and are 1e-3 off on sums of 400 (genetics page).
+float32 products would be twice as fast and are 1e-3 off on sums of 400.
 """
 
 from __future__ import annotations

@@ -13,13 +13,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from mrmfast.atomic import write_aside
 from mrmfast.data.genome_format import STORE
 from mrmfast.data.manifest import NAME, SplitRule, claim_splits, read_manifest
+from mrmfast.data.pseudonyms import Pseudonyms, add_argument
 from mrmfast.errors import UserError
 from preprocess.genetics.remote import is_url, place
+
+PARTS = ".parts"  # of the folder with finished parts, after the command's name
 
 
 def add_common_arguments(parser: argparse.ArgumentParser, source: str, keep: bool = True) -> None:
@@ -30,24 +33,55 @@ def add_common_arguments(parser: argparse.ArgumentParser, source: str, keep: boo
     parser.add_argument("--test-fraction", type=float, default=0.2, help="share of participants held out (default 0.2)")
     if keep:
         parser.add_argument("--keep", metavar="FILE", type=Path, help="participant ids to keep, one a line")
+    add_argument(parser)
 
 
-def check_target(arguments: argparse.Namespace, modalities: Iterable[str]) -> SplitRule:
-    """Check, before any long work, that the modalities can be written.
+@contextmanager
+def writing(arguments: argparse.Namespace, command: str, modalities: Iterable[str]) -> Iterator[None]:
+    """Hold the lock of one command on the dataset folder, and remove first what a killed run of it left.
 
     Raises
     ------
     UserError
-        SRC is absent, a modality exists already, or the dataset has another split rule.
+        SRC is absent or a place is no local one, or the same command is writing there already.
     """
     for name in (arguments.src, arguments.out):
         if is_url(name):
             raise UserError(f"{name}: this command reads and writes local folders only; copy it first")
     if not arguments.src.exists():
         raise UserError(f"{arguments.src}: does not exist; give the file or folder with the source data")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(arguments.out / f".{command}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(f"{arguments.out}: another {command} command is writing there; wait for it to end") from error
+    try:
+        _sweep(arguments.out, command, modalities)
+        yield
+    finally:
+        lock.release()
+
+
+def check_target(arguments: argparse.Namespace, modalities: Iterable[str]) -> tuple[SplitRule, Pseudonyms]:
+    """Check, before any long work, that the modalities can be written; call it inside :func:`writing`.
+
+    Returns
+    -------
+    SplitRule
+    Pseudonyms
+        Applied to ids once withdrawals and --keep are dealt with: the split goes by what is stored.
+
+    Raises
+    ------
+    UserError
+        A modality exists already, the dataset has another split rule or other ids, or the key cannot be read.
+    """
     if not 0 <= arguments.test_fraction < 1:
         raise UserError(f"--test-fraction {arguments.test_fraction}: give a number from 0 up to, not including, 1")
     rule = SplitRule(arguments.split_seed, arguments.test_fraction)
+    pseudonyms = Pseudonyms.read(arguments.pseudonymise)
+    pseudonyms.check(arguments.out)
     listed = read_manifest(arguments.out).genetics
     for modality in modalities:
         final = arguments.out / STORE / modality
@@ -60,13 +94,31 @@ def check_target(arguments: argparse.Namespace, modalities: Iterable[str]) -> Sp
     # A rule is recorded only when there is something to write: a failed first try must not bind the dataset to it.
     if (arguments.out / NAME).exists():
         claim_splits(arguments.out, rule)
-    return rule
+    return rule, pseudonyms
 
 
-def sweep(dataset: Path, command: str) -> None:
-    """Remove what a killed run of `command` left half written; call it under a lock of that command."""
+def claim(dataset: Path, rule: SplitRule, pseudonyms: Pseudonyms) -> None:
+    """Bind the dataset to a split rule and to how ids are written, just before something is written into it.
+
+    Raises
+    ------
+    UserError
+        Another command has bound it otherwise meanwhile.
+    """
+    claim_splits(dataset, rule)
+    pseudonyms.claim(dataset)
+
+
+def _sweep(dataset: Path, command: str, modalities: Iterable[str]) -> None:
+    """Remove what a killed run of `command` left half written, but not parts that a rerun uses."""
     for path in (dataset / "reports").glob(f".{command}*.partial"):
         path.unlink(missing_ok=True)
+    folders = set(dataset.glob(f".{command}.*")) - {dataset / f".{command}{PARTS}"}
+    for name in modalities:
+        folders |= {dataset / f".{name}.zarr.{state}" for state in ("partial", "unfinished")}
+    for path in folders:
+        if path.is_dir():
+            shutil.rmtree(path)
     # The manifest belongs to all commands: its own lock says that nobody is writing it now.
     with FileLock(dataset / ".dataset.lock"):
         for path in (*dataset.glob(f".{NAME}.*.partial"), *(dataset / STORE).glob(".zarr.json.*.partial")):

@@ -14,7 +14,7 @@ from preprocess.genetics.genotypes import autosome
 MOST_ELSEWHERE = 0.5
 
 
-def read_list(path: Path, variants: pd.DataFrame) -> tuple[np.ndarray, int]:
+def read_list(path: Path, variants: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, int]:
     """Find the listed variants.
 
     Parameters
@@ -29,13 +29,16 @@ def read_list(path: Path, variants: pd.DataFrame) -> tuple[np.ndarray, int]:
     ndarray of int64, shape (found,)
         Rows of `variants`, ascending: the order is that of the genotypes, not of the list. A listed id that several
         variants have gives all of them.
+    ndarray of int64, shape (elsewhere,)
+        Rows left out: their id is listed, but at another place.
     int
         How many listed ids no variant has.
 
     Raises
     ------
     UserError
-        The list is absent, malformed or empty, names nothing the genotypes hold, or gives positions in another build.
+        The list is absent, malformed or empty, gives an id two places, names nothing the genotypes hold, or gives
+        positions in another build.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -50,7 +53,13 @@ def read_list(path: Path, variants: pd.DataFrame) -> tuple[np.ndarray, int]:
             continue
         if len(fields) not in (1, 3) or (len(fields) == 3 and not fields[2].isdigit()):
             raise UserError(f"--variants {path}: line {number}: give an id, or an id, a chromosome and a position")
-        places[fields[0]] = (autosome(fields[1]), int(fields[2])) if len(fields) == 3 else None
+        place = (autosome(fields[1]), int(fields[2])) if len(fields) == 3 else None
+        before = places.setdefault(fields[0], place)
+        if before is not None and place is not None and before != place:
+            raise UserError(
+                f"--variants {path}: line {number}: gives an id another place than a line before; leave one of them out"
+            )
+        places[fields[0]] = before or place
     if not places:
         raise UserError(f"--variants {path}: is empty; write one variant id a line")
     ids = variants["id"]
@@ -60,15 +69,18 @@ def read_list(path: Path, variants: pd.DataFrame) -> tuple[np.ndarray, int]:
             f"--variants {path}: none of its {len(places)} ids is in the genotypes; are they rsIDs in both?"
         )
     found = variants.iloc[rows]
-    given = [
-        (places[name], (chromosome, position))
-        for name, chromosome, position in zip(found["id"], found["chromosome"], found["position"], strict=True)
-        if places[name] is not None
-    ]
-    elsewhere = sum(listed != (int(place[0]), int(place[1])) for listed, place in given)
-    if given and elsewhere > MOST_ELSEWHERE * len(given):
+    listed = [places[name] for name in found["id"]]
+    given = sum(place is not None for place in listed)
+    elsewhere = np.array(
+        [
+            place is not None and place != (chromosome, position)
+            for place, chromosome, position in zip(listed, found["chromosome"], found["position"], strict=True)
+        ],
+        dtype=bool,
+    )
+    if elsewhere.sum() > MOST_ELSEWHERE * given:
         raise UserError(
-            f"--variants {path}: {elsewhere} of {len(given)} variants stand elsewhere in the genotypes: the positions "
+            f"--variants {path}: {elsewhere.sum()} of {given} variants stand elsewhere in the genotypes: the positions "
             "are of another build; lift one over, or list ids alone"
         )
-    return rows, len(places) - int(found["id"].nunique())
+    return rows[~elsewhere], rows[elsewhere], len(places) - int(found["id"].nunique())

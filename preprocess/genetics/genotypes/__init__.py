@@ -193,8 +193,8 @@ def open_genotypes(
     samples = np.array(files[0].ids, dtype=object)[chosen]
     rows = [chosen]
     if len(files) > 1:
-        everyone = {one for one in files[0].ids if not cohort.is_withdrawn(one)}
-        rows += [_locate(samples, f.ids, _names_samples(f.path), everyone) for f in files[1:]]
+        everyone = cohort.everyone(files[0].ids)
+        rows += [cohort.locate(samples, f.ids, everyone, _names_samples(f.path)) for f in files[1:]]
     table = pd.concat(frames, ignore_index=True)
     variants, excluded = _usable(table, None if fasta is None else ReferenceGenome(fasta), paths[0])
     fates = excluded["fate"].value_counts()
@@ -266,16 +266,3 @@ def _names_samples(path: Path) -> Path:
     beside = {".bed": ".fam", ".pgen": ".psam", ".bgen": ".sample"}.get(str(ending(path)))
     found = path.with_suffix(beside) if beside else path
     return found if found.exists() else path
-
-
-def _locate(samples: np.ndarray, ids: list[str], where: Path, everyone: set[str]) -> np.ndarray:
-    """Join by id, never by row (trap 9)."""
-    row_of = {one: row for row, one in enumerate(ids) if not cohort.is_withdrawn(one)}
-    if len(row_of) != sum(not cohort.is_withdrawn(one) for one in ids):
-        raise UserError(f"{where}: ids repeat; make ids unique")
-    if row_of.keys() != everyone:
-        raise UserError(
-            f"{where}: lacks {len(everyone - row_of.keys())} participants of the first file and has "
-            f"{len(row_of.keys() - everyone)} others; all files must hold the same participants"
-        )
-    return np.array([row_of[one] for one in samples], dtype=np.int64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from preprocess.genetics.genotypes import twobit
 
 AUTOSOMES = {str(number): number for number in range(1, 23)}
 MISSING = -1
+LAST_POSITION = 2**31 - 1
 # plink2's --hard-call-threshold and the grid on which .pgen stores dosages, in steps of 1/16384.
 DOSAGE_STEPS, CALL_DISTANCE = 16384, 1638
 
@@ -156,21 +158,40 @@ def read_text(path: Path, beside: str) -> str:
 
 
 def variant_table(
-    path: Path, chromosome: list[str], ids: list[str], position: list[str], ref: list[str], alt: list[str], first: int
+    path: Path,
+    chromosome: list[str],
+    ids: list[str],
+    position: list[str],
+    ref: list[str],
+    alt: list[str],
+    first: int,
+    code_of: Callable[[str], int] = autosome,
 ) -> pd.DataFrame:
-    """Build :attr:`GenotypeFile.variants` from columns of text; `first` is the line number of the first row.
+    """Build :attr:`GenotypeFile.variants` from columns of text.
+
+    Parameters
+    ----------
+    first : int
+        Line number of the first row.
+    code_of : callable
+        From a chromosome's label to its code.
 
     Raises
     ------
     UserError
-        A position is not a whole number.
+        A position is not a whole number from 0 on.
     """
-    label_of = {label: autosome(label) for label in set(chromosome)}
+    label_of = {label: code_of(label) for label in set(chromosome)}
     try:
         places = np.array(position).astype(np.int64)
-    except (ValueError, OverflowError) as error:
-        number = next(n for n, text in enumerate(position) if not re.fullmatch(r"[+-]?\d{1,18}", text))
-        raise UserError(f"{path}: line {first + number}: the position is not a whole number; mend the line") from error
+        wrong = np.flatnonzero((places < 0) | (places > LAST_POSITION)).tolist()
+    except (ValueError, OverflowError):
+        wrong = [next(n for n, text in enumerate(position) if not re.fullmatch(r"\+?\d{1,10}", text))]
+    if wrong:
+        raise UserError(
+            f"{path}: line {first + wrong[0]}: the position is not a whole number from 0 to {LAST_POSITION}; "
+            "mend the line"
+        )
     return pd.DataFrame(
         {
             "chromosome": np.array([label_of[label] for label in chromosome], dtype=np.int8),

@@ -1,4 +1,4 @@
-"""BGEN and VCF -> PGEN with plink2, once: readers in Python manage 7-30 k variants/s (genetics page, trap 3)."""
+"""BGEN and VCF -> PGEN with plink2, once: readers in Python manage 7-30 k variants/s."""
 
 from __future__ import annotations
 

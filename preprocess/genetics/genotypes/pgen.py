@@ -103,13 +103,15 @@ def read_psam(path: Path) -> list[str]:
     UserError
         The file is absent or empty, or a line lacks columns.
     """
-    lines = [line for line in read_text(path, SIDE_BY_SIDE).splitlines() if not line.startswith("##")]
+    lines = read_text(path, SIDE_BY_SIDE).splitlines()
     header = ["#FID", "IID", "FATHER", "MOTHER", "SEX", "PHENOTYPE"]
-    skipped = 0
-    if lines and lines[0].startswith("#"):
-        header, skipped = lines[0].split(), 1
+    skipped = next((number for number, line in enumerate(lines) if not line.startswith("##")), len(lines))
+    if skipped < len(lines) and lines[skipped].startswith("#"):
+        header, skipped = lines[skipped].split(), skipped + 1
     if "IID" not in (names := [name.lstrip("#") for name in header]):
-        raise UserError(f"{path}: line 1 names no column IID; the header of a .psam begins with #IID or #FID IID")
+        raise UserError(
+            f"{path}: line {skipped} names no column IID; the header of a .psam begins with #IID or #FID IID"
+        )
     column, ids = names.index("IID"), []
     for number, line in enumerate(lines[skipped:], start=1 + skipped):
         fields = line.split("\t") if "\t" in line else line.split()

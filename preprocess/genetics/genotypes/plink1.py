@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,14 @@ import pandas as pd
 
 from mrmfast.errors import UserError
 from preprocess.genetics.genotypes import twobit, twobit_cpu
-from preprocess.genetics.genotypes.base import MISSING, GenotypeFile, autosome, read_text, variant_table
+from preprocess.genetics.genotypes.base import (
+    LAST_POSITION,
+    MISSING,
+    GenotypeFile,
+    autosome,
+    read_text,
+    variant_table,
+)
 
 SIDE_BY_SIDE = "the .bed, .bim and .fam"
 MAGIC = b"\x6c\x1b\x01"
@@ -138,15 +146,21 @@ def read_fam(path: Path) -> list[str]:
     return ids
 
 
-def read_bim(path: Path) -> pd.DataFrame:
+def read_bim(path: Path, code_of: Callable[[str], int] = autosome) -> pd.DataFrame:
     """Return the variants of a .bim: ``ref`` is column 6 (A2), ``alt`` column 5 (A1).
+
+    Parameters
+    ----------
+    path : Path
+    code_of : callable
+        From a chromosome's label to its code.
 
     Raises
     ------
     UserError
         The file is absent or empty, or a line has not 6 columns or no whole-number position.
     """
-    quick = _read_bim_quickly(path)
+    quick = _read_bim_quickly(path, code_of)
     if quick is not None:
         return quick
     lines = [line.split() for line in read_text(path, SIDE_BY_SIDE).splitlines()]
@@ -159,10 +173,10 @@ def read_bim(path: Path) -> pd.DataFrame:
     if not lines:
         raise UserError(f"{path}: is empty; a .bim has one line per variant")
     chromosome, ids, _, position, a1, a2 = (list(column) for column in zip(*lines, strict=True))
-    return variant_table(path, chromosome, ids, position, ref=a2, alt=a1, first=1)
+    return variant_table(path, chromosome, ids, position, ref=a2, alt=a1, first=1, code_of=code_of)
 
 
-def _read_bim_quickly(path: Path) -> pd.DataFrame | None:
+def _read_bim_quickly(path: Path, code_of: Callable[[str], int]) -> pd.DataFrame | None:
     """Read a flawless .bim with the parser of pandas; None for any other, which the caller reads line by line."""
     categories = dict.fromkeys(("chromosome", "a1", "a2", "none"), "category")
     try:
@@ -181,8 +195,10 @@ def _read_bim_quickly(path: Path) -> pd.DataFrame | None:
     # Lines with fewer fields are filled up with empty ones, and a seventh field shows a longer line.
     if not len(table) or (table["a2"] == "").any() or (table["none"] != "").any() or not _is_plain(table.index):
         return None
+    if table["position"].min() < 0 or table["position"].max() > LAST_POSITION:
+        return None
     codes = {name: table[name].cat for name in ("chromosome", "a1", "a2")}
-    numbers = np.array([autosome(str(label)) for label in codes["chromosome"].categories], dtype=np.int8)
+    numbers = np.array([code_of(str(label)) for label in codes["chromosome"].categories], dtype=np.int8)
     upper = {name: np.array([str(x).upper() for x in codes[name].categories], dtype=object) for name in ("a1", "a2")}
     return pd.DataFrame(
         {

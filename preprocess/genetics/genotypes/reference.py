@@ -1,4 +1,4 @@
-"""Which allele is the reference: said by the user, or read from a FASTA file; never guessed (genetics page, trap 1)."""
+"""Which allele is the reference: said by the user, or read from a FASTA file; never guessed: files disagree on it."""
 
 from __future__ import annotations
 

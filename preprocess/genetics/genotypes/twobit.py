@@ -52,7 +52,7 @@ def pack(copies: np.ndarray) -> np.ndarray:
     Parameters
     ----------
     copies : ndarray of int8, shape (rows, n)
-        0, 1, 2; negative is missing, whatever the reader's code for it (genetics page, trap 2).
+        0, 1, 2; negative is missing, whatever the reader's code for it (-1, -9, -127).
 
     Returns
     -------

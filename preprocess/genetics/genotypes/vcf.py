@@ -80,12 +80,7 @@ class VcfFile(GenotypeFile):
         return {**self.__dict__, "_cursor": None}  # an open file stays in its process
 
     def _calls(self, record: Any) -> np.ndarray:
-        if record.genotype is None:
-            raise UserError(
-                f"{self._record(record)} has no GT; leave such records out with bcftools view -i 'GT!=\"\"'"
-            )
-        alleles = record.genotype.array()[:, :-1]  # the last column is the phase
-        check_alleles(alleles, record, self.path)
+        alleles = alleles_of(record, self.path)
         first = alleles[:, 0]
         second = np.where(alleles[:, 1] == HAPLOID, first, alleles[:, 1]) if alleles.shape[1] > 1 else first
         known = (first >= 0) & (second >= 0) & (alleles[:, 2:] == HAPLOID).all(axis=1)
@@ -136,19 +131,30 @@ def place_of(done: int, path: Path) -> str:
     return f"line {header + done + 1}" if header else f"record {done + 1}"
 
 
-def check_alleles(alleles: np.ndarray, record: Any, path: Path) -> None:
-    """Check that genotypes name alleles of their site: htslib lets ``0/5`` pass, and it would count as something.
+def alleles_of(record: Any, path: Path) -> np.ndarray:
+    """Return the alleles of every sample's call: -1 missing, -2 filler of a call with fewer of them.
 
     Raises
     ------
     UserError
-        One does not.
+        The record has no genotypes, or one names an allele that the site lacks: htslib lets ``0/5`` pass, and it would
+        count as something.
     """
+    try:
+        genotype = record.genotype
+    except Exception:  # cyvcf2 says so as a plain Exception or as None, depending on the other fields
+        genotype = None
+    if genotype is None:
+        raise UserError(
+            f"{path}: {record.CHROM}:{record.POS} has no GT; leave such records out with bcftools view -i 'GT!=\"\"'"
+        )
+    alleles: np.ndarray = genotype.array()[:, :-1]  # the last column is the phase
     if alleles.max(initial=0) > len(record.ALT):
         raise UserError(
             f"{path}: {record.CHROM}:{record.POS}: a genotype names allele {int(alleles.max())}, the site has "
             f"{1 + len(record.ALT)} (0..{len(record.ALT)}); mend the record"
         )
+    return alleles
 
 
 def _declares(reader: VCF, name: str) -> bool:
