@@ -23,9 +23,7 @@ if TYPE_CHECKING:
 
     Part = tuple[int, int] | OffsetRange | SuffixRange  # (start, stop), {"offset": start}, {"suffix": length}
 
-CHUNK = (
-    256 << 10
-)  # bytes handed over at once: below, calls cost; above, the CPU's cache is left before the hash is done
+CHUNK = 1 << 20  # bytes handed over at once: with 16 requests on two cores, smaller ones cost a tenth of the speed
 FORBIDDEN = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)
 LONGEST = timedelta(days=1)  # a request may take as long as bytes come; `stall` ends one that stands still
 
