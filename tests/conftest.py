@@ -10,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from forked import Ranks
 
 from mrmfast.data.genome_store import FeatureTable, write_modality
 from mrmfast.data.manifest import SplitRule, claim_splits
@@ -23,10 +24,11 @@ ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
 N_SNPS, N_SCORES, N_GENES = 37, 5, 11
 
-# A ViT of four heads' worth of nothing: what the tests measure does not depend on size.
+# A ViT of three blocks and three heads: what the tests measure does not depend on size.
 TINY = [
     "data.image_size=32",
     "model.arch=vit_tiny_patch16_224",
+    "model.depth=3",
     "model.genome_layers=2",
     "model.decoder_width=32",
     "model.decoder_depth=1",
@@ -80,8 +82,8 @@ def dataset(tmp_path_factory):
     return write_dataset(tmp_path_factory.mktemp("data") / "ds")
 
 
-def train(*arguments, ranks=0, timeout=240, environment=None, wait=True):
-    """Run ``mrmfast/train.py``, through the deepspeed launcher when `ranks` is given."""
+def launch(*arguments, ranks=0, timeout=240, environment=None):
+    """Run ``mrmfast/train.py`` as a user does, through the deepspeed launcher when `ranks` is given."""
     python = str(Path(sys.executable).parent)
     # gloo must not look for an interface: the machine may have none but loopback.
     env = {**os.environ, "PATH": f"{python}:{os.environ['PATH']}", "GLOO_SOCKET_IFNAME": "lo", **(environment or {})}
@@ -92,11 +94,17 @@ def train(*arguments, ranks=0, timeout=240, environment=None, wait=True):
         else [sys.executable]
     )
     command = [*start, "mrmfast/train.py", *map(str, arguments)]
-    if not wait:
-        return subprocess.Popen(
-            command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
-        )
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+def start(*arguments, ranks=1, environment=None):
+    """Begin a run of forked ranks; see :mod:`forked`."""
+    return Ranks([str(one) for one in arguments], ranks, environment or {}, free_port())
+
+
+def train(*arguments, ranks=1, timeout=240, environment=None):
+    """Run forked ranks to their end."""
+    return start(*arguments, ranks=ranks, environment=environment).wait(timeout)
 
 
 def free_port():

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from conftest import ROOT, read_jsonl, train
+from conftest import ROOT, launch, read_jsonl
 
 GOLDEN = Path(__file__).parent / "golden" / "demo_losses.json"
 STEPS = 20
@@ -38,7 +38,7 @@ def demo_losses(dataset, folder):
     """Train through ``mrmfast/train.py``; return the parts of the loss of every step."""
     settings = (f"steps={STEPS}", f"data.path={dataset}", f"run.dir={folder}", "run.name=golden")
     # One thread: another number adds up in another order, which flips a mask now and then (0.2 % of step 20's loss).
-    done = train("--config", "configs/demo.yaml", *settings, environment={"OMP_NUM_THREADS": "1"})
+    done = launch("--config", "configs/demo.yaml", *settings, environment={"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-3000:]
     entries = read_jsonl(folder / "golden/metrics.jsonl")
     return {part: [entry[part] for entry in entries] for part in PARTS}

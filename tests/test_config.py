@@ -1,7 +1,7 @@
 from dataclasses import dataclass, field
 
 import pytest
-from conftest import ROOT, train
+from conftest import ROOT, launch
 
 from mrmfast import config
 from mrmfast.errors import UserError
@@ -140,7 +140,7 @@ def test_print_config_refuses_what_a_run_would(capsys):
 
 
 def test_print_config_shows_the_resolved_config(tmp_path):
-    done = train("--config", "configs/demo.yaml", "optimiser.lr=0.5", "--print-config")
+    done = launch("--config", "configs/demo.yaml", "optimiser.lr=0.5", "--print-config")
     assert done.returncode == 0, done.stderr
     (tmp_path / "printed.yaml").write_text(done.stdout)
     assert config.load(TrainConfig, tmp_path / "printed.yaml", []).optimiser.lr == 0.5

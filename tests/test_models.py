@@ -131,6 +131,7 @@ def test_load_encoder_names_what_is_wrong(tmp_path):
         ("no_such_model", 224, 2, "model.arch=no_such_model"),
         ("vit_base_patch16_clip_224", 224, 2, "not a plain ViT"),
         ("deit3_small_patch16_224", 224, 2, "not a plain ViT"),
+        ("test_vit", 160, 2, "not a plain ViT"),
         ("vit_tiny_patch16_224", 224, 13, "model.relation_blocks=13"),
         ("vit_tiny_patch16_224", 100, 2, "data.image_size=100"),
     ],

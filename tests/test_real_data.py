@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, read_jsonl, real_data, train
+from conftest import ROOT, launch, read_jsonl, real_data
 
 pytestmark = pytest.mark.slow
 SMALL = ["data.image_size=112", "model.arch=vit_tiny_patch16_224", "run.checkpoint_every=1000"]
@@ -43,7 +43,7 @@ def test_real_photographs_with_simulated_genotypes(tmp_path):
     preprocess("pgs", raw / "pgs", "--genotypes", raw / "genotypes", "--out", dataset, *split)
     preprocess("burden", raw / "burden/rare.vep.vcf.gz", "--out", dataset, *split)
     arguments = ["--config", "configs/demo.yaml", f"data.path={dataset}", f"run.dir={tmp_path}", "run.name=run"]
-    done = train(*arguments, *SMALL, "batch_size=16", "steps=60", "model.decoder_depth=2", timeout=280)
+    done = launch(*arguments, *SMALL, "batch_size=16", "steps=60", "model.decoder_depth=2", timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
     assert f"{len(files)} images" in done.stderr
     assert fall(tmp_path / "run") <= 0.5
@@ -56,7 +56,7 @@ def test_real_pairs_of_slides_and_genetics(tmp_path):
     preprocess("expression", source / "genomics_8patients.csv", "--out", dataset, "--test-fraction", 0)
     arguments = ["--config", "configs/tcga.yaml", f"data.path={dataset}", f"run.dir={tmp_path}", "run.name=run"]
     small = [*SMALL, "model.decoder_depth=1", "model.decoder_width=64", "model.decoder_heads=2"]
-    done = train(*arguments, *small, "steps=40", ranks=1, timeout=280)
+    done = launch(*arguments, *small, "steps=40", ranks=1, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "39 images" in done.stderr
     assert "1,590 genetic features" in done.stderr

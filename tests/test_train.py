@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 import timm
-from conftest import ROOT, read_jsonl, tiny_run, train, write_dataset
+from conftest import ROOT, launch, read_jsonl, start, tiny_run, train, write_dataset
 from safetensors.torch import load_file
 
 from mrmfast.data.shards import read_sample_table
@@ -16,6 +16,8 @@ from mrmfast.training.loop import step_seed
 from mrmfast.training.run import JSONLines, read_lines
 
 pytestmark = pytest.mark.slow
+# For runs that are killed between two steps: those of the tiniest model would be over before anybody looks.
+SLOWER = {"model.depth": 12}
 
 
 def losses(folder):
@@ -26,8 +28,8 @@ def logged_keys(folder):
     return [(line["step"], line["epoch"], line["rank"], line["keys"]) for line in read_jsonl(folder / "samples.jsonl")]
 
 
-def succeed(*arguments, **options):
-    done = train(*arguments, **options)
+def succeed(*arguments, door=train, **options):
+    done = door(*arguments, **options)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done
 
@@ -36,7 +38,7 @@ def succeed(*arguments, **options):
 def unbroken(dataset, tmp_path_factory):
     """20 steps in one go on one rank."""
     folder = tmp_path_factory.mktemp("unbroken")
-    succeed(*tiny_run(folder, dataset, steps=20, **{"run.checkpoint_every": 5}))
+    succeed(*tiny_run(folder, dataset, steps=20, **SLOWER, **{"run.checkpoint_every": 5}))
     return folder / "run"
 
 
@@ -78,16 +80,15 @@ def test_nothing_of_a_run_names_a_participant(unbroken, dataset):
 
 
 def test_sigkill_and_resume_equal_an_unbroken_run(dataset, unbroken, tmp_path):
-    arguments = tiny_run(tmp_path, dataset, steps=20, **{"run.checkpoint_every": 5})
-    process = train(*arguments, wait=False)
+    arguments = tiny_run(tmp_path, dataset, steps=20, **SLOWER, **{"run.checkpoint_every": 5})
+    ranks = start(*arguments)
     metrics = tmp_path / "run/metrics.jsonl"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:  # past the checkpoint of step 10, so that work after it is lost and redone
         if metrics.exists() and len(read_lines(metrics)) >= 11:
             break
         time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    ranks.kill()
     reached = len(read_lines(metrics))
     assert 11 <= reached < 20, f"killed at step {reached}"
     done = succeed(*arguments, "--resume", "auto")
@@ -115,7 +116,8 @@ def test_two_ranks_agree_at_every_zero_stage(dataset, tmp_path):
     settings = {"steps": 20, "model.alpha_dropout": 0.05, "optimiser.warmup": 1.0}
     curves = {}
     for stage in range(4):
-        succeed(*tiny_run(tmp_path, dataset, name=f"z{stage}", **settings, **{"engine.zero_stage": stage}), ranks=2)
+        arguments = tiny_run(tmp_path, dataset, name=f"z{stage}", **settings, **{"engine.zero_stage": stage})
+        succeed(*arguments, door=launch, ranks=2)
         curves[stage] = losses(tmp_path / f"z{stage}")
         assert len(curves[stage]) == 20
         assert (tmp_path / f"z{stage}/encoder.safetensors").exists()
@@ -151,17 +153,16 @@ def test_every_sample_once_over_changing_ranks_and_kills(dataset, tmp_path):
 
     Of 24 pictures, a batch of 18: most batches hold the end of one epoch and the start of the next.
     """
-    settings = {"batch_size": 18, "steps": 14, "run.checkpoint_every": 2, "engine.zero_stage": 0}
+    settings = {**SLOWER, "batch_size": 18, "steps": 14, "run.checkpoint_every": 2, "engine.zero_stage": 0}
     succeed(*tiny_run(tmp_path, dataset, name="whole", **settings))
     arguments = tiny_run(tmp_path, dataset, name="broken", **settings)
-    for ranks, until in ((3, 4), (2, 9)):
-        process = train(*arguments, "--resume", "auto", ranks=ranks, wait=False)
+    for number, until in ((3, 4), (2, 9)):
+        ranks = start(*arguments, "--resume", "auto", ranks=number)
         metrics = tmp_path / "broken/metrics.jsonl"
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline and not (metrics.exists() and len(read_lines(metrics)) >= until):
             time.sleep(0.02)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        ranks.kill()
         assert until <= len(read_lines(metrics)) < 14
     succeed(*arguments, "--resume", "auto")
 
@@ -187,34 +188,18 @@ def test_zero_3_resumes_too(dataset, tmp_path):
     settings = {"steps": 6, "engine.zero_stage": 3, "run.checkpoint_every": 3}
     succeed(*tiny_run(tmp_path, dataset, name="whole", **settings), ranks=2)
     arguments = tiny_run(tmp_path, dataset, name="broken", **settings)
-    process = train(*arguments, ranks=2, wait=False)
+    ranks = start(*arguments, ranks=2)
     folder = tmp_path / "broken/checkpoints"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (folder.exists() and checkpoints(folder)):
         time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    for other in _ranks_of(str(tmp_path)):  # the launcher's children outlive it
-        os.kill(other, signal.SIGKILL)
+    ranks.kill()
     if (tmp_path / "broken/config.yaml").exists():
         succeed(*arguments, "--resume", "auto", ranks=2)
     assert np.abs(losses(tmp_path / "broken") - losses(tmp_path / "whole")).max() <= 1e-6
     refused = train(*arguments, "--resume", "auto", "steps=8")
     assert refused.returncode == 2
     assert "was written by 2 ranks" in refused.stderr
-
-
-def _ranks_of(folder):
-    found = []
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            try:
-                with open(f"/proc/{entry}/cmdline", "rb") as file:
-                    if folder.encode() in file.read():
-                        found.append(int(entry))
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-    return found
 
 
 def test_accumulation_and_bf16_run(dataset, tmp_path):
@@ -231,15 +216,15 @@ def test_images_only_runs(dataset, tmp_path):
 
 
 def test_interrupt_saves_and_says_how_to_go_on(dataset, tmp_path):
-    process = train(*tiny_run(tmp_path, dataset, steps=5000), wait=False)
+    ranks = start(*tiny_run(tmp_path, dataset, steps=5000))
     metrics = tmp_path / "run/metrics.jsonl"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (metrics.exists() and len(read_lines(metrics)) >= 3):
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    output = process.communicate(timeout=60)[0].decode()
-    assert process.returncode == 130, output[-2000:]
-    assert "go on with --resume auto" in output
+    ranks.send_signal(signal.SIGINT)
+    done = ranks.wait(60)
+    assert done.returncode == 130, done.stderr[-2000:]
+    assert "go on with --resume auto" in done.stderr + done.stdout
     saved = checkpoints(tmp_path / "run/checkpoints")
     assert len(saved) == 1
     assert int(saved[0].name.removeprefix("step-")) == len(read_lines(metrics))
@@ -308,7 +293,7 @@ def test_no_space(dataset, tmp_path):
 
 
 def test_the_launcher_passes_the_error_on(tmp_path):
-    done = train("--config", "configs/demo.yaml", f"data.path={tmp_path}/none", ranks=2)
+    done = launch("--config", "configs/demo.yaml", f"data.path={tmp_path}/none", ranks=2)
     assert done.returncode == 2
     text = done.stdout + done.stderr
     assert text.count("mrmfast: error:") == 1, text

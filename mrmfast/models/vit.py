@@ -38,15 +38,15 @@ class PatchTokens(nn.Module):
 def _is_plain(vit: Any) -> bool:
     """Tell whether tokens meet nothing but embedding, class token, positions, plain blocks and a norm.
 
-    timm's variants put further things on their way (pre-norm, query norms, registers, no class position); the relation
-    path would pass them by, and the export would not be what was trained.
+    timm's variants put further things on their way (pre-norm, query norms, registers, no class position, positions of
+    another picture size); the relation path would pass them by, and the export would not be what was trained.
     """
     if not isinstance(vit, VisionTransformer) or any(type(block) is not Block for block in vit.blocks):
         return False
     attentions: list[Any] = [block.attn for block in vit.blocks]
     extras = [vit.norm_pre, vit.patch_drop, *(norm for attn in attentions for norm in (attn.q_norm, attn.norm))]
     with_class = vit.cls_token is not None and vit.num_prefix_tokens == 1 and not vit.no_embed_class
-    return with_class and all(isinstance(extra, nn.Identity) for extra in extras)
+    return with_class and not vit.dynamic_img_size and all(isinstance(extra, nn.Identity) for extra in extras)
 
 
 class ImageEncoder(nn.Module):
