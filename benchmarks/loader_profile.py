@@ -143,6 +143,7 @@ def _plot(path: Path, spans: list[Span], began: float, done: np.ndarray) -> None
     top.set(ylabel="images/s", ylim=(0, None), title="Throughput of the loader")
     bottom.stackplot(edges[:-1], busy, labels=stages, step="post")
     bottom.set(ylabel="threads busy", xlabel="seconds", xlim=(0, edges[-1]))
-    bottom.legend(loc="lower right", ncols=len(stages))
+    bottom.set_ylim(0, 1.2 * busy.sum(0).max())  # room for the legend
+    bottom.legend(loc="upper right", ncols=len(stages))
     figure.savefig(path, dpi=110)
     pyplot.close(figure)

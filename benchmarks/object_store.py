@@ -1,11 +1,12 @@
 """How near fetching comes to the server's own speed, and the whole loader to its speed from disk; clients and peers.
 
-``python -m benchmarks.object_store [--shards 192] [--tiles 24576] [--peers-python PYTHON] [--json FILE]``
+``python -m benchmarks.object_store [--shards 192] [--tiles 49152] [--peers-python PYTHON] [--json FILE]``
 
 nginx on loopback as an anonymous bucket, over near, far and narrow links. Fetching: shards of 1,000 samples of 12 KB,
 an empty cache each time, no decoding. "Raw" is the least a download can be: as many connections, one plain GET a shard,
 written to a file, nothing checked. Ours checks SHA-256, too; where the server and we share two cores, that alone takes
-more of them than the download, so raw that hashes what it writes is the other peer. Raw to memory is told beside it.
+two thirds of what the download takes, so raw that hashes what it writes is the other peer. What people download with
+(curl and wget, as many of them as connections), and raw to memory, are told beside it.
 The whole loader: :mod:`benchmarks.store_loader`. Ratios within one run, medians of repeats that take turns. Other
 loaders: :mod:`benchmarks.store_peers`, in the same run, each with its repeats in a row.
 """
@@ -17,6 +18,7 @@ import hashlib
 import http.client
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -41,6 +43,7 @@ SAMPLES, SIZE = 1_000, 12_000
 CONFIG = FetchConfig()
 CHUNK = 256 << 10
 RATE = 150e6  # bytes a second of the narrow link
+PROGRAMS = (["curl", "--silent", "--fail", "--remote-name-all"], ["wget", "--quiet"])
 
 
 def options(url: str) -> dict[str, object]:
@@ -73,6 +76,15 @@ def raw(url: str, manifest: Manifest, folder: Path | None, checked: bool = False
 
     with ThreadPoolExecutor(CONFIG.requests) as pool:
         list(pool.map(some, [manifest.shards[i :: CONFIG.requests] for i in range(CONFIG.requests)]))
+
+
+def programs(command: list[str], url: str, manifest: Manifest, folder: Path) -> None:
+    """Download with as many processes of a program as connections, each some of the shards."""
+    urls = [f"{url}/bucket/{shard.path}" for shard in manifest.shards]
+    parts = [urls[i :: CONFIG.requests] for i in range(CONFIG.requests)]
+    running = [subprocess.Popen([*command, *part], cwd=folder) for part in parts if part]
+    assert not any([process.wait() for process in running])
+    assert len(list(folder.iterdir())) == len(manifest.shards)
 
 
 def fetched(url: str, manifest: Manifest, folder: Path, meters: Meters) -> list[Path]:
@@ -136,7 +148,7 @@ def main() -> int:
     """Run it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shards", type=int, default=192)
-    parser.add_argument("--tiles", type=int, default=24_576, help="pictures of the whole loader's dataset")
+    parser.add_argument("--tiles", type=int, default=49_152, help="pictures of the whole loader's dataset")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument(
         "--peers-python", default=sys.executable, help="interpreter with the peers extra, if it is another one"
@@ -169,6 +181,11 @@ def main() -> int:
             "raw to memory": lambda _: raw(server.url, manifest, None),
             "raw to a file, checked": lambda cold: raw(server.url, manifest, cold, checked=True),
             "ours": lambda cold: ours(server.url, manifest, cold),
+            **{
+                f"{command[0]}, {CONFIG.requests} processes": partial(programs, command, server.url, manifest)
+                for command in PROGRAMS
+                if shutil.which(command[0])
+            },
             "obstore to memory": lambda _: client(server.url, manifest),
             "obstore's fsspec face to memory": lambda _: fsspec_client(server.url, manifest),
             "s3fs to memory": lambda _: s3fs_client(server.url, manifest),
@@ -177,7 +194,8 @@ def main() -> int:
         speeds(bench, near, tuple(calls), total)
         bench.bar("ours / raw to a file", near.speed("ours", "raw to a file"), ">=", 0.85)
         bench.bar("ours / raw to a file, checked", near.speed("ours", "raw to a file, checked"), ">=", 0.85)
-        bench.figure("ours / raw to memory", near.speed("ours", "raw to memory"), "")
+        for name in ("raw to memory", *(name for name in calls if name.endswith("processes"))):
+            bench.figure(f"ours / {name}", near.speed("ours", name), "")
         bench.bar("obstore / s3fs, to memory", near.speed("obstore to memory", "s3fs to memory"), ">=", 1)
         name = "obstore / its fsspec face, to memory"
         bench.bar(name, near.speed("obstore to memory", "obstore's fsspec face to memory"), ">=", 1)

@@ -29,6 +29,7 @@ def run_rank(arguments, environment, output):
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(ROOT)
+    multiprocessing.set_start_method(None, force=True)  # what it starts itself is as in any other process
     from mrmfast.train import main
 
     raise SystemExit(main(arguments))

@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT, launch, read_jsonl, real_data
 
 pytestmark = pytest.mark.slow
-SMALL = ["data.image_size=112", "model.arch=vit_tiny_patch16_224", "run.checkpoint_every=1000"]
+SMALL = ["data.image_size=112", "model.arch=vit_tiny_patch16_224", "model.depth=5", "run.checkpoint_every=1000"]
 
 
 def preprocess(*arguments):
