@@ -28,6 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.harness import Bench
 from benchmarks.ukb_genome import ukb_batch, ukb_genome
 from mrmfast import config as configs
+from mrmfast.errors import UserError
 from mrmfast.objectives.mrm import MRM
 from mrmfast.training.settings import TrainConfig, check
 
@@ -110,7 +111,8 @@ def state_bytes(parameters: int, bf16: bool, stage: int, ranks: int) -> dict[str
 
 def gate_counts(bench: Bench, config: TrainConfig) -> None:
     """Hold the counter against a hand count of the config's ViT."""
-    vit: Any = timm.create_model(config.model.arch, num_classes=0, img_size=config.data.image_size)
+    depth: dict[str, Any] = {} if config.model.depth is None else {"depth": config.model.depth}
+    vit: Any = timm.create_model(config.model.arch, num_classes=0, img_size=config.data.image_size, **depth)
     blocks = list(vit.blocks)
     hidden, tokens = blocks[0].mlp.fc1.out_features, vit.patch_embed.num_patches + 1
     by_hand = vit_flops(vit.embed_dim, len(blocks), hidden, tokens, 3 * vit.patch_embed.patch_size[0] ** 2)
@@ -130,8 +132,12 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     arguments = parser.parse_intermixed_args()
-    config = configs.load(TrainConfig, arguments.config, arguments.overrides)
-    check(config)
+    try:
+        config = configs.load(TrainConfig, arguments.config, arguments.overrides)
+        check(config)
+        config.micro_batch(arguments.ranks)
+    except UserError as error:
+        parser.error(str(error))
     bench = Bench(f"model: {arguments.config} {' '.join(arguments.overrides)}".rstrip(), arguments.json)
     gate_counts(bench, config)
     bf16 = config.engine.precision != "fp32" and config.engine.device != "cpu"

@@ -28,10 +28,10 @@ import numpy as np
 
 from benchmarks.harness import Bench, python
 from benchmarks.servers import Nginx
-from benchmarks.store_loader import BATCH, PER_SHARD, SIZE, jpegs, open_loader, write
+from benchmarks.store_loader import BATCH, SIZE, jpegs, open_loader, write
 from mrmfast.data.manifest import read_manifest
 
-COUNT, WORKERS = 2_048, 2
+COUNT, PER_SHARD, WORKERS = 2_048, 256, 2
 LIMIT = 180  # seconds a peer may take
 KIND = [3, SIZE, SIZE, "float32"]  # a picture, decoded
 Batches = Iterable[Any]

@@ -54,12 +54,14 @@ class Turns:
 
     def __init__(self, calls: dict[str, Call], work: Path, repeats: int) -> None:
         self._seconds: dict[str, list[float]] = {name: [] for name in calls}
+        names = list(calls)
         for repeat in range(repeats + 1):
-            for name, call in calls.items():
+            first = repeat % len(names)  # none always follows the same one
+            for name in names[first:] + names[:first]:
                 folder = work / "cold"
                 folder.mkdir()
                 start = time.perf_counter()
-                own = call(folder)
+                own = calls[name](folder)
                 took = time.perf_counter() - start if own is None else own
                 shutil.rmtree(folder)
                 if repeat:

@@ -1,10 +1,13 @@
 """The account of a config: counts by hand, what autograd keeps, the shares of ZeRO."""
 
+import sys
+
 import pytest
 import torch
+from conftest import ROOT
 from test_objectives import SMALL
 
-from benchmarks.model import count_flops, kept_bytes, parameters_by_part, state_bytes, step_flops, vit_flops
+from benchmarks.model import count_flops, kept_bytes, main, parameters_by_part, state_bytes, step_flops, vit_flops
 from benchmarks.ukb_genome import ukb_batch, ukb_genome
 from mrmfast.models.vit import ImageEncoder
 from mrmfast.objectives.mrm import MRM, MRMConfig
@@ -24,6 +27,14 @@ def test_flops_of_a_vit_equal_a_hand_count():
     encoder = ImageEncoder("vit_tiny_patch16_224", 64, 2).to("meta")
     image = torch.empty(1, 3, 64, 64, device="meta")
     assert count_flops(lambda: encoder(image)) == vit_flops(192, 12, 768, 17, 768)
+
+
+def test_a_config_that_does_not_fit_the_ranks_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["model", "--config", str(ROOT / "configs/demo.yaml"), "--ranks", "7"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert "does not divide over 7 ranks" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_models_account():
