@@ -14,8 +14,6 @@ loaders: :mod:`benchmarks.store_peers`, in the same run, each with its repeats i
 from __future__ import annotations
 
 import argparse
-import hashlib
-import http.client
 import os
 import shutil
 import subprocess
@@ -26,12 +24,12 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from benchmarks import shard_data
 from benchmarks.harness import Bench
+from benchmarks.raw_download import raw
 from benchmarks.servers import link, nginx
-from benchmarks.store_loader import DELAYS, whole
+from benchmarks.store_loader import DELAYS, at, whole
 from benchmarks.store_peers import peers
 from benchmarks.turns import Call, Turns
 from mrmfast.data.fetch import FetchConfig, Source
@@ -41,7 +39,6 @@ from mrmfast.data.store import ObjectStore
 
 SAMPLES, SIZE = 1_000, 12_000
 CONFIG = FetchConfig()
-CHUNK = 256 << 10
 RATE = 150e6  # bytes a second of the narrow link
 PROGRAMS = (["curl", "--silent", "--fail", "--remote-name-all"], ["wget", "--quiet"])
 
@@ -49,33 +46,6 @@ PROGRAMS = (["curl", "--silent", "--fail", "--remote-name-all"], ["wget", "--qui
 def options(url: str) -> dict[str, object]:
     """Return the client's settings of an anonymous bucket at `url`."""
     return {"anon": True, "endpoint": url, "region": "us-east-1"}
-
-
-def raw(url: str, manifest: Manifest, folder: Path | None, checked: bool = False) -> None:
-    """Download with the least there is: a connection a thread, a GET a shard; SHA-256 where `checked`."""
-    where = urlsplit(url)
-
-    def some(shards: list[Shard]) -> None:
-        connection = http.client.HTTPConnection(str(where.hostname), where.port)
-        buffer = memoryview(bytearray(CHUNK))
-        for shard in shards:
-            connection.request("GET", f"/bucket/{shard.path}")
-            answer = connection.getresponse()
-            if folder is None:
-                while answer.readinto(buffer):
-                    pass
-                continue
-            digest = hashlib.sha256()
-            with open(folder / Path(shard.path).name, "wb", buffering=0) as file:
-                while count := answer.readinto(buffer):
-                    file.write(buffer[:count])
-                    if checked:
-                        digest.update(buffer[:count])
-            assert not checked or digest.hexdigest() == shard.sha256
-        connection.close()
-
-    with ThreadPoolExecutor(CONFIG.requests) as pool:
-        list(pool.map(some, [manifest.shards[i :: CONFIG.requests] for i in range(CONFIG.requests)]))
 
 
 def programs(command: list[str], url: str, manifest: Manifest, folder: Path) -> None:
@@ -179,9 +149,9 @@ def main() -> int:
         shutil.rmtree(work / "gate")
 
         calls: dict[str, Call] = {
-            "raw to a file": lambda cold: raw(server.url, manifest, cold),
-            "raw to memory": lambda _: raw(server.url, manifest, None),
-            "raw to a file, checked": lambda cold: raw(server.url, manifest, cold, checked=True),
+            "raw to a file": lambda cold: raw(at(server.url), manifest, cold),
+            "raw to memory": lambda _: raw(at(server.url), manifest, None),
+            "raw to a file, checked": lambda cold: raw(at(server.url), manifest, cold, checked=True),
             "ours": lambda cold: ours(server.url, manifest, cold),
             **{
                 f"{command[0]}, {CONFIG.requests} processes": partial(programs, command, server.url, manifest)
@@ -196,6 +166,9 @@ def main() -> int:
         speeds(bench, near, tuple(calls), total)
         bench.bar("ours / raw to a file", near.speed("ours", "raw to a file"), ">=", 0.85)
         bench.bar("ours / raw to a file, checked", near.speed("ours", "raw to a file, checked"), ">=", 0.85)
+        bench.figure(
+            "raw to a file, checked / raw to a file", near.speed("raw to a file, checked", "raw to a file"), ""
+        )
         for name in ("raw to memory", *(name for name in calls if name.endswith("processes"))):
             bench.figure(f"ours / {name}", near.speed("ours", name), "")
         bench.bar("obstore / s3fs, to memory", near.speed("obstore to memory", "s3fs to memory"), ">=", 1)
@@ -216,7 +189,7 @@ def far(bench: Bench, port: int, manifest: Manifest, work: Path, repeats: int) -
         urls = {delay: stack.enter_context(link(port, delay)) for delay in (0.0, *DELAYS)}
         calls: dict[str, Call] = {}
         for delay, url in urls.items():
-            calls[f"raw to a file, {delay * 1e3:g} ms"] = partial(raw, url, manifest)
+            calls[f"raw to a file, {delay * 1e3:g} ms"] = partial(raw, at(url), manifest)
             calls[f"ours, {delay * 1e3:g} ms"] = partial(ours, url, manifest)
         turns = Turns(calls, work, repeats)
     speeds(bench, turns, tuple(calls), total)
@@ -229,7 +202,7 @@ def narrow(bench: Bench, port: int, manifest: Manifest, work: Path) -> None:
     """Fetch over a link slower than everything else, 20 ms away."""
     total = sum(shard.bytes for shard in manifest.shards)
     with link(port, DELAYS[0], RATE) as url:
-        turns = Turns({"raw": partial(raw, url, manifest), "ours": partial(ours, url, manifest)}, work, 3)
+        turns = Turns({"raw": partial(raw, at(url), manifest), "ours": partial(ours, url, manifest)}, work, 3)
     bench.bar(f"share of a link of {RATE / 1e6:g} MB/s", total / turns.median("ours") / RATE, ">=", 0.9)
     bench.figure("raw's share of that link", total / turns.median("raw") / RATE, "")
 

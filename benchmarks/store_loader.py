@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -22,18 +24,19 @@ import torch
 
 from benchmarks.genetics_data import KINDS, values, write_store
 from benchmarks.harness import Bench
+from benchmarks.raw_download import raw
 from benchmarks.servers import Nginx, link
 from benchmarks.turns import Call, Turns
 from mrmfast.data.dataset import DataConfig, open_dataset
 from mrmfast.data.genome_store import pack_rows
 from mrmfast.data.images import Pixels
 from mrmfast.data.loader import Loader
-from mrmfast.data.manifest import SplitRule, claim_splits, read_manifest
+from mrmfast.data.manifest import Manifest, SplitRule, claim_splits, read_manifest
 from mrmfast.data.shards import Sample, finalise_images, write_shard
 
 SIZE, QUALITY, DISTINCT = 224, 90, 512
 BATCH, PER_SHARD = 64, 128
-CLOSE = 8  # turns of store and disk
+CLOSE = 6  # turns of store and disk
 DELAYS = (0.02, 0.1)  # seconds a round trip
 
 
@@ -75,11 +78,14 @@ def open_loader(path: str, cache: Path, pixels: Pixels = "uint8") -> Loader:
     return Loader(open_dataset(config), config, seed=0, batch=BATCH, micro_batch=BATCH, rank=0, world=1, device=cpu)
 
 
-def epoch(path: str, cache: Path) -> float:
-    """Go through an epoch and return its seconds."""
+def epoch(path: str, cache: Path, meanwhile: Callable[[], object] = lambda: None) -> float:
+    """Go through an epoch, and do something `meanwhile`; return the seconds until both are done."""
     loader = open_loader(path, cache)
     start = time.perf_counter()
-    count = sum(len(batch.keys) for batch in loader.batches(0, len(loader.plan)))
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(meanwhile)
+        count = sum(len(batch.keys) for batch in loader.batches(0, len(loader.plan)))
+        other.result()
     seconds = time.perf_counter() - start
     assert count == len(loader.plan), (count, len(loader.plan))
     loader.dataset.source.close()
@@ -97,9 +103,9 @@ def digest(path: str, cache: Path) -> str:
     return hashed.hexdigest()
 
 
-def at(url: str, dataset: str) -> str:
-    """Return the https address of a dataset behind a link; the environment's endpoint leads to one server only."""
-    return f"{url}/bucket/{dataset}"
+def at(url: str, dataset: str = "") -> str:
+    """Return the http address of a dataset behind a link; the environment's endpoint leads to one server only."""
+    return f"{url}/bucket/{dataset}".rstrip("/")
 
 
 def whole(bench: Bench, server: Nginx, work: Path, count: int, repeats: int) -> None:
@@ -116,13 +122,22 @@ def whole(bench: Bench, server: Nginx, work: Path, count: int, repeats: int) -> 
     bench.figure("loader: requests of a cold epoch, opening and genetics with it", requests, "")
     bench.bar("loader: requests per 20 samples, by the server's log", 20 * requests / count, "<=", 1)
 
+    def beside(checked: bool) -> Call:
+        """From disk while the same bytes are downloaded: the best that an epoch from the store could be here."""
+        manifest, tiles = Manifest(shards=shards), at(server.url, "tiles")
+        return lambda cold: epoch(str(folder), cold, lambda: raw(tiles, manifest, cold / "raw", checked))
+
     near_and_disk: dict[str, Call] = {
         "loader from disk": partial(epoch, str(folder)),
         "loader from the store": partial(epoch, near),
+        "loader from disk beside a raw download": beside(checked=False),
+        "loader from disk beside a raw download, checked": beside(checked=True),
     }
     close = Turns(near_and_disk, work, CLOSE)
     for name in near_and_disk:
         bench.figure(name, count / close.median(name), "images/s")
+    for name in list(near_and_disk)[2:]:
+        bench.figure(f"{name} / disk alone", close.speed(name, "loader from disk"), "")
     bench.bar("loader: store / disk", close.speed("loader from the store", "loader from disk"), ">=", 0.95)
     with ExitStack() as stack:
         calls: dict[str, Call] = {"loader from the store": partial(epoch, near)}

@@ -34,7 +34,7 @@ def loss_figure(metrics: list[dict[str, Any]], path: Path) -> None:
         axes.plot(steps[window - 1 :], smooth, color=line.get_color(), label=part.replace("loss/", ""))
     axes.set(xlabel="optimiser step", ylabel="loss", yscale="log", title="Training loss and its parts")
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)  # beside the curves, which fill the plot
     _save(figure, path)
 
 
