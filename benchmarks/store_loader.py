@@ -36,7 +36,7 @@ from mrmfast.data.shards import Sample, finalise_images, write_shard
 
 SIZE, QUALITY, DISTINCT = 224, 90, 512
 BATCH, PER_SHARD = 64, 128
-CLOSE = 6  # turns of store and disk
+CLOSE = 20  # turns of store and disk
 DELAYS = (0.02, 0.1)  # seconds a round trip
 
 
@@ -138,6 +138,9 @@ def whole(bench: Bench, server: Nginx, work: Path, count: int, repeats: int) -> 
         bench.figure(name, count / close.median(name), "images/s")
     for name in list(near_and_disk)[2:]:
         bench.figure(f"{name} / disk alone", close.speed(name, "loader from disk"), "")
+        bench.figure(
+            f"loader from the store / {name.removeprefix('loader ')}", close.speed("loader from the store", name), ""
+        )
     bench.bar("loader: store / disk", close.speed("loader from the store", "loader from disk"), ">=", 0.95)
     with ExitStack() as stack:
         calls: dict[str, Call] = {"loader from the store": partial(epoch, near)}
