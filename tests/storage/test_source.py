@@ -26,6 +26,7 @@ from mrmfast.errors import ClosedError, UserError
 from mrmfast.formats.image_shards import read_sample_table
 from mrmfast.meters import Meters
 from mrmfast.storage import node_cache, retry
+from mrmfast.storage import source as source_module
 from mrmfast.storage.node_cache import FullError, NodeCache
 from mrmfast.storage.source import FetchConfig, Source
 from tests.helpers.common import ROOT

@@ -11,6 +11,7 @@ import pytest
 
 from mrmfast.formats.manifest import updating
 from preprocess.__main__ import main
+from preprocess.genetics.expression import command as expression
 from tests.helpers.genetics_cases import DATA, RULE, all_bytes, complaint, needs_data, opened, preprocess, unpacked
 
 CLEAN = DATA / "genetics/tcga/tcga_gbmlgg_all_clean.csv.zip"
@@ -56,7 +57,7 @@ def test_a_run_killed_between_modalities_is_completed_by_a_rerun(tmp_path, monke
     """A kill leaves a whole modality, entered in the manifest or not yet; the same command must finish the unit."""
     (tmp_path / "t.csv").write_text(TABLE)
     command = ("expression", tmp_path / "t.csv", "--test-fraction", 0)
-    write, done = command.write_modality, []
+    write, done = expression.write_modality, []
 
     def dying(dataset: Path, name: str, *arguments: object, **more: object) -> None:
         if len(done) == killed_at and listed:
@@ -69,7 +70,7 @@ def test_a_run_killed_between_modalities_is_completed_by_a_rerun(tmp_path, monke
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(command, "write_modality", dying)
+        patch.setattr(expression, "write_modality", dying)
         assert main([str(one) for one in (*command, "--out", tmp_path / "d")]) == 130
     preprocess(*command, "--out", tmp_path / "d")
     preprocess(*command, "--out", tmp_path / "e")

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from preprocess.genetics.snps import command
+from preprocess.genetics.snps import command as snps_command
 from tests.helpers.genetics_cases import (
     DATA,
     RULE,
@@ -88,7 +88,7 @@ def test_snps_equal_an_independent_reader(tmp_path, reference):
 
 def test_fill_takes_the_smaller_on_ties_and_never_counts_missing():
     counts = np.array([[1, 1, 0, 2], [0, 2, 2, 0], [0, 0, 1, 3], [0, 0, 0, 4]])
-    assert command.fill_of(counts).tolist() == [0, 1, 2, 0]
+    assert snps_command.fill_of(counts).tolist() == [0, 1, 2, 0]
 
 
 def test_fill_is_fitted_on_the_training_split_alone(tmp_path):
