@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from mrmfast.atomic import write_aside
 from mrmfast.errors import UserError
 from preprocess.simulate import cohort, genotypes, phenotypes, photographs, rare_variants, scores, traits
 from preprocess.simulate.cohort import Settings
-from preprocess.simulate.files import write_json, write_table, writing
+from preprocess.simulate.files import write_json, write_table
 from preprocess.simulate.pool import each
 
 _FORMAT = 1
@@ -124,7 +125,7 @@ def _claim(out: Path, settings: Settings) -> bool:
 
 
 def _save(path: Path, array: np.ndarray) -> None:
-    with writing(path) as handle:
+    with write_aside(path, "wb") as handle:
         np.save(handle, array)
 
 

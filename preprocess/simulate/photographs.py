@@ -12,7 +12,6 @@ import numpy as np
 from tqdm import tqdm
 
 from preprocess.simulate.cohort import EYES, bad_photographs, stream
-from preprocess.simulate.files import writing
 from preprocess.simulate.fundus_image import CAMERAS, photograph
 from preprocess.simulate.pool import each
 from preprocess.simulate.spoiled import spoil
@@ -48,7 +47,7 @@ def take(folder: Path, seed: int, sitting: Sitting) -> None:
         if eye in sitting.bad:
             image = spoil(image, sitting.bad[eye], rng)
         _, encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
-        with writing(path) as handle:
+        with write_aside(path, "wb") as handle:
             handle.write(encoded.tobytes())
 
 
