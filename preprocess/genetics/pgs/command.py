@@ -2,14 +2,15 @@
 
 Rows find their variant as :mod:`match` says, all scores are computed in one pass as :mod:`sums` says (or by plink2,
 ``--engine plink2``), and are z-scored with mean and deviation of the training split. Chromosomes 1-22 and X count, as
-in published scores and ``plink2 --score``. Dosages are scored where the file has them (.pgen), hard calls else (.bed)
-or with ``--hard-calls``: many more of those are missing, since a dosage far from a whole number gives no call.
+in published scores and ``plink2 --score``. Dosages are scored where the file has them (.pgen,
+.bgen, VCF with DS or GP), hard calls else or with ``--hard-calls``: many more of those are missing, since a dosage far from a whole number gives no call.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -22,7 +23,8 @@ from mrmfast.atomic import write_aside
 from mrmfast.errors import UserError
 from mrmfast.formats.genetics import FeatureTable, write_modality
 from preprocess.genetics import cohort, command, standardise
-from preprocess.genetics.genotypes.dosages import PlinkFiles
+from preprocess.genetics.genotypes import Genotypes, open_genotypes
+from preprocess.genetics.genotypes.files import ACCEPTED
 from preprocess.genetics.pgs import plink2, scoring_file
 from preprocess.genetics.pgs.match import FATES, VariantIndex
 from preprocess.genetics.pgs.score_folder import RowLedger, find_scores, read_scores
@@ -36,7 +38,7 @@ LEAST_MEMORY = 64
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``pgs``."""
     command.add_common_arguments(parser, "a folder of PGS Catalog scoring files (.txt, .txt.gz), or one of them")
-    parser.add_argument("--genotypes", type=Path, required=True, help="a .pgen or .bed file, or a folder of them")
+    parser.add_argument("--genotypes", type=Path, required=True, help=ACCEPTED)
     parser.add_argument("--build", default="GRCh38", help="genome build of the genotypes' positions (default GRCh38)")
     parser.add_argument("--assume-build", metavar="BUILD", help="build of scoring files whose header names none")
     parser.add_argument(
@@ -69,7 +71,14 @@ def _run(arguments: argparse.Namespace) -> int:
     rule, pseudonyms = command.check_target(arguments, ["pgs"])
     build = _check(arguments)
     paths = find_scores(arguments.src)
-    genotypes = PlinkFiles(arguments.genotypes, arguments.keep)
+    copies = command.copies_folder(arguments.out, "pgs")
+    genotypes = open_genotypes(
+        arguments.genotypes,
+        keep=arguments.keep,
+        cache=copies,
+        memory=arguments.memory,
+        dosages=not arguments.hard_calls,
+    )
     participants = pseudonyms.of(genotypes.samples)
     train = cohort.training_rows(participants, rule, arguments.genotypes, least=2)
     index = VariantIndex(genotypes.variants, arguments.ambiguous == "keep", arguments.autosomes_only)
@@ -134,6 +143,7 @@ def _run(arguments: argparse.Namespace) -> int:
         command.write_report(arguments.out, "pgs", report)
         scaled = ((sums[:, kept] - mean[kept]) / scale[kept] for _, sums in blocks())
         write_modality(arguments.out, "pgs", "float", participants, features, scaled, attributes=settings)
+    shutil.rmtree(copies, ignore_errors=True)
     _summary(arguments.out, report)
     return 0
 
@@ -153,12 +163,12 @@ def _check(arguments: argparse.Namespace) -> str:
     return build
 
 
-def _scores_hard_calls(arguments: argparse.Namespace, genotypes: PlinkFiles) -> bool:
-    return arguments.hard_calls or all(path.suffix == ".bed" for path in genotypes.files)
+def _scores_hard_calls(arguments: argparse.Namespace, genotypes: Genotypes) -> bool:
+    return arguments.hard_calls or not any(file.has_dosages for file in genotypes.files)
 
 
 def _sum(
-    arguments: argparse.Namespace, genotypes: PlinkFiles, weights: Weights, train: np.ndarray, folder: Path
+    arguments: argparse.Namespace, genotypes: Genotypes, weights: Weights, train: np.ndarray, folder: Path
 ) -> tuple[Callable[[], Iterator[tuple[int, np.ndarray]]], dict[str, int]]:
     """Compute the sums and return what reads them back in blocks of (first participant, sums), and counts.
 

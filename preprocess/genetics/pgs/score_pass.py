@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from tqdm import tqdm
 
-from preprocess.genetics.genotypes.dosages import Genotypes
+from preprocess.genetics.genotypes import Genotypes
 from preprocess.genetics.pgs import sparse_product
 
 COLUMNS_PER_PRODUCT = 4096

@@ -15,7 +15,7 @@ from typing import IO, Any
 import numpy as np
 import pyarrow as pa
 
-from preprocess.genetics.genotypes.dosages import chromosome_code
+from preprocess.genetics.genotypes import chromosome_code
 from preprocess.genetics.pgs import score_table
 from preprocess.genetics.pgs.score_table import FLAGS, UnusableScoreError
 

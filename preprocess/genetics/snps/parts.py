@@ -39,10 +39,11 @@ class PackedFile(GenotypeFile):
     def __init__(self, path: Path, samples: int) -> None:
         self.path, self.row_bytes = path, twobit.width(samples)
 
-    def copies(self, columns: np.ndarray) -> np.ndarray:
-        """See :meth:`GenotypeFile.copies`."""
+    def hard_calls(self, columns: np.ndarray, samples: np.ndarray | None = None) -> np.ndarray:
+        """See :meth:`GenotypeFile.hard_calls`."""
         codes = twobit.unpack(read_rows(self.path, 0, self.row_bytes, columns, 0, self.row_bytes), 4 * self.row_bytes)
-        return np.where(codes == 3, -1, codes).astype(np.int8)
+        calls = np.where(codes == 3, -1, codes).astype(np.int8)
+        return calls if samples is None else calls[:, samples]
 
     def packed(self, columns: np.ndarray, flip: np.ndarray, samples: np.ndarray) -> np.ndarray:
         """See :meth:`GenotypeFile.packed`; codes count the right allele already."""
