@@ -147,5 +147,7 @@ def _lock(descriptor: int, wait: bool) -> bool:
     except BlockingIOError:
         return False
     except OSError:
-        return True  # a file system without locks, such as some Lustre mounts: writers must then have names of their own
+        return (
+            True  # a file system without locks, such as some Lustre mounts: writers must then have names of their own
+        )
     return True

@@ -119,7 +119,7 @@ class Dataset:
             return None
         groups = self.store.groups()
         return GenomeSpec(
-            kinds=tuple((m.name, str(m.kind), len(m.features)) for m in self.store.modalities),
+            kinds=tuple((m.name, str(m.encoding), len(m.features)) for m in self.store.modalities),
             groups=tuple(size for _, _, size in groups),
             group_names=tuple(f"{modality}/{group}" for modality, group, _ in groups),
             fill=torch.from_numpy(self.store.fill()),

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from mrmfast.atomic import write_aside
 from preprocess.simulate.cohort import EYES, bad_photographs, stream
 from preprocess.simulate.fundus_image import CAMERAS, photograph
 from preprocess.simulate.pool import each

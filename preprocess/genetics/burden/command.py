@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 
 from mrmfast.errors import UserError
-from mrmfast.formats.genetics import FeatureTable, write_modality
+from mrmfast.formats.genetics import FeatureTable
+from mrmfast.formats.modality_writer import write_modality
 from preprocess.genetics import cohort, command
 from preprocess.genetics.burden import annotations as annotation_files
 from preprocess.genetics.burden import scan, vcf, vep

@@ -24,8 +24,9 @@ import numpy as np
 import pandas as pd
 
 from mrmfast.errors import UserError
-from mrmfast.formats.genetics import STORE, FeatureTable, Kind, write_modality
+from mrmfast.formats.genetics import STORE, Encoding, FeatureTable
 from mrmfast.formats.manifest import SplitRule, read_manifest
+from mrmfast.formats.modality_writer import write_modality
 from mrmfast.formats.pseudonyms import Pseudonyms
 from preprocess.genetics import cohort, command, standardise
 
@@ -51,7 +52,7 @@ class Block:
         For the report.
     """
 
-    kind: Kind
+    encoding: Encoding
     features: FeatureTable
     values: np.ndarray
     missing: np.ndarray
@@ -248,7 +249,9 @@ def _run(arguments: argparse.Namespace) -> int:
             "standardised": modality == "rna",
             "unit": unit,
         }
-        write_modality(arguments.out, modality, block.kind, cases, block.features, [block.values], attributes=settings)
+        write_modality(
+            arguments.out, modality, block.encoding, cases, block.features, [block.values], attributes=settings
+        )
     print(f"expression: {len(cases)} cases ({int(train.sum())} training), from {counts['slides']} rows")
     for name, block in blocks.items():
         groups = len(block.features.groups())

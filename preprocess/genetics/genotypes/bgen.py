@@ -221,6 +221,8 @@ def read_sample(path: Path) -> list[str]:
     for number, line in enumerate(lines[2:], start=3):
         fields = line.split()
         if len(fields) != len(header):
-            raise UserError(f"{path}: line {number} has {len(fields)} columns, {len(header)} are named; correct the line")
+            raise UserError(
+                f"{path}: line {number} has {len(fields)} columns, {len(header)} are named; correct the line"
+            )
         ids.append(fields[1])
     return ids

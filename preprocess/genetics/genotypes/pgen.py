@@ -113,7 +113,7 @@ def read_pvar(path: Path) -> pd.DataFrame:
 
 def count_provisional(path: Path) -> int:
     """Count the REF alleles of a .pvar that plink2 calls provisional (INFO ``PR``); all of one without a header."""
-    skip, names = _header(path)
+    _, names = _header(path)
     if names and "INFO" not in names:
         return 0
     names, rows, _ = _rows(path)

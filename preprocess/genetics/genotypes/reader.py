@@ -189,7 +189,12 @@ class Genotypes:
 
 
 def open_genotypes(
-    source: Path | str, *, keep: Path | None = None, cache: Path | None = None, memory: int = 2048, dosages: bool = False
+    source: Path | str,
+    *,
+    keep: Path | None = None,
+    cache: Path | None = None,
+    memory: int = 2048,
+    dosages: bool = False,
 ) -> Genotypes:
     """Open the genotypes of a cohort.
 
@@ -223,5 +228,7 @@ def open_genotypes(
     if len(files) > 1:
         everyone = cohort.everyone(files[0].ids)
         rows += [cohort.locate(samples, file.ids, everyone, names_samples(file.path)) for file in files[1:]]
-    tables = [file.variants.assign(file=number, column=np.arange(len(file.variants))) for number, file in enumerate(files)]
+    tables = [
+        file.variants.assign(file=number, column=np.arange(len(file.variants))) for number, file in enumerate(files)
+    ]
     return Genotypes(files, samples, rows, pd.concat(tables, ignore_index=True), counts)

@@ -27,8 +27,8 @@ RULES = {
 }
 NAMES = ("a1", "a2", "ref", "alt", "ref-first", "ref-last")
 HELP = {
-    ".bed": "state which .bim column holds the reference genome's allele: a2 (column 6, as plink2 --make-bed writes it) "
-    "or a1 (column 5); plink 1.9 puts the minor allele in A1 whatever the reference: give --fasta for such files",
+    ".bed": "state which .bim column holds the reference genome's allele: a2 (column 6, as plink2 --make-bed writes "
+    "it) or a1 (column 5); plink 1.9 puts the minor allele in A1 whatever the reference: give --fasta for such files",
     ".pgen": "the .pvar calls REF provisional (INFO PR: taken from A2 of a .bed); state ref, alt, or give --fasta",
     ".bgen": "state which allele is the reference genome's: ref-first (raw UK Biobank) or ref-last "
     "(plink2 --export bgen-1.x unless told), or give --fasta",

@@ -235,5 +235,8 @@ def open_vcf(path: Path, sites: bool = False) -> VCF:
     except Exception as error:  # cyvcf2 raises OSError or plain Exception, by kind of damage
         raise UserError(f"{path}: cannot be read as VCF ({type(error).__name__}); check the file") from error
     if not sites and not reader.samples:
-        raise UserError(f"{path}: has no samples, only sites; give the file that holds the genotypes (burden takes this one as --annotations)")
+        raise UserError(
+            f"{path}: has no samples, only sites; give the file that holds the genotypes (burden takes this one "
+            "as --annotations)"
+        )
     return reader

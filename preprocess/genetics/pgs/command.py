@@ -1,9 +1,10 @@
 """``python -m preprocess pgs``: PGS Catalog scoring files + genotypes -> z-scored polygenic scores.
 
-Rows find their variant as :mod:`match` says, all scores are computed in one pass as :mod:`sums` says (or by plink2,
-``--engine plink2``), and are z-scored with mean and deviation of the training split. Chromosomes 1-22 and X count, as
-in published scores and ``plink2 --score``. Dosages are scored where the file has them (.pgen,
-.bgen, VCF with DS or GP), hard calls else or with ``--hard-calls``: many more of those are missing, since a dosage far from a whole number gives no call.
+:mod:`.match` finds the variant of every row, :mod:`.score_pass` computes all scores in one pass over the genotypes (or
+plink2 does, ``--engine plink2``), and they are z-scored with mean and deviation of the training split. Chromosomes
+1-22 and X count, as in published scores and ``plink2 --score``. Dosages are scored where the files have them (.pgen,
+.bgen, VCF with DS or GP); hard calls else, or with ``--hard-calls``: many more of those are missing, since a dosage
+far from a whole number gives no call.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ import numpy as np
 
 from mrmfast.atomic import write_aside
 from mrmfast.errors import UserError
-from mrmfast.formats.genetics import FeatureTable, write_modality
+from mrmfast.formats.genetics import FeatureTable
+from mrmfast.formats.modality_writer import write_modality
 from preprocess.genetics import cohort, command, standardise
 from preprocess.genetics.genotypes import Genotypes, open_genotypes
 from preprocess.genetics.genotypes.files import ACCEPTED

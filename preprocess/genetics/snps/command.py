@@ -14,7 +14,6 @@ import importlib
 import shutil
 import threading
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,9 @@ import numpy as np
 import pandas as pd
 
 from mrmfast.errors import UserError
-from mrmfast.formats.genetics import FeatureTable, write_modality
+from mrmfast.formats.genetics import FeatureTable
 from mrmfast.formats.manifest import SplitRule, read_manifest
+from mrmfast.formats.modality_writer import ModalityWriter
 from preprocess import parallel
 from preprocess.genetics import cohort, command, remote
 from preprocess.genetics.genotypes import Genotypes, open_genotypes
@@ -156,15 +156,9 @@ def _run(arguments: argparse.Namespace, memory: int) -> int:
     report["variants"] |= {"listed_absent": absent, "listed_elsewhere": len(elsewhere)}
     command.write_report(arguments.out, "snps", report)
     # The store and its line in the manifest come last: they say that the rest is complete.
-    write_modality(
-        arguments.out,
-        "snps",
-        "genotype",
-        genotypes.samples,
-        features,
-        partial(parts.move_shard, job),
-        attributes=settings,
-    )
+    with ModalityWriter(arguments.out, "snps", "genotype", genotypes.samples, features, attributes=settings) as writer:
+        for path, size in parts.finished_shards(job):
+            writer.adopt_shard(path, size)
     shutil.rmtree(folder)
     shutil.rmtree(copies, ignore_errors=True)
     _print(report, missing, arguments)

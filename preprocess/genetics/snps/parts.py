@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -236,18 +235,15 @@ def total_counts(job: Job) -> np.ndarray:
     return total
 
 
-def move_shard(job: Job, number: int, path: Path) -> None:
-    """Move a part into the store as shard file `number`, without its counts; for :func:`write_modality`.
+def finished_shards(job: Job) -> Iterator[tuple[Path, int]]:
+    """Yield the shard file of every part and its size without the counts, 0 where all rows are zero.
 
-    A process killed in between leaves a part too few, which a rerun makes again, and a folder that it sweeps away.
+    :meth:`mrmfast.formats.modality_writer.ModalityWriter.adopt_shard` moves them into the store. A process killed
+    between two of them leaves a part too few, which a rerun makes again, and a folder that it sweeps.
     """
-    part = job.rows_path(job.starts()[number])
-    size = part.stat().st_size - len(job.kept) * 4 * 8
-    if not size:  # all zeros
-        return
-    path.parent.mkdir(parents=True)
-    os.replace(part, path)
-    os.truncate(path, size)
+    for start in job.starts():
+        path = job.rows_path(start)
+        yield path, path.stat().st_size - len(job.kept) * 4 * 8
 
 
 def claim_folder(job: Job, settings: dict[str, Any], blocks: list[np.ndarray]) -> bool:

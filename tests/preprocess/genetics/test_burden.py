@@ -246,7 +246,9 @@ def test_mistakes_in_tables_are_named(tmp_path, capsys):
     message = complaint(capsys, "burden", bed, "--annotations", table, "--mask", "lof", "--out", tmp_path / "d")
     assert "--reference" in message
     vcf = write_vcf(tmp_path / "v.vcf", burden_rows(), people(200))
-    assert "belongs to a table of --annotations" in complaint(capsys, "burden", vcf, "--mask", "lof", "--out", tmp_path / "d")
+    assert "belongs to a table of --annotations" in complaint(
+        capsys, "burden", vcf, "--mask", "lof", "--out", tmp_path / "d"
+    )
 
 
 # What becomes of every VCF of the shared folder as a source of genotypes.

@@ -21,8 +21,7 @@ import pytest
 from bgen import BgenReader
 
 from mrmfast.errors import UserError
-from preprocess.genetics.genotypes import Genotypes, twobit
-from preprocess.genetics.genotypes import reader
+from preprocess.genetics.genotypes import Genotypes, reader, twobit
 from preprocess.genetics.genotypes.base import hard_calls_of
 from preprocess.genetics.genotypes.bgen import probabilities
 from preprocess.genetics.genotypes.reference import orient
