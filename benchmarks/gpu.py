@@ -14,6 +14,7 @@ Exit status: 0 all sections ran, all gates and bars hold; 1 not so; 2 no GPU.
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import json
 import os
@@ -122,7 +123,7 @@ def measure_apart(bench: Bench, device: str, names: list[str], budget: float) ->
                 str(path),
             ]
             seconds = SECTIONS[name].seconds * budget
-            reason = _run_section(command, seconds)
+            reason = _run_section(command, seconds, interpreted=device == "cpu")
             if not path.exists():
                 bench.skip(name, reason or "ended without a result")
                 continue
@@ -135,9 +136,10 @@ def measure_apart(bench: Bench, device: str, names: list[str], budget: float) ->
                 bench.skip(name, reason)
 
 
-def _run_section(command: list[str], seconds: float) -> str | None:
+def _run_section(command: list[str], seconds: float, interpreted: bool = False) -> str | None:
     """Run a section and all that it starts; return why it failed, or None."""
-    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+    changes = {"TRITON_INTERPRET": "1"} if interpreted else {}
+    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **changes}, start_new_session=True)
     try:
         status = process.wait(seconds)
     except subprocess.TimeoutExpired:
@@ -145,6 +147,12 @@ def _run_section(command: list[str], seconds: float) -> str | None:
         process.wait()
         return f"not complete in {seconds:g} s"
     return f"exit status {status}" if status else None
+
+
+def _correct_interpreter() -> None:
+    """Apply the corrections of Triton's interpreter that the tests of the kernels use."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    importlib.import_module("triton_interpreter").mend()
 
 
 def verdict(bench: Bench, status: int) -> int:
@@ -166,6 +174,8 @@ def main() -> int:
     if options.section:
         bench = Bench(options.section, options.json)
         sizes = FULL if options.device == "cuda" else TINY
+        if options.device == "cpu":
+            _correct_interpreter()
         measure(bench, options.device, sizes, {options.section: SECTIONS[options.section]})
         bench.write()
         return 0
