@@ -27,8 +27,9 @@ from tests.helpers.golden_run import FORMER_NAMES, GOLDEN, PARTS, STEPS, Float64
 pytestmark = pytest.mark.slow
 
 FLOAT64 = 1e-9
-# Longest product: the SNN and ViT's 4 D = 768 terms. Products in a row, by the longest path: 4 encoder blocks of 6
-# (qkv, scores, values, projection, two of the feed-forward part), 4 of two cross relations, 2 decoder blocks of 6, 2 ends.
+# Longest product: the SNN and ViT's 4 D = 768 terms. Products in a row, by the longest path: 4 encoder blocks
+# of 6 (qkv, scores, values, projection, two of the feed-forward part), 4 of two cross relations, 2 decoder blocks of 6,
+# 2 ends.
 LONGEST, IN_A_ROW = 768, 4 * 6 + 2 * 4 + 2 * 6 + 2
 ROUNDING = math.sqrt(LONGEST * IN_A_ROW) * 2.0**-24
 
