@@ -162,7 +162,7 @@ def _model_and_batch(device: str, sizes: Sizes, samples: int) -> tuple[Any, tupl
     tokens = min(48, sizes.features // 4)
     groups = tuple(len(part) for part in torch.arange(sizes.features).tensor_split(tokens))
     names = tuple(f"snps/{number}" for number in range(tokens))
-    spec = GenomeSpec((("snps", "genotype", sizes.features),), groups, names, torch.ones(sizes.features))
+    spec = GenomeSpec((ModalitySpec("snps", "genotype", sizes.features),), groups, names, torch.ones(sizes.features))
     torch.manual_seed(0)
     model: Any = OBJECTIVES["mrm"](ModelConfig(arch=sizes.arch), MRMConfig(), sizes.pixels, spec)
     shape = (samples, 3, sizes.pixels, sizes.pixels)

@@ -104,7 +104,7 @@ class GenomePrediction(MRM):
         assert unpacked is not None and self.spec is not None
         nothing_BMD = torch.zeros(len(image_BCHW), len(self.spec.groups), self.image.width)
         predicted_BF = self.genome_decoder(nothing_BMD, self.image(image_BCHW, self.residual))
-        loss = genome_error(predicted_BF, *unpacked, self.spec.kinds)
+        loss = genome_error(predicted_BF, *unpacked, self.spec.modalities)
         return loss, {"genome": loss.detach()}
 
 

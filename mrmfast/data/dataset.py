@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from mrmfast.batch import GenomeSpec
+from mrmfast.batch import GenomeSpec, ModalitySpec
 from mrmfast.data.genetics.store import GenomeStore
 from mrmfast.data.images.backend import Backend, Pixels
 from mrmfast.data.sampling.sampler import Plan
@@ -119,7 +119,7 @@ class Dataset:
             return None
         groups = self.store.groups()
         return GenomeSpec(
-            kinds=tuple((m.name, str(m.encoding), len(m.features)) for m in self.store.modalities),
+            modalities=tuple(ModalitySpec(m.name, str(m.encoding), len(m.features)) for m in self.store.modalities),
             groups=tuple(size for _, _, size in groups),
             group_names=tuple(f"{modality}/{group}" for modality, group, _ in groups),
             fill=torch.from_numpy(self.store.fill()),

@@ -127,7 +127,9 @@ def _fingerprint(dataset: Dataset, config: DataConfig) -> str:
         digest.update(shard.sha256.encode())
     spec = dataset.genome_spec()
     if spec is not None:
-        digest.update(repr((spec.kinds, spec.groups, spec.group_names, spec.fill.tolist())).encode())
+        # Plain tuples, as the digests of earlier checkpoints were made of.
+        modalities = tuple(tuple(modality) for modality in spec.modalities)
+        digest.update(repr((modalities, spec.groups, spec.group_names, spec.fill.tolist())).encode())
     return digest.hexdigest()
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mrmfast.batch import GenomeSpec
+from mrmfast.batch import GenomeSpec, ModalitySpec
 from mrmfast.models.relation import Branches
 from mrmfast.objectives import OBJECTIVES
 from mrmfast.objectives.base import Objective
@@ -22,7 +22,11 @@ SMALL = ModelConfig(
     alpha_dropout=0.0,
 )
 SPEC = GenomeSpec(
-    kinds=(("snps", "genotype", 9), ("pgs", "float", 4), ("burden", "binary", 5)),
+    modalities=(
+        ModalitySpec("snps", "genotype", 9),
+        ModalitySpec("pgs", "float", 4),
+        ModalitySpec("burden", "binary", 5),
+    ),
     groups=(4, 5, 2, 2, 5),
     group_names=tuple("abcde"),
     fill=torch.full((18,), 1.0),

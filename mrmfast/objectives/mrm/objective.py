@@ -91,7 +91,7 @@ class MRM(nn.Module):
         """Return (x_G, observed), both (B, F), or None without a genome."""
         if self.spec is None:
             return None
-        return unpack_genome(packed, present, self.spec.kinds, self.fill.float())
+        return unpack_genome(packed, present, self.spec.modalities, self.fill.float())
 
     def encode(self, image_BCHW: Tensor, x_BF: Tensor | None) -> tuple[Branches, Branches | None]:
         """Run both branches of both encoders.
@@ -209,7 +209,7 @@ class MRM(nn.Module):
                 genome_masked = torch.zeros_like(genome_masked)
                 image_intact = self.image(image_BCHW, self.residual)
             predicted_BF = self.genome_decoder(genome_masked, image_intact)
-            parts["genome"] = genome_error(predicted_BF, *unpacked, self.spec.kinds, c.binary_cross_entropy)
+            parts["genome"] = genome_error(predicted_BF, *unpacked, self.spec.modalities, c.binary_cross_entropy)
         pooled = [pool(tokens, chosen) if tokens else None for tokens in (z_image, z_genome)]
         assert pooled[0] is not None
         matching = relation_matching(pooled[0], pooled[1], c.stop_gradient, known)

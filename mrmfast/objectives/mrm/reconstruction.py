@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
+from mrmfast.batch import ModalitySpec
 from mrmfast.models.patch_embed import denormalise, image_as_patches, normalise, patches_as_image
 
 # MAE (He et al. 2022) keeps a flat patch from being divided by zero with this.
@@ -50,7 +51,7 @@ def pictures(predicted_BNP: Tensor, image_BCHW: Tensor, patch: int, norm_pixels:
 
 
 def genome_error(
-    predicted_BF: Tensor, x_BF: Tensor, observed_BF: Tensor, kinds: Sequence[tuple[str, str, int]], bce: bool = False
+    predicted_BF: Tensor, x_BF: Tensor, observed_BF: Tensor, modalities: Sequence[ModalitySpec], bce: bool = False
 ) -> Tensor:
     """Mean error over observed features; a missing one carries no loss [ours].
 
@@ -58,7 +59,7 @@ def genome_error(
     ----------
     predicted_BF, x_BF : Tensor, (B, F)
     observed_BF : Tensor, bool, (B, F)
-    kinds : sequence of (modality, kind, n_features)
+    modalities : sequence of ModalitySpec
         As in :class:`mrmfast.batch.GenomeSpec`.
     bce : bool
         Take predictions of binary features as logits, and their cross-entropy instead of the squared error.
@@ -72,10 +73,10 @@ def genome_error(
     error_BF = (predicted_BF - x_BF).square()
     if bce:
         parts, start = [], 0
-        for _, kind, count in kinds:
+        for _, encoding, count in modalities:
             here = slice(start, start + count)
             part = error_BF[:, here]
-            if kind == "binary":
+            if encoding == "binary":
                 part = binary_cross_entropy_with_logits(predicted_BF[:, here], x_BF[:, here], reduction="none")
             parts.append(part)
             start += count
