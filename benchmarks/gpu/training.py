@@ -155,7 +155,7 @@ def _update(module: Any, loss: Callable[[], Tensor], device: str) -> Callable[[]
 
 def _model_and_batch(device: str, sizes: Sizes, samples: int) -> tuple[Any, tuple[Any, ...]]:
     """Return MRM in bf16 and pixels, packed SNPs and who has them."""
-    from mrmfast.batch import GenomeSpec
+    from mrmfast.batch import GenomeSpec, ModalitySpec
     from mrmfast.objectives import OBJECTIVES
     from mrmfast.objectives.mrm import ModelConfig, MRMConfig
 

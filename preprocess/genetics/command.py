@@ -20,7 +20,7 @@ from mrmfast.errors import UserError
 from mrmfast.formats.genetics import STORE
 from mrmfast.formats.manifest import NAME, SplitRule, claim_splits, read_manifest
 from mrmfast.formats.pseudonyms import Pseudonyms, add_argument
-from preprocess.genetics.remote import is_url, place
+from preprocess.genetics.remote import is_url, location
 
 PARTS = ".parts"  # of the folder with finished parts, after the command's name
 COPIES = ".genotypes"  # of the folder with PGEN copies of the source
@@ -28,8 +28,8 @@ COPIES = ".genotypes"  # of the folder with PGEN copies of the source
 
 def add_common_arguments(parser: argparse.ArgumentParser, source: str, keep: bool = True) -> None:
     """Add SRC, --out and the split rule (and --keep) to a command."""
-    parser.add_argument("src", metavar="SRC", type=place, help=source)
-    parser.add_argument("--out", metavar="DATASET", type=place, required=True, help="dataset folder to write into")
+    parser.add_argument("src", metavar="SRC", type=location, help=source)
+    parser.add_argument("--out", metavar="DATASET", type=location, required=True, help="dataset folder to write into")
     parser.add_argument("--split-seed", type=int, default=0, help="seed of the train/test rule (default 0)")
     parser.add_argument("--test-fraction", type=float, default=0.2, help="share of participants held out (default 0.2)")
     if keep:
