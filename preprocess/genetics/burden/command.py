@@ -4,7 +4,7 @@ Rule of the original study: the bit of a protein-coding gene is 1 if the partici
 harmful rare variant in it. Harmful: VEP IMPACT HIGH on a protein-coding transcript (nonsense-mediated decay transcripts
 excluded), or a missense change that PolyPhen or SIFT calls harmful (:class:`vep.HarmRule`); or what a table says
 (``--annotations`` with ``--mask``, regenie's formats). Rare: minor allele frequency below ``--max-maf`` among the
-participants kept; where the *reference* is the rare allele the variant is left out, or nearly everyone would carry it.
+participants kept; where the *reference* is the rare allele the variant is excluded, or nearly everyone would carry it.
 A missing genotype counts as 0; in a half-missing one of a VCF the allele that is known counts.
 
 SRC is a VCF with genotypes that VEP has annotated, or genotypes of any format (.bed, .pgen, .bgen, VCF) with
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -125,17 +126,9 @@ def _run(arguments: argparse.Namespace) -> int:
         "settings": {**settings, "split_seed": split.seed, "test_fraction": split.test_fraction},
         "files": files,
         "participants": people,
-        "alleles": dict(sorted(tally.fates.items())),
-        "genes": {
-            "protein_coding_annotated": len(tally.genes),
-            "kept": len(genes),
-            "without_counted_variant": len(tally.genes) - len(genes),
-            "variants_per_kept_gene": sum(gene.variants for gene in genes) / len(genes),
-        },
-        "features_per_group": dict(features.groups()),
-        "symbols": {name: tally.genes[number, name].symbol for number, name in hit},
     }
-    # The store comes last: where it stands, everything stands, and what a crash leaves the next run sweeps away.
+    report |= _counts(tally, hit, features)
+    # The store comes last: where it stands, everything stands, and the next run sweeps what a crash leaves.
     command.write_report(arguments.out, "burden", report)
     write_modality(
         arguments.out,
@@ -147,17 +140,38 @@ def _run(arguments: argparse.Namespace) -> int:
         attributes=settings,
     )
     shutil.rmtree(command.copies_folder(arguments.out, "burden"), ignore_errors=True)
-    fates = tally.fates
-    print(f"burden: {len(ids)} participants x {len(genes)} genes on {len(features.groups())} chromosomes")
-    print(f"  participants: {people['withdrawn']} withdrawn samples left out")
+    _summary(arguments.out, report)
+    return 0
+
+
+def _counts(tally: Tally, hit: list[tuple[int, str]], features: FeatureTable) -> dict[str, Any]:
+    """Return what the report says of alleles and genes."""
+    genes = [tally.genes[key] for key in hit]
+    return {
+        "alleles": dict(sorted(tally.fates.items())),
+        "genes": {
+            "protein_coding_annotated": len(tally.genes),
+            "kept": len(genes),
+            "without_counted_variant": len(tally.genes) - len(genes),
+            "variants_per_kept_gene": sum(gene.variants for gene in genes) / len(genes),
+        },
+        "features_per_group": dict(features.groups()),
+        "symbols": {name: tally.genes[number, name].symbol for number, name in hit},
+    }
+
+
+def _summary(dataset: Path, report: dict[str, Any]) -> None:
+    people, genes, fates = report["participants"], report["genes"], Counter(report["alleles"])
+    chromosomes = len(report["features_per_group"])
+    print(f"burden: {people['participants']} participants x {genes['kept']} genes on {chromosomes} chromosomes")
+    print(f"  participants: {people['withdrawn']} withdrawn samples excluded")
     print(
-        f"  counted: {fates['counted']}; left out: {fates['not_harmful'] + fates['not_in_mask']} not harmful, "
+        f"  counted: {fates['counted']}; excluded: {fates['not_harmful'] + fates['not_in_mask']} not harmful, "
         f"{fates['too_common']} too common, {fates['alt_is_major']} with a rare reference, "
         f"{fates['not_carried']} not carried, {fates['not_autosomal']} not autosomal, {fates['absent']} absent"
     )
-    print(f"  genes without a counted variant, left out: {len(tally.genes) - len(genes)}")
-    print(f"  report: {arguments.out / 'reports' / 'burden.json'}")
-    return 0
+    print(f"  genes without a counted variant, excluded: {genes['without_counted_variant']}")
+    print(f"  report: {dataset / 'reports' / 'burden.json'}")
 
 
 Scanned = tuple[list[str], dict[str, int], list[str], Tally]

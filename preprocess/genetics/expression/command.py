@@ -113,7 +113,7 @@ def numbers(table: pd.DataFrame, columns: list[str], path: Path) -> np.ndarray:
         bad = unread[~is_missing]
         if len(bad):
             line = int(bad[0]) + 2
-            raise UserError(f"{path}: line {line}: column {name} is not a number; mend it or leave it blank")
+            raise UserError(f"{path}: line {line}: column {name} is not a number; correct it or leave it blank")
         values[:, number] = column
     return values
 
@@ -160,7 +160,7 @@ def make_block(modality: str, names: list[str], values: np.ndarray, train: np.nd
         values = np.nan_to_num(values, nan=0.0)
         wrong = np.flatnonzero(~np.isin(values, (0, 1)).all(axis=0))
         if len(wrong):
-            raise UserError(f"{path}: column {names[wrong[0]]}_mut holds values other than 0 and 1; mend the column")
+            raise UserError(f"{path}: column {names[wrong[0]]}_mut holds values other than 0 and 1; correct the column")
         features = FeatureTable.build(names, ["mutations"] * len(names))
         return Block("binary", features, values.astype(np.uint8), missing, counts)
     if modality == "cnv":
@@ -169,7 +169,7 @@ def make_block(modality: str, names: list[str], values: np.ndarray, train: np.nd
         return Block("float", features, values.astype(np.float32), missing, counts)
     mean, scale, constant = standardise.fit(values[train])
     counts["constant_in_training"] = int(constant.sum())
-    parts = np.array_split(np.arange(len(names)), -(-len(names) // RNA_PER_PART))
+    parts = np.array_split(np.arange(len(names)), (len(names) + RNA_PER_PART - 1) // RNA_PER_PART)
     groups = [f"part{number}" for number, part in enumerate(parts, start=1) for _ in part]
     features = FeatureTable.build(names, groups, mean=mean, scale=scale)
     return Block("float", features, ((values - mean) / scale).astype(np.float32), missing, counts)
@@ -219,7 +219,7 @@ def run(arguments: argparse.Namespace) -> int:
     Raises
     ------
     UserError
-        Options or a table that the user can mend.
+        Options or a table that is at fault.
     """
     with command.writing(arguments, "expression", SUFFIXES):
         return _run(arguments)
@@ -283,10 +283,10 @@ def clear_unfinished(dataset: Path, modalities: list[str], unit: str) -> None:
     for name in present:
         final = dataset / STORE / name
         try:
-            mine = json.loads((final / "zarr.json").read_text())["attributes"].get("unit") == unit
+            is_ours = json.loads((final / "zarr.json").read_text())["attributes"].get("unit") == unit
         except (OSError, ValueError, KeyError):
-            mine = False
-        if complete or not mine:
+            is_ours = False
+        if complete or not is_ours:
             raise UserError(f"{final}: exists already; remove that folder to make it anew")
     for name in present:
         # Renamed first: a reader must not meet half a modality, and a second kill must not leave one.

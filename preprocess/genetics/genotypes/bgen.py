@@ -97,7 +97,7 @@ class BgenFile(GenotypeFile):
             if starts[-1] + length > size:
                 raise UserError(f"{self._variant(len(rows))} ends after the file does; it is truncated, copy it again")
             named = rsid if rsid not in ("", ".") else name or "."
-            # One allele only cannot be a genotype of two; more than two are left out with the multi-allelic ones.
+            # One allele only cannot be a genotype of two; more than two are excluded with the multi-allelic ones.
             rows.append((chromosome, named, str(position), labels[0] if labels else ".", ",".join(labels[1:]) or "."))
             file.seek(length, 1)
         if file.tell() != size:

@@ -73,7 +73,7 @@ class PgenlibReader:
     def _read(self, method: str, columns: np.ndarray, samples: np.ndarray | None, dtype: type) -> np.ndarray:
         order = None if samples is None or (np.diff(samples) > 0).all() else np.argsort(samples, kind="stable")
         ascending = samples if order is None or samples is None else samples[order]
-        out = np.empty((len(columns), self.samples if samples is None else len(samples)), dtype=dtype)
+        out: np.ndarray = np.empty((len(columns), self.samples if samples is None else len(samples)), dtype=dtype)
         with self._borrowed(ascending) as reader:
             try:
                 getattr(reader, method)(columns.astype(np.uint32), out)

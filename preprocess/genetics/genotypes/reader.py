@@ -23,7 +23,7 @@ class Genotypes:
     ----------
     files : list of GenotypeFile
     samples : ndarray of str, shape (participants,)
-        Ids, in the order of the first file; withdrawn and unlisted ones are left out.
+        Ids, in the order of the first file; withdrawn and unlisted ones are excluded.
     rows : list of ndarray of int64, each of shape (participants,)
         Where each participant stands in each file.
     variants : DataFrame
@@ -198,7 +198,7 @@ def open_genotypes(
 ) -> Genotypes:
     """Open the genotypes of a cohort.
 
-    Participants are joined by id, never by row, and withdrawn ones left out (trap 9).
+    Participants are joined by id, never by row, and withdrawn ones excluded (trap 9).
 
     Parameters
     ----------

@@ -49,7 +49,7 @@ class Oriented:
         the chromosome's bi-allelic variants, those that the FASTA excludes counted too), ``id``, ``position``, ``ref``,
         ``alt``, ``swapped`` (bool: the file calls ``ref`` its ``alt``). Calls are copies of ``alt``.
     excluded : DataFrame
-        Autosomal variants left out: the same columns and ``fate`` (``multi_allelic``, ``reference_mismatch``).
+        Autosomal variants excluded: the same columns and ``fate`` (``multi_allelic``, ``reference_mismatch``).
     counts : dict
         ``variants`` (in the files), ``variants_not_autosomal``, ``variants_multi_allelic``,
         ``variants_reference_mismatch``, ``variants_swapped``, ``variants_reference_provisional``.
@@ -63,8 +63,8 @@ class Oriented:
 def orient(genotypes: Genotypes, reference: str | None = None, fasta: Path | None = None) -> Oriented:
     """Order the alleles of every variant by the reference genome.
 
-    Rules, all counted: only autosomes are used (trap 8); sites with more than two alleles are left out (split them
-    with ``bcftools norm -m-`` to keep them); variants whose alleles both differ from the FASTA are left out. Repeated
+    Rules, all counted: only autosomes are used (trap 8); sites with more than two alleles are excluded (split them
+    with ``bcftools norm -m-`` to keep them); variants whose alleles both differ from the FASTA are excluded. Repeated
     variant ids stay in the table: what they mean depends on the use.
 
     Parameters
@@ -101,13 +101,13 @@ def orient(genotypes: Genotypes, reference: str | None = None, fasta: Path | Non
 
 
 def _usable(table: pd.DataFrame, genome: ReferenceGenome | None, where: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Split off what is left out, rank the rest, and order alleles by the genome or by the user's statement."""
+    """Split off what is excluded, rank the rest, and order alleles by the genome or by the user's statement."""
     autosomal = (table["chromosome"] > 0) & (table["chromosome"] < X_CHROMOSOME)
     table = table[autosomal].sort_values("chromosome", kind="stable", ignore_index=True)
     if not len(table):
         raise UserError(
             f"{where}: no variant lies on chromosomes 1-22; chromosomes must be named 1..22 or chr1..chr22 "
-            "(others are left out)"
+            "(others are excluded)"
         )
     multi = table[(table["alleles"] != 2) | (table["alt"] == ".")].assign(rank=-1, fate="multi_allelic")
     table = table.drop(multi.index).reset_index(drop=True)

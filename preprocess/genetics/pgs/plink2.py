@@ -169,14 +169,14 @@ def _write_weights(
     bool
         False if there are none.
     """
-    mine = [
+    chosen_rows = [
         ((is_alt == counts_alt[variant]) == majority) & (variant >= span[0]) & (variant < span[1])
         for variant, is_alt in zip(weights.variant, weights.effect_is_alt, strict=True)
     ]
-    variants = [variant[chosen] for variant, chosen in zip(weights.variant, mine, strict=True)]
+    variants = [variant[chosen] for variant, chosen in zip(weights.variant, chosen_rows, strict=True)]
     values = [
         np.where(is_alt, weight, -weight)[chosen]
-        for weight, is_alt, chosen in zip(weights.weight, weights.effect_is_alt, mine, strict=True)
+        for weight, is_alt, chosen in zip(weights.weight, weights.effect_is_alt, chosen_rows, strict=True)
     ]
     rows = np.unique(np.concatenate(variants))
     counted = np.where(counts_alt == majority, genotypes.variants["alt"], genotypes.variants["ref"])
@@ -200,5 +200,5 @@ def _parts(rows: np.ndarray, size: int = 4096) -> Iterator[np.ndarray]:
 def _call(command: list[str]) -> None:
     result = subprocess.run([*command, "--silent"], capture_output=True, text=True, check=False)
     if result.returncode:
-        said = " ".join((result.stderr or result.stdout).split()).removeprefix("Error: ")
-        raise UserError(f"--engine plink2: plink2 failed: {said}; use --engine own, or correct the genotypes")
+        message = " ".join((result.stderr or result.stdout).split()).removeprefix("Error: ")
+        raise UserError(f"--engine plink2: plink2 failed: {message}; use --engine own, or correct the genotypes")

@@ -1,7 +1,7 @@
 """Sparse weights x genotypes in C (``sparse_product.c``): a score uses a few per cent of all variants used.
 
 A dense product multiplies 481 scores of 2,000 variants each by 50,000 variants, 25 times the work. The dense one in
-:mod:`.sums` is the reference, serves dense weights, and works without a compiler.
+:mod:`.score_pass` is the reference, serves dense weights, and works without a compiler.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def add(
             raise MemoryError("no memory for a tile of genotypes")
         missing.append(found)
 
-    _share(some, -(-values.shape[1] // TILE), 1)
+    _share(some, (values.shape[1] + TILE - 1) // TILE, 1)
     return sum(missing)
 
 

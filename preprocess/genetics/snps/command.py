@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         type=Path,
         help="keep these ids instead, one a line, optionally followed by chromosome and position; one that stands "
-        "elsewhere is left out",
+        "elsewhere is excluded",
     )
     parser.add_argument("--build", help="genome build of the positions, to be recorded with the store (e.g. GRCh38)")
     parallel.add_arguments(parser)
@@ -100,7 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
     Raises
     ------
     UserError
-        Options or files that the user can mend.
+        Options or files that is at fault.
     """
     if arguments.stride < 1:
         raise UserError(f"--stride {arguments.stride}: give a whole number of at least 1")
@@ -233,7 +233,7 @@ def _report(
 
 def _print(report: dict[str, Any], missing: np.ndarray, arguments: argparse.Namespace) -> None:
     people, variants = report["participants"], report["variants"]
-    print(f"  participants: {people['training']} training, {people['withdrawn']} withdrawn rows left out")
+    print(f"  participants: {people['training']} training, {people['withdrawn']} withdrawn rows excluded")
     print(
         f"  variants: {variants['in_files']} read, {variants['not_autosomal']} not autosomal, "
         f"{variants['multi_allelic']} multi-allelic, {variants['reference_mismatch']} unlike the FASTA, "
@@ -243,7 +243,7 @@ def _print(report: dict[str, Any], missing: np.ndarray, arguments: argparse.Name
     if variants["listed_absent"]:
         print(f"  {variants['listed_absent']} listed ids are not in the genotypes")
     if variants["listed_elsewhere"]:
-        print(f"  {variants['listed_elsewhere']} variants stand elsewhere than the list says and are left out")
+        print(f"  {variants['listed_elsewhere']} variants stand elsewhere than the list says and are excluded")
     if variants["reference_provisional"]:
         print(f"  {variants['reference_provisional']} REF alleles are provisional in the file and were taken as told")
     print(f"  missing calls in training: {report['missing_share_training']:.3%} ({int((missing > 0).sum())} SNPs)")

@@ -198,7 +198,7 @@ def _reach(job: Job, start: int, stop: int) -> tuple[Genotypes, np.ndarray, int]
     """Say which samples to read for participants start..stop: a few too many where that saves picking codes apart.
 
     Whole bytes between the first and the last of them are quick to turn sample-major, and the rows of those who have
-    withdrawn or are not on the list to keep are then left out.
+    withdrawn or are not on the list to keep are then excluded.
 
     Returns
     -------
@@ -209,15 +209,15 @@ def _reach(job: Job, start: int, stop: int) -> tuple[Genotypes, np.ndarray, int]
     int
         How many samples there are; less than twice the participants and 8.
     """
-    wanted = [rows[start:stop] for rows in job.genotypes.rows]
-    places = wanted[0]
+    rows = [all_rows[start:stop] for all_rows in job.genotypes.rows]
+    places = rows[0]
     first, last = int(places[0]) // 4 * 4, twobit.width(int(places[-1]) + 1) * 4
     close = last - first <= 2 * len(places) + 6 and bool((np.diff(places) > 0).all())
-    if close and all(file.sliced for file in job.genotypes.files) and all(np.array_equal(places, x) for x in wanted):
-        wanted, places = [np.arange(first, last)] * len(wanted), places - first
+    if close and all(file.sliced for file in job.genotypes.files) and all(np.array_equal(places, x) for x in rows):
+        rows, places = [np.arange(first, last)] * len(rows), places - first
     else:
         places = np.arange(len(places))
-    return replace(job.genotypes, rows=wanted), places, len(wanted[0])
+    return replace(job.genotypes, rows=rows), places, len(rows[0])
 
 
 def total_counts(job: Job) -> np.ndarray:

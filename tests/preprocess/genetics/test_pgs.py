@@ -174,6 +174,22 @@ def test_a_missing_other_allele_agrees_unless_several_variants_fit(tmp_path):
     assert fates(tmp_path, variants, ["1 10 A C 1"]) == ["matched"]
 
 
+def test_the_examples_of_the_matching_rules(tmp_path):
+    """The table of :mod:`preprocess.genetics.pgs.match`: the genotypes have 1:10 A/G."""
+    found = fates(tmp_path, variants_at(("A", "G")), ["1 10 G A 1", "1 10 C T 1", "1 10 G C 1", "1 11 G A 1"])
+    assert found == ["matched", "duplicate", "alleles_differ", "absent"]
+    assert fates(tmp_path, variants_at(("A", "G")), ["1 10 A G 1"]) == ["matched"]
+    assert fates(tmp_path, variants_at(("A", "G")), ["1 10 C T 1"]) == ["matched_flipped"]
+
+
+def test_several_other_alleles_are_read_as_none(tmp_path):
+    """As pgscatalog reads ``G/C``; a list that is no list of alleles is malformed."""
+    rows = ["1 10 G A/C 1", "1 20 A G/T/ 1", "1 30 G A/bad 1", "1 40 G/C A 1"]
+    score = score_by_rows(tmp_path / "s.txt", rows)
+    assert (score.counts["rows"], score.counts["malformed"], score.malformed) == (4, 3, [2, 3, 4])
+    assert fates(tmp_path, variants_at(("A", "G")), ["1 10 G A/C 1"]) == ["matched"]
+
+
 def test_multi_allelic_lines_and_repeated_rows_are_left_out(tmp_path):
     variants = variants_at(("A", "G,C"), ("A", "G"))
     assert fates(tmp_path, variants, ["1 10 G A 1", "1 20 G A 1", "1 20 A G 1"]) == [
