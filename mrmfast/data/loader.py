@@ -22,6 +22,7 @@ from mrmfast.data.images import Fed, Images, Pixels, open_images
 from mrmfast.data.meters import Meters
 from mrmfast.data.plan import Slice
 from mrmfast.data.reader import ShardReader
+from mrmfast.data.threads import decode_threads
 from mrmfast.errors import UserError
 
 SPARE_SHARDS = 8  # beyond a window, for batches that cross from one to the next
@@ -141,7 +142,11 @@ class Loader:
             return self._fed(reader, step.piece, self.config.rotation, self.config.flip)
 
         images = self._images(
-            feed, -(-self.batch // self.world), self.config.threads, self.config.prefetch, self.config.pixels
+            feed,
+            -(-self.batch // self.world),
+            decode_threads(self.config.threads),
+            self.config.prefetch,
+            self.config.pixels,
         )
         try:
             while end is None or position < end:
