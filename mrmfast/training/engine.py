@@ -32,7 +32,7 @@ class EngineConfig:
         the rest of the batch is accumulated). By default the rank's whole share.
     checkpoint_activations : bool
         Keep only the inputs of blocks for the backward pass and run them again there: about a third more arithmetic
-        for a fraction of the memory (``python -m benchmarks.model`` says how much).
+        for a fraction of the memory (``python -m benchmarks.training.cost`` says how much).
     """
 
     device: Literal["auto", "cuda", "cpu"] = "auto"
