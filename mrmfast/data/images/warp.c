@@ -1,6 +1,6 @@
 // One bilinear warp of an RGB picture: rotation, flip, crop and the last of the resizing in one pass over the output, then
 // the bytes as they are or normalised floats, while the row is still in the nearest cache.
-// The readable reference is warp_reference in cpu_images.py; coordinates and borders are DALI's warp_affine's.
+// The readable reference is warp_reference in cpu.py; coordinates and borders are DALI's warp_affine's.
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
