@@ -328,6 +328,22 @@ def test_an_error_of_a_decoding_thread_reaches_the_caller(monkeypatch):
         decode("cpu", [encode(picture(0))])
 
 
+@pytest.mark.parametrize("size", [64, 32])
+def test_sound_pictures_stay_where_they_are_decoded(size):
+    """No copy, no memory of their own: that costs more than all the Python around it."""
+    memory = DecodeMemory(3, 64, size)
+    for turn in range(3):
+        for number in range(3):
+            assert memory.decode(encode(picture(number)), 3 * turn + number)
+        assert memory._reduced == [None] * 3
+        assert list(memory.items) == [
+            value for n in range(3) for value in (3 * turn + n, memory._slots[n].address, size)
+        ]
+        assert all(address % 64 == 0 for address in memory.items[1::3])
+        assert [number for number, _ in memory.pictures()] == [3 * turn + n for n in range(3)]
+        memory.clear()
+
+
 def test_a_picture_is_decoded_without_a_look_at_its_header(monkeypatch):
     """Each call of simplejpeg's takes the interpreter lock: a sound picture needs one."""
     calls = []

@@ -1,7 +1,7 @@
 """The CPU path: libjpeg-turbo decodes (at reduced scale where that is enough), one fused warp in C does the rest.
 
 Neither holds the interpreter lock, so plain threads suffice: no processes, no copies between them. What limits their
-number is the lock itself: how often a picture takes it, and for how long (``python -m benchmarks.loader_threads``).
+number is the lock itself: how often a picture takes it, and for how long (``python -m benchmarks.loader.threads``).
 So a thread decodes GROUP pictures into memory of its own and warps them in one call, and no address is asked for twice.
 Memory of batches is used again once nobody holds them.
 """
@@ -29,7 +29,7 @@ from mrmfast.data.images.decode_memory import SPARE, DecodeMemory
 from mrmfast.meters import Meters
 
 CHUNK = 8  # pictures a task: few enough to share a batch among threads, enough to make hand-overs cheap
-GROUP = 2  # decoded pictures that one call warps; with four, a picture takes 10 % longer (cache of 512 kB a core)
+GROUP = 2  # decoded pictures that one call warps: more of them no longer fit a cache of 512 kB
 FLAGS = ("-O3", "-march=native", "-std=c11", "-ffp-contract=off")
 # Normalised = byte * scale + shift: three scales, then three shifts.
 NORMAL = np.concatenate([1 / (255 * np.array(PIXEL_STD)), -np.array(PIXEL_MEAN) / PIXEL_STD]).astype(np.float32)
