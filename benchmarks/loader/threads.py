@@ -30,7 +30,7 @@ from mrmfast.data.images.backend import Images, open_images
 from mrmfast.meters import Meters
 
 SIDE, BATCH, ROUNDS = 224, 256, 7
-MOST_PYTHON = 0.04  # of a picture's CPU time, on the same machine in the same minute
+MOST_PYTHON = 0.02  # of a picture's CPU time, on the same machine in the same minute
 
 
 def open_cpu(threads: int) -> Images:
