@@ -29,7 +29,7 @@ from mrmfast.data.images.decode_memory import SPARE, DecodeMemory
 from mrmfast.meters import Meters
 
 CHUNK = 8  # pictures a task: few enough to share a batch among threads, enough to make hand-overs cheap
-GROUP = 2  # decoded pictures that one call warps: more of them no longer fit a cache of 512 kB
+GROUP = 4  # decoded pictures that one call warps: the time of a picture is the same from 1 to 8, the lock is taken less
 FLAGS = ("-O3", "-march=native", "-std=c11", "-ffp-contract=off")
 # Normalised = byte * scale + shift: three scales, then three shifts.
 NORMAL = np.concatenate([1 / (255 * np.array(PIXEL_STD)), -np.array(PIXEL_MEAN) / PIXEL_STD]).astype(np.float32)
