@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 
 from mrmfast.errors import UserError
+from mrmfast.training.flat_adamw import FlatAdamW
 
 
 @dataclass(frozen=True)
@@ -145,37 +146,48 @@ def build_engine(
 ) -> Any:
     """Wrap a model and its optimiser in a DeepSpeed engine.
 
+    With :class:`FlatAdamW` DeepSpeed runs forward and backward, and keeps the checkpoints; the optimiser itself averages
+    and clips the gradients, and holds the float32 copies in bf16.
+
     Returns
     -------
     deepspeed.DeepSpeedEngine
     """
     import deepspeed
 
+    flat = isinstance(optimiser, FlatAdamW)
     settings = {
         "train_batch_size": batch_size,
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": batch_size // (micro_batch * world.size),
-        "gradient_clipping": clip,
-        "bf16": {"enabled": world.bf16},
+        "gradient_clipping": 0.0 if flat else clip,
+        "bf16": {"enabled": world.bf16 and not flat},
         "zero_optimization": {"stage": zero_stage},
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 1 << 30,  # the loop has its own progress bar
     }
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimiser, config=settings)
+    if isinstance(optimiser, FlatAdamW):
+        engine.enable_backward_allreduce = False
+        engine.zero_grad = optimiser.zero_grad  # DeepSpeed's searches the module tree for its parameters, every step
     return engine
 
 
-def whole_parameters(module: torch.nn.Module, world: World) -> dict[str, torch.Tensor]:
+def whole_parameters(engine: Any, module: torch.nn.Module, world: World) -> dict[str, torch.Tensor]:
     """Return the parameters of a part of the model by name, on rank 0, in float32 on the CPU; call on every rank.
 
     In bf16 these are the float32 copies that the optimiser moves, not the rounded ones that the model computes with.
     """
     from deepspeed.utils import safe_get_full_fp32_param
 
+    optimiser = engine.optimizer
+    masters = optimiser.masters() if isinstance(optimiser, FlatAdamW) else {}
     whole: dict[str, torch.Tensor] = {}
     for name, parameter in module.named_parameters():
-        # None where DeepSpeed keeps no copy: without ZeRO in fp32 the parameter is whole and exact itself.
-        master = safe_get_full_fp32_param(parameter)
+        master = masters.get(parameter)
+        if master is None:
+            # None where DeepSpeed keeps no copy: without ZeRO in fp32 the parameter is whole and exact itself.
+            master = safe_get_full_fp32_param(parameter)
         if world.rank == 0:
             whole[name] = (parameter if master is None else master).detach().float().cpu()
     return whole

@@ -20,7 +20,9 @@ from mrmfast.batch import Batch
 from mrmfast.data.loader import Loader
 from mrmfast.errors import SharedError
 from mrmfast.training import checkpoint
+from mrmfast.training.flat_adamw import FlatAdamW
 from mrmfast.training.job import Job
+from mrmfast.training.late_metrics import LAG, LateMetrics
 from mrmfast.training.results import write_results
 from mrmfast.training.run import RunLog
 
@@ -51,39 +53,20 @@ def run(job: Job) -> int:
         if note := config.small_passes(job.world.size):
             print(f"mrmfast: {note}", file=sys.stderr)
     interrupted = _on_interrupt()
-    reporter = SetAsideReporter(job.loader, state.samples)
     batches = job.loader.batches(state.samples)
-    bar = tqdm(
-        total=job.steps,
-        initial=state.step,
-        unit="step",
-        disable=not first,
-        dynamic_ncols=True,
-        mininterval=0.5 if sys.stderr.isatty() else 10,
-    )
+    recorder = StepRecorder(job, log, interrupted)
     try:
         while state.step < job.steps and not interrupted.agreed:
-            began = time.perf_counter()
-            entry, samples, waited = train_step(job, batches, interrupted)
-            took = time.perf_counter() - began
-            state.seconds += took
-            speed, wait = config.batch_size / took, waited / took
-            slowest = f" (slowest: {job.loader.meters.slowest()})" if wait > WAITING else ""
-            bar.set_postfix_str(f"loss {entry['loss']:.4f}, {speed:.0f} images/s, waiting for data {wait:.0%}{slowest}")
-            bar.update()
-            lines = reporter.lines(state.samples)
-            if entry.get("grad_norm", 0) is None:
-                left_out = job.engine.skipped_steps
-                lines.append(f"step {state.step}: gradients are not finite; {left_out} steps left out so far")
-            for line in lines:
-                bar.write(f"mrmfast: {line}", file=sys.stderr)
-            if log is not None:
-                log.log({**entry, "images_per_s": speed, "data_wait": wait}, samples)
-            if state.step % config.run.checkpoint_every == 0 or state.step == job.steps or interrupted.agreed:
+            launch_step(job, batches, recorder.late, interrupted)
+            save = state.step % config.run.checkpoint_every == 0 or state.step == job.steps
+            recorder.read(LAG)
+            if save or interrupted.agreed:
+                recorder.read(0)  # a checkpoint follows the lines of its steps, and never a loss that is not finite
                 checkpoint.save(job.engine, config.run.folder / "checkpoints", state, config.run.keep)
                 write_results(job.engine, job.loader, config, job.world, state.step)
+                recorder.resume_clock()
     finally:
-        bar.close()
+        recorder.close()
         batches.close()
         job.dataset.source.close()
         if log is not None:
@@ -95,23 +78,40 @@ def run(job: Job) -> int:
     return 130
 
 
-def train_step(job: Job, batches: Any, interrupted: _Interrupt) -> tuple[dict[str, Any], list[dict[str, Any]], float]:
-    """Do one optimiser step.
+@dataclass(frozen=True)
+class Launched:
+    """What the host knows of a step while the device works on it.
 
-    Returns
-    -------
+    Attributes
+    ----------
     entry : dict
-        Step, epoch, loss and its parts (means over ranks), learning rate, gradient norm (None where it is not finite:
-        ZeRO then leaves the step out, and ``skipped`` counts these).
+        Step, epoch and learning rate.
     samples : list of dict
         Keys per rank and epoch, when they are logged.
+    position : int
+        Stream position after the step.
     waited : float
         Seconds spent waiting for the loader.
+    norm : float or None
+        Gradient norm where DeepSpeed has read it already.
     """
-    state, engine = job.state, job.engine
+
+    entry: dict[str, Any]
+    samples: list[dict[str, Any]]
+    position: int
+    waited: float
+    norm: float | None
+
+
+def launch_step(job: Job, batches: Any, late: LateMetrics, interrupted: _Interrupt) -> None:
+    """Issue one optimiser step without waiting for its result; `late` gets its scalars.
+
+    ``loss`` and its parts are means over micro-batches and ranks.
+    """
+    state, engine, world = job.state, job.engine, job.world
     job.schedule.step_update(state.step)
     rate = job.schedule.optimizer.param_groups[0]["lr"]
-    totals: dict[str, Tensor] = {}
+    names, total = (), None
     micro_batches: list[Batch] = []
     waited = 0.0
     accumulation = engine.gradient_accumulation_steps()
@@ -121,43 +121,143 @@ def train_step(job: Job, batches: Any, interrupted: _Interrupt) -> tuple[dict[st
         waited += time.perf_counter() - began
         micro_batches.append(batch)
         with job.loader.meters.time("copy", len(batch.keys)):
-            batch = batch.to(job.world.device)
-        seed = step_seed(job.config.seed, state.step, micro, job.world.rank)
+            batch = batch.to(world.device)
+        seed = step_seed(job.config.seed, state.step, micro, world.rank)
         torch.manual_seed(seed)
         loss, parts = engine(batch.image_BCHW, batch.packed, batch.present, seed)
         engine.backward(loss)
         engine.step()
-        for name, value in {"loss": loss.detach(), **{f"loss/{k}": v for k, v in parts.items()}}.items():
-            totals[name] = totals.get(name, 0) + value.float() / accumulation
+        names = ("loss", *(f"loss/{name}" for name in parts))
+        values = torch.stack([loss.detach().float(), *(value.float() for value in parts.values())]) / accumulation
+        total = values if total is None else total + values
     state.step += 1
     state.samples = micro_batches[-1].end
-    job.loader.meters.add("wait", waited, job.config.batch_size // job.world.size)
-    means = _mean_over_ranks(totals, interrupted)
-    if not math.isfinite(means["loss"]):
+    job.loader.meters.add("wait", waited, job.config.batch_size // world.size)
+    entry = {"step": state.step, "epoch": state.samples / len(job.loader.plan), "lr": rate}
+    norm = engine.optimizer.norm if isinstance(engine.optimizer, FlatAdamW) else engine.get_global_grad_norm()
+    launched = Launched(
+        entry, _sample_lines(job, micro_batches), state.samples, waited, None if isinstance(norm, Tensor) else norm
+    )
+    names, values = _shared(names, total, world.size, interrupted)
+    if isinstance(norm, Tensor):
+        names, values = (*names, "grad_norm"), torch.cat([values, norm.detach().float().reshape(1)])
+    late.push(names, values, launched)
+
+
+def _shared(
+    names: tuple[str, ...], values: Tensor, ranks: int, interrupted: _Interrupt
+) -> tuple[tuple[str, ...], Tensor]:
+    """Average losses over ranks; the same message carries whether any rank was interrupted, so that all stop together."""
+    if ranks == 1:
+        interrupted.agreed = interrupted.asked
+        return names, values
+    asked = torch.full((1,), float(interrupted.asked), device=values.device)
+    values = torch.cat([values, asked])
+    torch.distributed.all_reduce(values)
+    return (*names, "asked"), values / ranks
+
+
+class StepRecorder:
+    """Read steps back, stop a run that diverges, and write the log, the progress bar and the console.
+
+    Parameters
+    ----------
+    job : Job
+    log : RunLog or None
+        On rank 0.
+    interrupted : _Interrupt
+    """
+
+    def __init__(self, job: Job, log: RunLog | None, interrupted: _Interrupt) -> None:
+        self.late = LateMetrics()
+        self._job, self._log, self._interrupted = job, log, interrupted
+        self._reporter = SetAsideReporter(job.loader, job.state.samples)
+        self._bar = tqdm(
+            total=job.steps,
+            initial=job.state.step,
+            unit="step",
+            disable=job.world.rank != 0,
+            dynamic_ncols=True,
+            mininterval=0.5 if sys.stderr.isatty() else 10,
+        )
+        self.resume_clock()
+
+    def resume_clock(self) -> None:
+        """Count the time of the next step from now: saving is not training."""
+        self._clock = time.perf_counter()
+
+    def read(self, lag: int) -> None:
+        """Read all but the last `lag` steps.
+
+        Raises
+        ------
+        SharedError
+            A loss is not finite.
+        """
+        while len(self.late) > lag:
+            values, launched = self.late.pop()
+            self._record(values, launched)
+
+    def _record(self, values: dict[str, float], launched: Launched) -> None:
+        job, now = self._job, time.perf_counter()
+        took, self._clock = now - self._clock, now
+        job.state.seconds += took
+        if values.pop("asked", 0.0) > 0:
+            self._interrupted.agreed = True
+        entry = step_entry(job, values, launched)
+        speed, wait = job.config.batch_size / took, min(1.0, launched.waited / took)
+        slowest = f" (slowest: {job.loader.meters.slowest()})" if wait > WAITING else ""
+        text = f"loss {entry['loss']:.4f}, {speed:.0f} images/s, waiting for data {wait:.0%}{slowest}"
+        measured = {"images_per_s": speed, "data_wait": wait}
+        if job.flops is not None:
+            measured["mfu"] = job.flops.utilisation(speed)
+            text += f", MFU {measured['mfu']:.0%}"
+        self._bar.set_postfix_str(text, refresh=False)
+        self._bar.update()
+        lines = self._reporter.lines(launched.position)
+        if entry.get("grad_norm", 0) is None:
+            skipped = job.engine.skipped_steps
+            lines.append(f"step {entry['step']}: gradients are not finite; {skipped} steps skipped so far")
+        for line in lines:
+            self._bar.write(f"mrmfast: {line}", file=sys.stderr)
+        if self._log is not None:
+            self._log.log({**entry, **measured}, launched.samples)
+
+    def close(self) -> None:
+        """End the progress bar."""
+        self._bar.close()
+
+
+def step_entry(job: Job, values: dict[str, float], launched: Launched) -> dict[str, Any]:
+    """Return a step's line for the log.
+
+    ``grad_norm`` is None where the gradients are not finite: the step was then skipped, and ``skipped`` counts these.
+
+    Raises
+    ------
+    SharedError
+        The loss is not finite.
+    """
+    norm = values.pop("grad_norm", launched.norm)
+    step = launched.entry["step"]
+    if not math.isfinite(values["loss"]):
         raise SharedError(
-            f"loss is {means['loss']} at step {state.step}; lower optimiser.lr and go on from the last checkpoint with "
+            f"loss is {values['loss']} at step {step}; lower optimiser.lr and go on from the last checkpoint with "
             "--resume auto, or start anew with engine.precision=fp32 and another run.name"
         )
-    norm = engine.get_global_grad_norm()
-    entry = {
-        "step": state.step,
-        "epoch": state.samples / len(job.loader.plan),
-        **means,
+    engine = job.engine
+    if isinstance(engine.optimizer, FlatAdamW) and norm is not None and not math.isfinite(norm):
+        engine.skipped_steps += 1  # DeepSpeed counts its own; this optimiser leaves a step out on the device
+    entry, rate = dict(launched.entry), launched.entry["lr"]
+    del entry["lr"]
+    return {
+        **entry,
+        **values,
         "lr": rate,
         **({} if norm is None else {"grad_norm": float(norm) if math.isfinite(norm) else None}),
         **({"skipped": engine.skipped_steps} if engine.skipped_steps else {}),
         **({"set_aside": len(job.loader.set_aside)} if job.loader.set_aside else {}),
     }
-    return entry, _sample_lines(job, micro_batches), waited
-
-
-def _mean_over_ranks(totals: dict[str, Tensor], interrupted: _Interrupt) -> dict[str, float]:
-    """Average the losses; the same message carries whether any rank was interrupted, so that all stop together."""
-    values = torch.stack([*totals.values(), torch.tensor(float(interrupted.asked), device=totals["loss"].device)])
-    torch.distributed.all_reduce(values)
-    *means, asked = (values / torch.distributed.get_world_size()).tolist()
-    interrupted.agreed = asked > 0
-    return dict(zip(totals, means, strict=True))
 
 
 def _sample_lines(job: Job, micro_batches: list[Batch]) -> list[dict[str, Any]]:
