@@ -48,7 +48,7 @@ def pictures(bench: Bench, device: str, sizes: Sizes) -> None:
     import simplejpeg
 
     from mrmfast.data.meters import Meters
-    from mrmfast.data.pipeline import DALIImages
+    from mrmfast.data.dali import DALIImages
 
     side, batch = sizes.pixels, min(sizes.images, 64)
     generator = np.random.default_rng(0)

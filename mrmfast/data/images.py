@@ -85,7 +85,7 @@ def open_images(
     options: dict[str, Any] = {"batch": batch, "stored_size": stored_size, "size": size, "device": device}
     options |= {"threads": threads, "depth": depth, "meters": meters, "pixels": pixels}
     if backend == "dali" or (backend == "auto" and device.type == "cuda"):
-        from mrmfast.data.pipeline import DALIImages  # data/ imports without DALI
+        from mrmfast.data.dali import DALIImages  # data/ imports without DALI
 
         return DALIImages(source, **options)
     from mrmfast.data.cpu_images import CPUImages

@@ -113,7 +113,7 @@ class Loader:
         Yields
         ------
         Batch
-            Genetics on the CPU, still packed; images where the backend works.
+            Genetics on the CPU (in pinned memory for a GPU), still packed; images where the backend works.
 
         Raises
         ------
@@ -224,7 +224,11 @@ class Loader:
         rows = self.dataset.genome_rows[piece.sample]
         with self.meters.time("join", len(piece)):
             packed = self.dataset.store.gather(rows) if self.dataset.store is not None else []
-            return [torch.from_numpy(part) for part in packed], torch.from_numpy(rows >= 0)
+            tensors = [torch.from_numpy(part) for part in (*packed, rows >= 0)]
+            if self.device.type == "cuda":
+                # From pageable memory a copy to the GPU makes this process wait for all work queued before it.
+                tensors = [tensor.pin_memory() for tensor in tensors]
+            return tensors[:-1], tensors[-1]
 
     def _split(self, image_BCHW: Tensor, step: Step, size: int | None = None) -> Iterator[Batch]:
         size = size or self.micro_batch
