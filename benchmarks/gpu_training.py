@@ -47,8 +47,8 @@ def pictures(bench: Bench, device: str, sizes: Sizes) -> None:
     import numpy as np
     import simplejpeg
 
-    from mrmfast.data.meters import Meters
     from mrmfast.data.dali import DALIImages
+    from mrmfast.data.meters import Meters
 
     side, batch = sizes.pixels, min(sizes.images, 64)
     generator = np.random.default_rng(0)

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from mrmfast.data.shards import read_sample_table
 from mrmfast.training.checkpoint import TrainState, checkpoints
-from mrmfast.training.loop import step_seed
 from mrmfast.training.run import JSONLines, read_lines
+from mrmfast.training.step import step_seed
 
 pytestmark = pytest.mark.slow
 # For runs that are killed between two steps: those of the tiniest model would be over before anybody looks.

@@ -27,20 +27,28 @@ class EngineConfig:
     precision : {"auto", "fp32", "bf16"}
         auto is bf16 on GPUs that have it, fp32 elsewhere.
     zero_stage : int
-        DeepSpeed ZeRO 0 to 3.
-    micro_batch : int, optional
+        DeepSpeed ZeRO 0 to 3. A single rank has nobody to share with, and runs without ZeRO.
+    micro_batch : int or "auto", optional
         Largest number of samples per forward pass of a rank (the largest divisor of its share up to that is taken;
-        the rest of the batch is accumulated). By default the rank's whole share.
+        the rest of the batch is accumulated). By default the rank's whole share. "auto" takes the largest that fits
+        the memory, when the run starts; a resumed run keeps it. The batch of a step and the order of samples do not
+        depend on it, nor does the reconstruction loss of images, beyond rounding. Relation matching compares samples
+        of one pass, and the genome's loss is a mean over the observed values of one pass, so these parts of the loss
+        change a little with it: set a number where two runs must be compared to the last digit.
     checkpoint_activations : bool
         Keep only the inputs of blocks for the backward pass and run them again there: about a third more arithmetic
         for a fraction of the memory (``python -m benchmarks.model`` says how much).
+    peak_tflops : float, optional
+        Peak of one device in TFLOP/s, of which the log gives the used share (MFU). By default from a table of cards
+        by name (``mrmfast/training/mfu.py``), in bf16; other devices have no MFU.
     """
 
     device: Literal["auto", "cuda", "cpu"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     zero_stage: int = 1
-    micro_batch: int | None = None
+    micro_batch: int | Literal["auto"] | None = None
     checkpoint_activations: bool = False
+    peak_tflops: float | None = None
 
 
 @dataclass(frozen=True)
@@ -134,6 +142,17 @@ def agreement(world: World) -> Callable[[frozenset[int]], frozenset[int]]:
     return agree
 
 
+def zero_stage_in_use(configured: int, ranks: int, recorded: int) -> int:
+    """Return the ZeRO stage of a run: 0 on one rank, unless it resumes a checkpoint that one rank wrote with ZeRO."""
+    return 0 if ranks == 1 and recorded == 0 else configured
+
+
+def leave_world() -> None:
+    """Destroy the process group, if there is one; without it PyTorch warns at every exit."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def build_engine(
     model: torch.nn.Module,
     optimiser: torch.optim.Optimizer,
@@ -146,8 +165,8 @@ def build_engine(
 ) -> Any:
     """Wrap a model and its optimiser in a DeepSpeed engine.
 
-    With :class:`FlatAdamW` DeepSpeed runs forward and backward, and keeps the checkpoints; the optimiser itself averages
-    and clips the gradients, and holds the float32 copies in bf16.
+    With :class:`FlatAdamW` DeepSpeed runs forward and backward, and keeps the checkpoints. The optimiser itself
+    averages and clips the gradients, and holds the float32 copies in bf16.
 
     Returns
     -------
@@ -167,6 +186,10 @@ def build_engine(
         "steps_per_print": 1 << 30,  # the loop has its own progress bar
     }
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimiser, config=settings)
+    if zero_stage in (1, 2) and world.bf16:
+        # The norm of the gradients, computed anyway, tells whether all are finite, and ZeRO skips the step by it.
+        # DeepSpeed's own check before it asks every gradient in turn, which costs two calls a parameter.
+        engine.optimizer.check_overflow = lambda partition_gradients=True: None
     if isinstance(optimiser, FlatAdamW):
         engine.enable_backward_allreduce = False
         engine.zero_grad = optimiser.zero_grad  # DeepSpeed's searches the module tree for its parameters, every step

@@ -53,7 +53,9 @@ class FlatAdamW(torch.optim.AdamW):
         buffers = [_flatten(parameters) for parameters in self._parameters]
         self._masters = [_views(buffer, like) for buffer, like in zip(buffers, self._parameters, strict=True)]
         self._gradients = [torch.zeros_like(buffer) for buffer in buffers]
-        self._gradient_views = [_views(flat, like) for flat, like in zip(self._gradients, self._parameters, strict=True)]
+        self._gradient_views = [
+            _views(flat, like) for flat, like in zip(self._gradients, self._parameters, strict=True)
+        ]
         self._whole = [parameter for parameters in self._parameters for parameter in parameters]
         self._mixed = self._whole[0].dtype != torch.float32
         if not self._mixed:

@@ -55,7 +55,6 @@ def build_optimiser(
 
     Notes
     -----
-
     The paper trains the ViT with AdamW and the SNN with Adam, both at the same rate. Adam without weight decay is
     AdamW with weight decay 0, so one fused optimiser serves both: the SNN's parameters are in the group without decay.
     """
