@@ -17,8 +17,8 @@ if __name__ == "__main__":
 
 from mrmfast import config as configs
 from mrmfast.errors import SharedError, UserError
+from mrmfast.training.build import build
 from mrmfast.training.engine import first_to_say, leave_world
-from mrmfast.training.job import build
 from mrmfast.training.loop import run
 from mrmfast.training.out_of_memory import is_out_of_memory, out_of_memory_message
 from mrmfast.training.settings import TrainConfig, check

@@ -37,7 +37,7 @@ class EngineConfig:
         change a little with it: set a number where two runs must be compared to the last digit.
     checkpoint_activations : bool
         Keep only the inputs of blocks for the backward pass and run them again there: about a third more arithmetic
-        for a fraction of the memory (``python -m benchmarks.model`` says how much).
+        for a fraction of the memory (``python -m benchmarks.training.cost`` says how much).
     peak_tflops : float, optional
         Peak of one device in TFLOP/s, of which the log gives the used share (MFU). By default from a table of cards
         by name (``mrmfast/training/mfu.py``), in bf16; other devices have no MFU.

@@ -9,11 +9,11 @@ from mrmfast import config as configs
 from mrmfast.atomic import write_aside
 from mrmfast.data.prefetch import DevicePrefetcher
 from mrmfast.training import checkpoint
-from mrmfast.training.job import Job
+from mrmfast.training.build import Job
+from mrmfast.training.export_results import write_results
 from mrmfast.training.late_metrics import LAG
 from mrmfast.training.recorder import StepRecorder
-from mrmfast.training.results import write_results
-from mrmfast.training.run import RunLog
+from mrmfast.training.run_log import RunLog
 from mrmfast.training.step import Interrupt, launch_step
 
 

@@ -11,10 +11,10 @@ from tqdm import tqdm
 
 from mrmfast.data.loader import Loader
 from mrmfast.errors import SharedError
+from mrmfast.training.build import Job
 from mrmfast.training.flat_adamw import FlatAdamW
-from mrmfast.training.job import Job
 from mrmfast.training.late_metrics import LateMetrics
-from mrmfast.training.run import RunLog
+from mrmfast.training.run_log import RunLog
 from mrmfast.training.step import Interrupt, Launched
 
 WAITING = 0.05  # share of a step spent waiting for data from which the progress bar says why

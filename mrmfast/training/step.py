@@ -11,8 +11,8 @@ from torch import Tensor
 
 from mrmfast.batch import Batch
 from mrmfast.data.prefetch import DevicePrefetcher
+from mrmfast.training.build import Job
 from mrmfast.training.flat_adamw import FlatAdamW
-from mrmfast.training.job import Job
 from mrmfast.training.late_metrics import LateMetrics
 
 
