@@ -89,7 +89,7 @@ class FlatAdamW(torch.optim.AdamW):
         self.found_inf = (~self.norm.isfinite()).float()
         super().step()
         if self._mixed:
-            torch._foreach_copy_(self._whole, _chain(self._masters))
+            torch._foreach_copy_([*self._whole], _chain(self._masters))
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the gradients of the model's parameters."""

@@ -11,7 +11,7 @@ from mrmfast.data.prefetch import DevicePrefetcher
 from mrmfast.training import checkpoint
 from mrmfast.training.build import Job
 from mrmfast.training.export_results import write_results
-from mrmfast.training.late_metrics import LAG
+from mrmfast.training.late_metrics import allowed_lag
 from mrmfast.training.recorder import StepRecorder
 from mrmfast.training.run_log import RunLog
 from mrmfast.training.step import Interrupt, launch_step
@@ -37,11 +37,12 @@ def run(job: Job) -> int:
     interrupted = _on_interrupt()
     batches = DevicePrefetcher(job.loader.batches(state.samples), job.world.device)
     recorder = StepRecorder(job, log, interrupted)
+    lag = allowed_lag(job.world.device)
     try:
         while state.step < job.steps and not interrupted.agreed:
             launch_step(job, batches, recorder.late, interrupted)
             save = state.step % config.run.checkpoint_every == 0 or state.step == job.steps
-            recorder.read(LAG)
+            recorder.read(lag)
             if save or interrupted.agreed:
                 recorder.read(0)  # a checkpoint follows the lines of its steps, and never a loss that is not finite
                 checkpoint.save(job.engine, config.run.folder / "checkpoints", state, config.run.keep)
