@@ -6,11 +6,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from mrmfast.data.images.augment import warp_matrices
-from mrmfast.data.images.dali import DALIImages
 from nvidia.dali import Pipeline
 
+from mrmfast.data.images.augment import warp_matrices
 from mrmfast.data.images.backend import open_images
+from mrmfast.data.images.dali import DALIImages
 from mrmfast.meters import Meters
 
 GPU, CPU = torch.device("cuda", 0), torch.device("cpu")

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+
 from tests.helpers.common import ROOT
 
 pytestmark = pytest.mark.slow
