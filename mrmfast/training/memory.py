@@ -25,9 +25,9 @@ def example_inputs(spec: GenomeSpec | None, image_size: int, samples: int, devic
     image = torch.randint(0, 256, (samples, 3, image_size, image_size), dtype=torch.uint8, device=device)
     per_byte = {"genotype": 4, "binary": 8}
     packed = []
-    for _, kind, features in spec.kinds if spec is not None else ():
-        if kind in per_byte:
-            width = (features + per_byte[kind] - 1) // per_byte[kind]
+    for _, encoding, features in spec.modalities if spec is not None else ():
+        if encoding in per_byte:
+            width = (features + per_byte[encoding] - 1) // per_byte[encoding]
             packed.append(torch.zeros(samples, width, dtype=torch.uint8, device=device))
         else:
             packed.append(torch.zeros(samples, features, device=device))

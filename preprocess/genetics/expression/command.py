@@ -12,9 +12,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
-import os
-import shutil
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +21,12 @@ import numpy as np
 import pandas as pd
 
 from mrmfast.errors import UserError
-from mrmfast.formats.genetics import STORE, Encoding, FeatureTable
-from mrmfast.formats.manifest import SplitRule, read_manifest
+from mrmfast.formats.genetics import Encoding, FeatureTable
+from mrmfast.formats.manifest import SplitRule
 from mrmfast.formats.modality_writer import write_modality
 from mrmfast.formats.pseudonyms import Pseudonyms
 from preprocess.genetics import cohort, command, standardise
+from preprocess.genetics.expression.unfinished import clear_unfinished
 
 CASE = "case_id"
 RNA_PER_PART = 256
@@ -267,33 +265,6 @@ def _unit(table: Path, rule: SplitRule, cases: np.ndarray) -> str:
     digest.update(f"{rule.seed}:{rule.test_fraction}:{RNA_PER_PART}:{len(cases)}:".encode())
     digest.update("\n".join(cases.tolist()).encode())
     return digest.hexdigest()
-
-
-def clear_unfinished(dataset: Path, modalities: list[str], unit: str) -> None:
-    """Remove what a killed run of the same unit left behind.
-
-    Raises
-    ------
-    UserError
-        The unit is complete, or a modality comes from another table or other settings.
-    """
-    listed = read_manifest(dataset).genetics
-    present = [name for name in modalities if (dataset / STORE / name).exists()]
-    complete = len(present) == len(modalities) and all(name in listed for name in modalities)
-    for name in present:
-        final = dataset / STORE / name
-        try:
-            is_ours = json.loads((final / "zarr.json").read_text())["attributes"].get("unit") == unit
-        except (OSError, ValueError, KeyError):
-            is_ours = False
-        if complete or not is_ours:
-            raise UserError(f"{final}: exists already; remove that folder to make it anew")
-    for name in present:
-        # Renamed first: a reader must not meet half a modality, and a second kill must not leave one.
-        aside = dataset / f".{name}.zarr.unfinished"
-        shutil.rmtree(aside, ignore_errors=True)
-        os.rename(dataset / STORE / name, aside)
-        shutil.rmtree(aside)
 
 
 def _write_ledger(dataset: Path, blocks: dict[str, Block]) -> None:
