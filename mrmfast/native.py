@@ -20,7 +20,8 @@ from mrmfast.atomic import commit_file, partial_path
 from mrmfast.cache import cache_folder
 
 COMPILERS = {".c": ("CC", ("cc", "gcc", "clang")), ".cpp": ("CXX", ("c++", "g++", "clang++"))}
-POINTER, INT, INT64, SIZE = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_size_t
+POINTER, INT, INT64 = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
+SIZE, SSIZE = ctypes.c_size_t, ctypes.c_ssize_t
 Signature = tuple[Sequence[Any], Any]
 """Types of a function's arguments, and of its result (None: void)."""
 

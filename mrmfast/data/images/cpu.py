@@ -27,10 +27,15 @@ from mrmfast.data.images.backend import Fed, Pixels
 from mrmfast.data.images.buffers import Buffers
 from mrmfast.data.images.decode_memory import SPARE, DecodeMemory
 from mrmfast.meters import Meters
+from mrmfast.native import POINTER, SSIZE
 
 CHUNK = 8  # pictures a task: few enough to share a batch among threads, enough to make hand-overs cheap
 GROUP = 4  # decoded pictures that one call warps: the time of a picture is the same from 1 to 8, the lock is taken less
 FLAGS = ("-O3", "-march=native", "-std=c11", "-ffp-contract=off")
+FUNCTIONS: dict[str, native.Signature] = {
+    "warp": ((POINTER, SSIZE, SSIZE, POINTER, POINTER, SSIZE, POINTER, POINTER), None),
+    "warp_group": ((SSIZE, POINTER, POINTER, POINTER, SSIZE, SSIZE, POINTER, POINTER), None),
+}
 # Normalised = byte * scale + shift: three scales, then three shifts.
 NORMAL = np.concatenate([1 / (255 * np.array(PIXEL_STD)), -np.array(PIXEL_MEAN) / PIXEL_STD]).astype(np.float32)
 NORMAL_ADDRESS = NORMAL.ctypes.data
@@ -254,13 +259,10 @@ def warp_reference(picture: np.ndarray, matrix: np.ndarray, size: int) -> np.nda
 @cache
 def library() -> ctypes.CDLL | None:
     """Load the compiled warp; None, and a warning, where it cannot be built."""
-    loaded = native.load(
-        Path(__file__).with_name("warp.c"), FLAGS, name="warp", otherwise="Augmentation takes three times as long"
+    return native.load(
+        Path(__file__).with_name("warp.c"),
+        FLAGS,
+        name="warp",
+        otherwise="Augmentation takes three times as long",
+        functions=FUNCTIONS,
     )
-    if loaded is not None:
-        pointer, size = ctypes.c_void_p, ctypes.c_ssize_t
-        loaded.warp.argtypes = [pointer, size, size, pointer, pointer, size, pointer, pointer]
-        loaded.warp.restype = None
-        loaded.warp_group.argtypes = [size, pointer, pointer, pointer, size, size, pointer, pointer]
-        loaded.warp_group.restype = None
-    return loaded
