@@ -20,7 +20,7 @@ from mrmfast.errors import SharedError, UserError
 from mrmfast.training.build import build
 from mrmfast.training.engine import first_to_say
 from mrmfast.training.loop import run
-from mrmfast.training.settings import TrainConfig, check
+from mrmfast.training.settings import TrainConfig
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -37,7 +37,6 @@ def main(argv: list[str] | None = None) -> int:
     shared = False
     try:
         config = configs.load(TrainConfig, arguments.config, arguments.overrides)
-        check(config)
         if arguments.print_config:
             print(configs.dump(config), end="")
             return 0

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
+from annotated_types import Ge, Le
 
 from mrmfast.batch import GenomeSpec
+from mrmfast.config import NonNegative, NonNegativeInt, PositiveInt, Share
 from mrmfast.data.genetics.store import GenomeStore
 from mrmfast.data.images.backend import Backend, Pixels
 from mrmfast.data.sampling.sampler import Plan
@@ -73,17 +75,17 @@ class DataConfig:
     split: Literal["train", "test", "all"] = "train"
     modalities: list[str] | None = None
     unmatched: Literal["error", "drop", "keep"] = "error"
-    image_size: int = 224
-    rotation: float = 20.0
-    flip: float = 0.5
-    shuffle_window: int = 0
+    image_size: Annotated[int, Ge(16)] = 224
+    rotation: Annotated[NonNegative, Le(180)] = 20.0
+    flip: Share = 0.5
+    shuffle_window: NonNegativeInt = 0
     sampling: Literal["images", "participants"] = "images"
     weights: str | None = None
-    unreadable: float = 0.01
+    unreadable: Share = 0.01
     backend: Backend = "auto"
     pixels: Pixels = "uint8"
-    threads: int = 2
-    prefetch: int = 3
+    threads: Annotated[PositiveInt, Le(1024)] = 2
+    prefetch: Annotated[PositiveInt, Le(64)] = 3
     cache: str | None = None
     anonymous: bool = False
     fetch: FetchConfig = field(default_factory=FetchConfig)

@@ -231,9 +231,11 @@ class Loader:
         for start in range(0, len(step.piece), size):
             part = slice(start, start + size)
             yield Batch(
-                image_BCHW=image_BCHW[part],
+                views=(image_BCHW[part],),
+                photometric=(None,),
                 packed=tuple(packed[part] for packed in step.packed),
                 present=step.present[part],
+                target=None,
                 keys=tuple(self._keys(step.piece[part])),
                 epochs=tuple(step.piece.epoch[part].tolist()),
                 end=step.end,

@@ -8,11 +8,15 @@ import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Ge, Le
 
+from mrmfast.config import PositiveInt
 from mrmfast.errors import UserError
+
+ZeROStage = Annotated[int, Ge(0), Le(3)]
 
 
 @dataclass(frozen=True)
@@ -30,16 +34,16 @@ class EngineConfig:
     micro_batch : int, optional
         Largest number of samples per forward pass of a rank (the largest divisor of its share up to that is taken;
         the rest of the batch is accumulated). By default the rank's whole share.
-    checkpoint_activations : bool
+    activation_checkpointing : bool
         Keep only the inputs of blocks for the backward pass and run them again there: about a third more arithmetic
         for a fraction of the memory (``python -m benchmarks.training.cost`` says how much).
     """
 
     device: Literal["auto", "cuda", "cpu"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    zero_stage: int = 1
-    micro_batch: int | None = None
-    checkpoint_activations: bool = False
+    zero_stage: ZeROStage = 1
+    micro_batch: PositiveInt | None = None
+    activation_checkpointing: bool = False
 
 
 @dataclass(frozen=True)

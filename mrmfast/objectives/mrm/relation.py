@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mrmfast.objectives.mrm.config import Residual
 from mrmfast.ops.relation_masking import masked_count, relation_attention
-
-# Where relation blocks keep their residual connections (method page, encoders): around self and cross relations,
-# around cross relations only, or around neither. The feed-forward sublayer, which the equations leave out, has its own.
-Residual = Literal["all", "cross", "none"]
-
 
 @dataclass(frozen=True)
 class Branches:
