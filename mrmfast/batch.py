@@ -75,7 +75,9 @@ class Photometric:
                 raise UserError(f"photometric.{name}={getattr(self, name)}: must be 0 to {high:g}")
         low, high = self.blur_sigma
         if not 0 < low <= high < float("inf"):
-            raise UserError(f"photometric.blur_sigma={self.blur_sigma}: must be two positive numbers in ascending order")
+            raise UserError(
+                f"photometric.blur_sigma={self.blur_sigma}: must be two positive numbers in ascending order"
+            )
 
     @property
     def changes(self) -> bool:
@@ -118,7 +120,9 @@ class ViewSpec:
         if self.size is not None and self.size < 1:
             raise UserError(f"view.size={self.size}: must be at least 1")
         if self.crop is not None and not 0 < self.crop[0] <= self.crop[1] <= 1:
-            raise UserError(f"view.crop={self.crop}: must be two shares of the area in ascending order, above 0 up to 1")
+            raise UserError(
+                f"view.crop={self.crop}: must be two shares of the area in ascending order, above 0 up to 1"
+            )
         if self.rotation is not None and not 0 <= self.rotation <= 180:
             raise UserError(f"view.rotation={self.rotation}: must be 0 to 180")
         if self.flip is not None and not 0 <= self.flip <= 1:

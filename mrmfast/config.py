@@ -124,7 +124,9 @@ def _explain(key: str, error: Any) -> str:
     """Say in one line what is wrong with a value."""
     value = reprlib.repr(error["input"])
     if error["type"] in _RANGES:
-        bounds = {name: f"{bound:g}" if isinstance(bound, float) else bound for name, bound in error.get("ctx", {}).items()}
+        bounds = {
+            name: f"{bound:g}" if isinstance(bound, float) else bound for name, bound in error.get("ctx", {}).items()
+        }
         return f"{key}={value}: {_RANGES[error['type']].format(**bounds)}"
     if error["type"] == "value_error":  # of a __post_init__, whose message begins with a key of its own section
         message = str(error["ctx"]["error"])

@@ -6,19 +6,13 @@ Given a run's folder instead of a file, its ``config.yaml`` and its checkpoints 
 
 from __future__ import annotations
 
-import argparse
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from mrmfast import config as configs
 from mrmfast.atomic import write_aside
-from mrmfast.errors import UserError
-from mrmfast.training.checkpoint import checkpoints
 from mrmfast.training.settings import TrainConfig
 
 # The image encoder of MRM was called `image`.

@@ -77,9 +77,10 @@ def training_step(bench: Bench, device: str, sizes: Sizes) -> None:
     Weights are bf16, as DeepSpeed makes them for training; its float32 copies and its ZeRO are left out, on both sides.
     """
     from mrmfast.batch import GenomeSpec
-    from mrmfast.models import relation as models_relation
-    from mrmfast.objectives import OBJECTIVES
-    from mrmfast.objectives.mrm import ModelConfig, MRMConfig
+    from mrmfast.models.config import ModelConfig
+    from mrmfast.objectives import build_objective
+    from mrmfast.objectives.mrm import MRMConfig
+    from mrmfast.objectives.mrm import relation as relation_module
 
     tokens = min(48, sizes.features // 4)
     groups = [len(part) for part in torch.arange(sizes.features).tensor_split(tokens)]
@@ -87,7 +88,7 @@ def training_step(bench: Bench, device: str, sizes: Sizes) -> None:
     names = tuple(f"snps/{number}" for number in range(tokens))
     spec = GenomeSpec(kinds, tuple(groups), names, torch.ones(sizes.features))
     torch.manual_seed(0)
-    model = OBJECTIVES["mrm"](ModelConfig(arch=sizes.arch), MRMConfig(), sizes.pixels, spec).to(device).bfloat16()
+    model = build_objective(MRMConfig(), ModelConfig(arch=sizes.arch), sizes.pixels, spec).to(device).bfloat16()
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=device == "cuda")
     shape = (sizes.images, 3, sizes.pixels, sizes.pixels)
     image = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
@@ -95,8 +96,7 @@ def training_step(bench: Bench, device: str, sizes: Sizes) -> None:
     present = torch.ones(sizes.images, 1, dtype=torch.bool, device=device)
 
     def loss() -> Tensor:
-        torch.manual_seed(0)  # the same dropout on both sides
-        value: Tensor = model(image, packed, present, 0)[0]
+        value: Tensor = model((image,), packed, present, None, 0, 0, 1)[0]  # one seed: the same dropout on both sides
         return value
 
     def step() -> None:
@@ -105,7 +105,7 @@ def training_step(bench: Bench, device: str, sizes: Sizes) -> None:
         optimiser.zero_grad(set_to_none=True)
 
     def with_eager(call: Callable[[], Any]) -> Any:
-        with patch.object(models_relation, "relation_attention", reference.relation_attention):
+        with patch.object(relation_module, "relation_attention", reference.relation_attention):
             return call()
 
     def eager() -> None:

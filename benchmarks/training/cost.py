@@ -29,8 +29,9 @@ from benchmarks.harness import Bench
 from benchmarks.training.ukb_genome import ukb_batch, ukb_genome
 from mrmfast import config as configs
 from mrmfast.errors import UserError
+from mrmfast.objectives import build_objective
 from mrmfast.objectives.mrm import MRM
-from mrmfast.training.settings import TrainConfig, check
+from mrmfast.training.settings import TrainConfig
 
 
 def parameters_by_part(model: nn.Module) -> dict[str, int]:
@@ -72,8 +73,9 @@ def step_flops(model: MRM, image_size: int) -> tuple[int, int]:
 
 def _recomputed_modules(model: MRM) -> list[nn.Module]:
     """Return modules whose input is the input of something that is recomputed."""
-    first: list[Any] = list(model.image.blocks[: model.image.relation_blocks])
-    others: list[nn.Module] = [*model.image.blocks[model.image.relation_blocks :], *model.image_decoder.blocks]
+    relation_blocks, blocks = model.config.mask.blocks, model.encoder.blocks
+    first: list[Any] = list(blocks[:relation_blocks])
+    others: list[nn.Module] = [*blocks[relation_blocks:], *model.image_decoder.blocks]
     if model.genome is not None:
         first += model.genome.blocks
         others += model.genome.layers[:1]
@@ -90,10 +92,11 @@ def kept_bytes(model: MRM, image_size: int, samples: int) -> int:
         return tensor
 
     # What is recomputed keeps its inputs outside autograd's sight.
-    watched = _recomputed_modules(model) if model.checkpointing else []
+    watched = _recomputed_modules(model) if model.activation_checkpointing else []
     handles = [module.register_forward_pre_hook(lambda _, inputs: (see(inputs[0]), None)[1]) for module in watched]
     with torch.autograd.graph.saved_tensors_hooks(see, lambda tensor: tensor):
-        model(*ukb_batch(samples, image_size), 0)
+        image, packed, present = ukb_batch(samples, image_size)
+        model((image,), packed, present, None, 0, 0, 1)
     for handle in handles:
         handle.remove()
     return sum(t.untyped_storage().nbytes() for place, t in kept.items() if place not in own)
@@ -134,7 +137,6 @@ def main() -> int:
     arguments = parser.parse_intermixed_args()
     try:
         config = configs.load(TrainConfig, arguments.config, arguments.overrides)
-        check(config)
         config.micro_batch(arguments.ranks)
     except UserError as error:
         parser.error(str(error))
@@ -149,8 +151,9 @@ def account(bench: Bench, config: TrainConfig, bf16: bool, tflops: float, ranks:
     """Measure and record everything."""
     size, micro_batch = config.data.image_size, config.micro_batch(ranks)
     genome = None if config.data.modalities == [] else ukb_genome()
-    model = MRM(config.model, config.mrm, size, genome)
-    model.set_grad_checkpointing(config.engine.checkpoint_activations)
+    model = build_objective(config.objective, config.model, size, genome)
+    assert isinstance(model, MRM), "the account is of MRM"
+    model.set_activation_checkpointing(config.engine.activation_checkpointing)
     for part, count in parameters_by_part(model).items():
         bench.figure(f"parameters: {part}", count / 1e6, "M")
     parameters = sum(p.numel() for p in model.parameters())

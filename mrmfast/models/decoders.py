@@ -81,9 +81,7 @@ class ImageDecoder(nn.Module):
         self.head = nn.Linear(width, encoder.patch * encoder.patch * 3)
         self.activation_checkpointing = False
 
-    def forward(
-        self, image_BND: Tensor, genome_BMD: Tensor | None = None, restore_BN: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, image_BND: Tensor, genome_BMD: Tensor | None = None, restore_BN: Tensor | None = None) -> Tensor:
         """Decode concat(image, genome) along tokens.
 
         Parameters

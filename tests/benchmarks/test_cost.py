@@ -4,6 +4,7 @@ import sys
 
 import pytest
 import torch
+from tests.objectives.test_objectives import SMALL
 
 from benchmarks.training.cost import (
     count_flops,
@@ -18,7 +19,6 @@ from benchmarks.training.ukb_genome import ukb_batch, ukb_genome
 from mrmfast.models.image_encoder import ImageEncoder
 from mrmfast.objectives.mrm import MRM, MRMConfig
 from tests.helpers.common import ROOT
-from tests.objectives.test_objectives import SMALL
 
 
 def test_the_default_genome_has_48_tokens_and_26909_features():

@@ -163,9 +163,7 @@ class MRM(Objective):
         unpacked = self.unpack(batch.packed, batch.present)
         z_image, z_genome = self.encode(image_BCHW, unpacked[0] if unpacked else None)
         pixels_BNP = self.image_decoder(z_image.masked, z_genome.intact if z_genome else None)
-        predicted = patches_as_pixels(
-            pixels_BNP, image_BCHW, self.encoder.patch, self.config.reconstruct.norm_pixels
-        )
+        predicted = patches_as_pixels(pixels_BNP, image_BCHW, self.encoder.patch, self.config.reconstruct.norm_pixels)
         columns = (Column("original", image_BCHW), Column("reconstruction", predicted))
         reconstructions = Figure("reconstructions", "Training images rebuilt from the masked branch", columns)
         return [reconstructions, relation_figure(self, batch)]

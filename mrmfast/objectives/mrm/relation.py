@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mrmfast.objectives.mrm.config import Residual
 from mrmfast.ops.relation_masking import masked_count, relation_attention
 
+
 @dataclass(frozen=True)
 class Branches:
     """Tokens of the intact and of the masked branch in one tensor, so that layers with shared weights run once.

@@ -70,9 +70,7 @@ def relation_maps(
     if model.genome is not None:
         relations["genome"] = (seen["query"], seen["key"], mask.tau_genome_cross)
     samples = len(image_BCHW)
-    return {
-        name: _over_patches(*parts, samples, encoder.heads, encoder.grid) for name, parts in relations.items()
-    }
+    return {name: _over_patches(*parts, samples, encoder.heads, encoder.grid) for name, parts in relations.items()}
 
 
 def _over_patches(
