@@ -41,16 +41,60 @@ def convert_checkpoint(folder: Path) -> int:
     """Rename the parameters of a checkpoint; return how many files were written anew."""
     written = 0
     for path in sorted(folder.glob("*model_states.pt")):
-        states: dict[str, Any] = _load(path)
-        before = repr([_names(states[key]) for key in ("module", "param_shapes") if states.get(key) is not None])
-        if states.get("module"):
-            states["module"] = {_renamed(name): value for name, value in states["module"].items()}
-        if states.get("param_shapes"):
-            groups = states["param_shapes"]
-            states["param_shapes"] = [type(part)((_renamed(k), v) for k, v in part.items()) for part in groups]
-        after = repr([_names(states[key]) for key in ("module", "param_shapes") if states.get(key) is not None])
-        if before != after:
+        with tensors_only():
+            states: dict[str, Any] = torch.load(path, map_location="cpu")
+        if rename_parameters(states):
             with write_aside(path, "wb") as file:
                 torch.save(states, file)
             written += 1
     return written
+
+
+def rename_parameters(states: dict[str, Any]) -> bool:
+    """Rename in DeepSpeed's dict of a rank's model; return whether anything has an old name.
+
+    ``module`` holds the weights by name (none under ZeRO-3), ``param_shapes`` the names of each group in the order in
+    which ZeRO lays them out. That order does not change.
+    """
+    groups = [states.get("module") or {}, *(states.get("param_shapes") or [])]
+    old = any(name.startswith(tuple(RENAMED_PARAMETERS)) for group in groups for name in group)
+    for number, group in enumerate(groups):
+        renamed = type(group)((_new_name(name), value) for name, value in group.items())
+        if number:
+            states["param_shapes"][number - 1] = renamed
+        elif group:
+            states["module"] = renamed
+    return old
+
+
+def _new_name(name: str) -> str:
+    for old, new in RENAMED_PARAMETERS.items():
+        if name.startswith(old):
+            return new + name.removeprefix(old)
+    return name
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Convert a config to standard output, or a run where it lies."""
+    parser = argparse.ArgumentParser(description="Convert a config or a run of an older version.")
+    parser.add_argument("path", type=Path, help="OLD.yaml (the new one is printed), or a run's folder")
+    path: Path = parser.parse_args(argv).path
+    try:
+        if not path.is_dir():
+            print(yaml.safe_dump(convert_config(configs.read(path)), sort_keys=False), end="")
+            return 0
+        config = path / "config.yaml"
+        converted = yaml.safe_dump(convert_config(configs.read(config)), sort_keys=False)
+        written = sum(convert_checkpoint(folder) for folder in checkpoints(path / "checkpoints"))
+        # The config goes last: until then a second call converts everything again.
+        with write_aside(config) as file:
+            file.write(converted)
+        print(f"mrmfast: {config} and {written} files of checkpoints converted", file=sys.stderr)
+        return 0
+    except UserError as error:
+        print(f"mrmfast: error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
