@@ -14,8 +14,8 @@ from mrmfast.data.images.backend import Backend, Pixels
 from mrmfast.data.sampling.sampler import Plan
 from mrmfast.data.sampling.weights import read_weights
 from mrmfast.errors import UserError
-from mrmfast.formats.image_shards import SampleTable, read_sample_table
 from mrmfast.formats.manifest import Manifest
+from mrmfast.formats.sample_table import SampleTable, read_sample_table
 from mrmfast.storage.source import FetchConfig, Source
 
 

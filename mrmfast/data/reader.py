@@ -6,8 +6,8 @@ from collections import OrderedDict
 
 import numpy as np
 
-from mrmfast.formats.image_shards import SampleTable
 from mrmfast.formats.manifest import Shard
+from mrmfast.formats.sample_table import SampleTable
 from mrmfast.meters import Meters
 from mrmfast.storage.source import Source
 

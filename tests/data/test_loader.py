@@ -17,7 +17,8 @@ from mrmfast.data.images.augment import warp_matrices
 from mrmfast.data.images.backend import open_images
 from mrmfast.data.loader import Loader
 from mrmfast.errors import UserError
-from mrmfast.formats.image_shards import file_sha256, read_sample_table
+from mrmfast.formats.checksums import file_sha256
+from mrmfast.formats.sample_table import read_sample_table
 from mrmfast.meters import Meters
 from tests.helpers.common import write_dataset
 

@@ -3,8 +3,8 @@
 A view is one affine map of the stored picture: crop, rotation and left-right flip together. Its colours are changed
 later, on the device, with the parameters that are drawn here (``mrmfast.ops.photometric``).
 
-Every number is a hash of what it is for (:func:`mrmfast.data.sampling.draws.uniform`). View v takes its numbers from the
-streams 256 v .. 256 v + 255, so views are independent of each other, and a view looks the same however many others
+Every number is a hash of what it is for (:func:`mrmfast.data.sampling.draws.uniform`). View v takes its numbers from
+the streams 256 v .. 256 v + 255, so views are independent of each other, and a view looks the same however many others
 there are.
 """
 
@@ -25,6 +25,7 @@ CROP_LEFT, CROP_TOP, CROP_AREA, CROP_RATIO = 11, 12, 16, 32  # the last two: one
 STREAMS_PER_VIEW = 256
 MAX_VIEWS = 256  # the order of samples draws from the streams from 1 << 16 on
 ATTEMPTS = 10  # of a crop to fit into the picture, as in torchvision
+TOLERANCE = 0.05  # pixels of a needed side that float32 matrices may be wrong by
 RATIO = (3 / 4, 4 / 3)  # width to height of a crop
 
 
@@ -99,8 +100,8 @@ def draw_matrices(piece: Slice, view: ViewSpec, *, seed: int, number: int = 0) -
 def draw_crops(piece: Slice, area: tuple[float, float], *, seed: int, stream: int) -> np.ndarray:
     """Draw boxes as torchvision's ``RandomResizedCrop`` does, but not rounded to whole pixels.
 
-    The share of the area is uniform in `area`, the logarithm of width to height uniform in that of ``RATIO``. A box that
-    does not fit is drawn again, ``ATTEMPTS`` times in all; after that the box is the whole picture.
+    The share of the area is uniform in `area`, the logarithm of width to height uniform in that of ``RATIO``. A box
+    that does not fit is drawn again, ``ATTEMPTS`` times in all; after that the box is the whole picture.
 
     Parameters
     ----------
@@ -167,6 +168,30 @@ def warp_matrices(angle: np.ndarray, flip: np.ndarray, size: int, box: np.ndarra
         linear = box[:, 2:, None] * linear
         centre_of_crop = ((box[:, :2] + box[:, 2:] / 2) * size)[..., None]
     return np.concatenate([linear, centre_of_crop - linear @ centre], -1).astype(np.float32)
+
+
+def needed_side(matrices: np.ndarray, size: int) -> np.ndarray:
+    """Return how large a picture must be so that no view of it is enlarged.
+
+    A crop of a half of the side needs a picture of twice the view's side; the whole picture needs one of just that side.
+
+    Parameters
+    ----------
+    matrices : ndarray, shape (n, 2, 3)
+        See :func:`warp_matrices`.
+    size : int
+        Side of the view, pixels.
+
+    Returns
+    -------
+    ndarray of int64, shape (n,)
+        Pixels.
+    """
+    linear = matrices[:, :, :2].astype(np.float64)
+    # The smaller singular value is the step, in input pixels, of the direction in which the view is enlarged most.
+    squares, determinant = np.square(linear).sum((1, 2)), np.linalg.det(linear)
+    step = np.sqrt((squares - np.sqrt(np.maximum(0, squares**2 - 4 * determinant**2))) / 2)
+    return np.ceil(size / step - TOLERANCE).astype(np.int64)
 
 
 def draw_photometric(piece: Slice, recipe: Photometric, *, seed: int, number: int = 0) -> np.ndarray:

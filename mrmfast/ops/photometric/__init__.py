@@ -27,8 +27,8 @@ def apply(view_BCHW: Tensor, parameters_BK: Tensor | None, recipe: Photometric |
     Returns
     -------
     Tensor
-        Type, shape, device and memory order of `view_BCHW`. Bytes are rounded once, at the end. CPU and GPU give the same
-        within 2/255 (``README.md``).
+        Type, shape, device and memory order of `view_BCHW`. Bytes are rounded once, at the end. CPU and GPU give the
+        same within 2/255 (``README.md``).
     """
     if parameters_BK is None or recipe is None:
         return view_BCHW

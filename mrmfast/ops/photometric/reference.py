@@ -1,7 +1,7 @@
 """Changes of colour in plain PyTorch: brightness, contrast, saturation, hue, grey, blur, solarise, in this order.
 
-Each function takes pixels in 0..255 of any floating type, shape (B, 3, H, W), with one parameter a sample, and nothing is
-rounded between them. A sample whose parameter says "no change" keeps its values up to the rounding of floats. The
+Each function takes pixels in 0..255 of any floating type, shape (B, 3, H, W), with one parameter a sample, and nothing
+is rounded between them. A sample whose parameter says "no change" keeps its values up to the rounding of floats. The
 formulas are in ``README.md`` beside this file.
 """
 
