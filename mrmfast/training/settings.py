@@ -109,7 +109,7 @@ def check(config: TrainConfig) -> None:
         ("data.rotation", config.data.rotation, 0, 180),
         ("data.flip", config.data.flip, 0, 1),
         ("data.prefetch", config.data.prefetch, 1, 64),
-        ("data.threads", config.data.threads, 1, 1024),
+        ("data.threads", 1 if config.data.threads is None else config.data.threads, 1, 1024),
         ("data.shuffle_window", config.data.shuffle_window, 0, None),
         ("model.relation_blocks", m.relation_blocks, 1, None),
         ("model.depth", 1 if m.depth is None else m.depth, 1, None),
