@@ -47,6 +47,8 @@ def pictures(bench: Bench, device: str, sizes: Sizes) -> None:
     import numpy as np
     import simplejpeg
 
+    from mrmfast.batch import ViewSpec
+    from mrmfast.data.images.backend import DecodeRequest, DecodeSpec
     from mrmfast.data.images.dali import DALIImages
     from mrmfast.meters import Meters
 
@@ -57,12 +59,11 @@ def pictures(bench: Bench, device: str, sizes: Sizes) -> None:
     matrices = np.tile(np.array([[1, 0, 0], [0, 1, 0]], dtype=np.float32), (batch, 1, 1))
 
     def open_on(name: str) -> DALIImages:
-        options: dict[str, Any] = {"batch": batch, "stored_size": side, "size": side, "threads": 2, "depth": 2}
-        source: Any = lambda: (jpegs, matrices, None)  # noqa: E731
-        return DALIImages(source, device=torch.device(name), meters=Meters(), **options)
+        spec = DecodeSpec((ViewSpec(side),), batch, side, torch.device(name), threads=2, depth=2)
+        return DALIImages(lambda: DecodeRequest(jpegs, (matrices,)), spec, Meters())
 
     here, cpu = open_on(device), open_on("cpu")
-    got, expected = here.run()[0].cpu().float(), cpu.run()[0].float()
+    got, expected = here.run().views[0].cpu().float(), cpu.run().views[0].float()
     off = float((got - expected).abs().mean())
     bench.gate("DALI on the device is within 3 of 255 of DALI on the CPU, on average", off <= 3)
     took = statistics.median(seconds({"run": here.run}, "cpu", 20 * sizes.rounds).values())

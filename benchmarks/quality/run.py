@@ -92,7 +92,7 @@ def train(form: Form, seed: int, protocol: Protocol, work: Path) -> tuple[MRM, l
         schedule.step_update(step)
         drawn = step_seed(seed, step, 0, 0)
         torch.manual_seed(drawn)
-        loss, parts = model(batch.image_BCHW, batch.packed, batch.present, drawn)
+        loss, parts = model(batch.views[0], batch.packed, batch.present, drawn)
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)

@@ -8,9 +8,10 @@ from typing import Literal
 import numpy as np
 import torch
 
-from mrmfast.batch import GenomeSpec
+from mrmfast.batch import GenomeSpec, LabelSpec
 from mrmfast.data.genetics.store import GenomeStore
 from mrmfast.data.images.backend import Backend, Pixels
+from mrmfast.data.labels import LabelsConfig, Targets, read_targets, select_labelled
 from mrmfast.data.sampling.sampler import Plan
 from mrmfast.data.sampling.weights import read_weights
 from mrmfast.errors import UserError
@@ -67,6 +68,8 @@ class DataConfig:
         Read a public bucket without credentials.
     fetch : FetchConfig
         Requests, time limits and the cache's size.
+    labels : LabelsConfig
+        What a sample's target is; none by default.
     """
 
     path: str = ""
@@ -87,6 +90,7 @@ class DataConfig:
     cache: str | None = None
     anonymous: bool = False
     fetch: FetchConfig = field(default_factory=FetchConfig)
+    labels: LabelsConfig = field(default_factory=LabelsConfig)
 
 
 @dataclass
@@ -104,6 +108,8 @@ class Dataset:
     store : GenomeStore or None
     genome_rows : ndarray of int64, shape (len(table), modalities)
         Rows in the store per sample, -1 where absent.
+    targets : Targets or None
+        Of all samples; None without ``data.labels``.
     """
 
     source: Source
@@ -112,6 +118,11 @@ class Dataset:
     selected: np.ndarray
     store: GenomeStore | None
     genome_rows: np.ndarray
+    targets: Targets | None = None
+
+    def label_spec(self) -> LabelSpec | None:
+        """Describe the targets for a task; None without ``data.labels``."""
+        return None if self.targets is None else self.targets.spec
 
     def genome_spec(self) -> GenomeSpec | None:
         """Describe x_G for the model; None when training on images only."""
@@ -132,7 +143,8 @@ def open_dataset(config: DataConfig) -> Dataset:
     Raises
     ------
     UserError
-        Nothing there, no image in the split, or images without genetics under ``unmatched="error"``.
+        Nothing there, no image in the split, images without genetics under ``unmatched="error"``, or labels that cannot
+        be used or are missing under ``labels.missing="error"``.
     """
     if not config.path:
         raise UserError("data.path is empty; give data.path=FOLDER or data.path=s3://BUCKET/PREFIX")
@@ -153,9 +165,12 @@ def open_dataset(config: DataConfig) -> Dataset:
         selected = selected[manifest.splits.training(table.participant.tolist()) == (config.split == "train")]
         if not len(selected):
             raise UserError(f"data.split={config.split}: none of the {len(table)} images is in it; use data.split=all")
+    targets = read_targets(config.labels, table)
+    if targets is not None:
+        selected = select_labelled(config.labels, targets, selected)
     names = sorted(set(manifest.genetics if config.modalities is None else config.modalities))
     if not names:
-        return Dataset(source, manifest, table, selected, None, np.empty((len(table), 0), np.int64))
+        return Dataset(source, manifest, table, selected, None, np.empty((len(table), 0), np.int64), targets)
     store = GenomeStore.open(source.url, names, source.zarr_store(), config.cache)
     rows = store.locate(table.participant)
     without = (rows[selected] < 0).all(1)
@@ -171,7 +186,7 @@ def open_dataset(config: DataConfig) -> Dataset:
         )
     if config.unmatched == "drop":
         selected = selected[~without]
-    return Dataset(source, manifest, table, selected, store, rows)
+    return Dataset(source, manifest, table, selected, store, rows, targets)
 
 
 def make_plan(dataset: Dataset, config: DataConfig, seed: int) -> Plan:

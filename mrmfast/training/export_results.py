@@ -33,8 +33,8 @@ def write_results(engine: Any, loader: Loader, config: TrainConfig, world: World
         export_encoder(folder / "encoder.safetensors", tensors, engine.module.image, config.model.residual)
     engine.module.eval()
     batch = loader.preview(FIGURE_SAMPLES).to(world.device)
-    pictures = engine.module.reconstruct(batch.image_BCHW, batch.packed, batch.present)
-    maps = engine.module.relation_maps(batch.image_BCHW, batch.packed, batch.present)
+    pictures = engine.module.reconstruct(batch.views[0], batch.packed, batch.present)
+    maps = engine.module.relation_maps(batch.views[0], batch.packed, batch.present)
     engine.module.train()
     if world.rank == 0:
         reconstruction_figure(pictures, folder / "figures" / "reconstructions.png", step)

@@ -124,7 +124,7 @@ def train_step(job: Job, batches: Any, interrupted: _Interrupt) -> tuple[dict[st
             batch = batch.to(job.world.device)
         seed = step_seed(job.config.seed, state.step, micro, job.world.rank)
         torch.manual_seed(seed)
-        loss, parts = engine(batch.image_BCHW, batch.packed, batch.present, seed)
+        loss, parts = engine(batch.views[0], batch.packed, batch.present, seed)
         engine.backward(loss)
         engine.step()
         for name, value in {"loss": loss.detach(), **{f"loss/{k}": v for k, v in parts.items()}}.items():

@@ -10,6 +10,7 @@ there are.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -173,7 +174,7 @@ def warp_matrices(angle: np.ndarray, flip: np.ndarray, size: int, box: np.ndarra
 def needed_side(matrices: np.ndarray, size: int) -> np.ndarray:
     """Return how large a picture must be so that no view of it is enlarged.
 
-    A crop of a half of the side needs a picture of twice the view's side; the whole picture needs one of just that side.
+    A crop of a half of the side needs a picture of twice the view's side; without a crop the view's side is enough.
 
     Parameters
     ----------
@@ -192,6 +193,13 @@ def needed_side(matrices: np.ndarray, size: int) -> np.ndarray:
     squares, determinant = np.square(linear).sum((1, 2)), np.linalg.det(linear)
     step = np.sqrt((squares - np.sqrt(np.maximum(0, squares**2 - 4 * determinant**2))) / 2)
     return np.ceil(size / step - TOLERANCE).astype(np.int64)
+
+
+def largest_needed_side(view: ViewSpec) -> int:
+    """Return the largest side that :func:`needed_side` gives for any crop of a view."""
+    assert view.size is not None, "resolve_views comes first"
+    narrowest = 1.0 if view.crop is None else math.sqrt(view.crop[0] * RATIO[0])
+    return math.ceil(view.size / narrowest)
 
 
 def draw_photometric(piece: Slice, recipe: Photometric, *, seed: int, number: int = 0) -> np.ndarray:

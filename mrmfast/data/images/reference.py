@@ -9,9 +9,8 @@ import numpy as np
 import simplejpeg
 
 from mrmfast.data.images.augment import needed_side
+from mrmfast.data.images.backend import FUSED
 from mrmfast.data.images.masks import UNKNOWN, decode_mask
-
-FUSED = 1.3  # largest reduction that a bilinear warp does without visible aliasing; beyond, pixels are averaged first
 
 
 def decode_reference(jpeg: np.ndarray, matrices: Sequence[np.ndarray], sizes: Sequence[int]) -> list[np.ndarray]:
