@@ -4,8 +4,8 @@ A view is one affine map of the stored picture: crop, rotation and left-right fl
 later, on the device, with the parameters that are drawn here (``mrmfast.ops.photometric``).
 
 Every number is a hash of what it is for (:func:`mrmfast.data.sampling.draws.uniform`). View v takes its numbers from
-the streams 256 v .. 256 v + 255, so views are independent of each other, and a view looks the same however many others
-there are.
+the streams 256 v .. 256 v + 255, so views are independent of each other, and a view has the same geometry and colours
+however many others there are.
 """
 
 from __future__ import annotations
