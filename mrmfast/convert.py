@@ -6,13 +6,18 @@ Given a run's folder instead of a file, its ``config.yaml`` and its checkpoints 
 
 from __future__ import annotations
 
+import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from mrmfast import config as configs
 from mrmfast.atomic import write_aside
+from mrmfast.errors import UserError
+from mrmfast.training.checkpoint import checkpoints, tensors_only
 from mrmfast.training.settings import TrainConfig
 
 # The image encoder of MRM was called `image`.

@@ -81,6 +81,7 @@ def build(config: TrainConfig, *, resume: bool) -> Job:
         rank=world.rank,
         world=world.size,
         device=world.device,
+        views=load_objective(config.objective.name).views(config.objective),
         agree=agreement(world),
     )
     steps = config.total_steps(len(loader.plan))

@@ -16,9 +16,10 @@ from tqdm import tqdm
 
 from mrmfast import config as configs
 from mrmfast.atomic import write_aside
-from mrmfast.batch import Batch
+from mrmfast.batch import Batch, ViewSpec
 from mrmfast.data.loader import Loader
 from mrmfast.errors import SharedError
+from mrmfast.ops import photometric
 from mrmfast.training import checkpoint
 from mrmfast.training.build import Job
 from mrmfast.training.export_results import write_results
@@ -95,6 +96,12 @@ def run(job: Job) -> int:
     return 130
 
 
+def change_colours(batch: Batch, specs: tuple[ViewSpec, ...]) -> tuple[Tensor, ...]:
+    """Return the views of a batch with the photometric changes that the loader drew, on their device."""
+    triples = zip(batch.views, batch.photometric, specs, strict=True)
+    return tuple(photometric.apply(view, drawn, spec.photometric) for view, drawn, spec in triples)
+
+
 def train_step(job: Job, batches: Any, interrupted: _Interrupt) -> tuple[dict[str, Any], list[dict[str, Any]], float]:
     """Do one optimiser step.
 
@@ -123,7 +130,8 @@ def train_step(job: Job, batches: Any, interrupted: _Interrupt) -> tuple[dict[st
         with job.loader.meters.time("copy", len(batch.keys)):
             batch = batch.to(job.world.device)
         seed = step_seed(job.config.seed, state.step, micro, job.world.rank)
-        loss, parts = engine(batch.views, batch.packed, batch.present, batch.target, seed, state.step, job.steps)
+        views = change_colours(batch, job.loader.views)
+        loss, parts = engine(views, batch.packed, batch.present, batch.target, seed, state.step, job.steps)
         engine.backward(loss)
         engine.step()
         for name, value in {"loss": loss.detach(), **{f"loss/{k}": v for k, v in parts.items()}}.items():

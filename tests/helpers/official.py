@@ -35,7 +35,9 @@ def positive(k, phase, shape):
 
 def image(k, phase, shape):
     """A picture with structure."""
-    b, ch, y, x = (torch.arange(size).view([-1 if axis == n else 1 for axis in range(4)]) for n, size in enumerate(shape))
+    b, ch, y, x = (
+        torch.arange(size).view([-1 if axis == n else 1 for axis in range(4)]) for n, size in enumerate(shape)
+    )
     scale = 0.5 + ((b + 2 * ch + y // 8 + x // 8) % 5) / 4
     return scale * symmetric(k, phase, shape) + 0.25 * ((y // 8 - x // 8) % 3 - 1)
 

@@ -30,7 +30,7 @@ NAMES = {  # ours by the start of the published name
 
 
 @register_model
-def test_mae_vit(pretrained=False, **kwargs):
+def golden_mae_vit(pretrained=False, **kwargs):
     options = {name: value for name, value in kwargs.items() if name in ("img_size", "num_classes", "depth")}
     return VisionTransformer(patch_size=16, embed_dim=64, num_heads=4, **options)
 
@@ -43,7 +43,7 @@ def published(name):
 @pytest.fixture
 def model(request):
     config = MAEConfig(norm_pixels=request.param, decoder=ImageDecoderConfig(32, 2, 4))
-    model = MAE(config, ImageEncoder("test_mae_vit", 64, depth=2), None).double()
+    model = MAE(config, ImageEncoder("golden_mae_vit", 64, depth=2), None).double()
     official.fill(CASE, {published(name): p for name, p in model.named_parameters() if published(name)})
     # The published positions are fixed; float64, as the numbers are.
     positions = torch.nn.functional.pad(sincos_positions(4, 64), (0, 0, 1, 0))
@@ -88,7 +88,7 @@ def test_masking_positions_and_tokens_equal_the_published_codes(model):
 
 def small(**options):
     torch.manual_seed(0)
-    return MAE(MAEConfig(decoder=ImageDecoderConfig(32, 1, 2), **options), ImageEncoder("test_mae_vit", 64, 2), None)
+    return MAE(MAEConfig(decoder=ImageDecoderConfig(32, 1, 2), **options), ImageEncoder("golden_mae_vit", 64, 2), None)
 
 
 def test_the_encoder_runs_the_visible_tokens_alone():
@@ -117,7 +117,7 @@ def test_a_zero_prediction_of_standardised_pixels_costs_their_variance():
 
 @pytest.mark.parametrize(("ratio", "patches", "kept"), [(0.75, 16, 4), (0.9, 100, 9)])
 def test_the_number_of_visible_patches_is_rounded_as_published(ratio, patches, kept):
-    encoder = ImageEncoder("test_mae_vit", 16 * int(patches**0.5), 1)
+    encoder = ImageEncoder("golden_mae_vit", 16 * int(patches**0.5), 1)
     assert MAE(MAEConfig(mask_ratio=ratio, decoder=ImageDecoderConfig(32, 1, 2)), encoder, None).visible == kept
 
 

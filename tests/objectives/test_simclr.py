@@ -16,7 +16,10 @@ from tests.helpers import official
 from tests.helpers.common import free_port
 
 CASES = official.cases("simclr")
-GOOGLE, USUAL = "loss (google: both directions summed, mean over N)", "loss (sthalles and most PyTorch ports: mean over 2N rows)"
+GOOGLE, USUAL = (
+    "loss (google: both directions summed, mean over N)",
+    "loss (sthalles and most PyTorch ports: mean over 2N rows)",
+)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -9,7 +9,7 @@ import pytest
 import timm
 from safetensors.torch import load_file
 
-from mrmfast.formats.image_shards import read_sample_table
+from mrmfast.formats.sample_table import read_sample_table
 from mrmfast.training.checkpoint import TrainState, checkpoints
 from mrmfast.training.loop import step_seed
 from mrmfast.training.run_log import JSONLines, read_lines

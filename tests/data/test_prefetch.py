@@ -1,0 +1,122 @@
+"""Batches copied ahead: same batches, same positions, errors where they belong; streams are recorded, not real."""
+
+import itertools
+
+import pytest
+import torch
+
+from mrmfast.batch import Batch
+from mrmfast.data.prefetch import DevicePrefetcher
+from mrmfast.errors import UserError
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+
+
+def batch(number):
+    image = torch.full((2, 3, 4, 4), number, dtype=torch.uint8)
+    return Batch((image,), (None,), (torch.zeros(2, 1),), torch.ones(2, 1), None, ("a", "b"), (0, 0), number)
+
+
+def loader(count, pulled, error=None):
+    for number in range(1, count + 1):
+        pulled.append(number)
+        yield batch(number)
+    if error is not None:
+        raise error
+
+
+@pytest.fixture
+def events(monkeypatch):
+    """CUDA streams and events that write down what is asked of them; copies to the GPU stay here."""
+    seen = []
+
+    class Stream:
+        def __init__(self, name):
+            self.name = name
+
+        def wait_event(self, event):
+            seen.append(("wait", self.name, event.number))
+
+    class Event:
+        number = None
+        counter = itertools.count(1)
+
+        def record(self, stream):
+            self.number = next(Event.counter)
+            seen.append(("record", stream.name, self.number))
+
+    class Current:
+        def __init__(self, stream):
+            self.stream = stream
+
+        def __enter__(self):
+            seen.append(("enter", self.stream.name))
+
+        def __exit__(self, *_):
+            seen.append(("leave", self.stream.name))
+
+    def to(self, device):
+        assert device == GPU
+        seen.append(("copy", self.end))
+        return self
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream("side"))
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "stream", Current)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream("main"))
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: seen.append(("use", stream.name)))
+    monkeypatch.setattr(Batch, "to", to)
+    return seen
+
+
+def test_a_cpu_takes_nothing_ahead():
+    pulled = []
+    batches = DevicePrefetcher(loader(3, pulled), CPU)
+    first = next(batches)
+    batches.stage()
+    assert pulled == [1] and first.end == 1
+    assert [one.end for one in batches] == [2, 3]
+    assert batches.waited > 0 and batches.copied == 0
+
+
+def test_the_next_batch_is_copied_on_the_side_and_waited_for(events):
+    pulled = []
+    batches = DevicePrefetcher(loader(3, pulled), GPU)
+    assert next(batches).end == 1
+    # Loader and copy on the side stream; the main stream waits for the copy and holds the memory of all three tensors.
+    first = [("enter", "side"), ("copy", 1), ("record", "side", 1), ("leave", "side"), ("wait", "main", 1)]
+    assert events == first + [("use", "main")] * 3
+    events.clear()
+    batches.stage()
+    batches.stage()  # once a batch
+    assert pulled == [1, 2]
+    assert events == [("enter", "side"), ("copy", 2), ("record", "side", 2), ("leave", "side")]
+    assert next(batches).end == 2
+    assert events[4:] == [("wait", "main", 2)] + [("use", "main")] * 3
+    assert [one.end for one in batches] == [3]
+
+
+def test_errors_belong_to_the_batch_that_is_not_there(events):
+    batches = DevicePrefetcher(loader(2, [], UserError("a shard is gone")), GPU)
+    for number in (1, 2):
+        assert next(batches).end == number
+        batches.stage()  # the second time the loader has failed already: a checkpoint can still be written
+    for _ in range(2):
+        with pytest.raises(UserError, match="a shard is gone"):
+            next(batches)
+
+
+def test_closing_closes_the_loader(events):
+    pulled, closed = [], []
+
+    def stream():
+        try:
+            yield from loader(9, pulled)
+        finally:
+            closed.append(True)
+
+    batches = DevicePrefetcher(stream(), GPU)
+    next(batches)
+    batches.stage()
+    batches.close()
+    assert closed == [True] and pulled == [1, 2]
