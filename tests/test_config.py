@@ -4,6 +4,7 @@ import pytest
 
 from mrmfast import config
 from mrmfast.errors import UserError
+from mrmfast.objectives import OBJECTIVES
 from mrmfast.training.settings import TrainConfig
 from tests.helpers.common import ROOT, launch
 
@@ -104,6 +105,49 @@ def test_paper_settings_are_the_defaults_of_ukb_base():
 def test_values_out_of_range_are_refused(override):
     with pytest.raises(UserError, match=override.split("=")[0]):
         config.load(TrainConfig, None, [override])
+
+
+@pytest.mark.parametrize("overrides", [["objective=simclr"], ["objective.name=simclr"], ["objective={name: simclr}"]])
+@pytest.mark.parametrize("path", [None, ROOT / "configs/demo.yaml"])
+def test_the_command_line_chooses_another_objective(path, overrides):
+    built = config.load(TrainConfig, path, [*overrides, "objective.temperature=0.2"])
+    assert (built.objective.name, built.objective.temperature) == ("simclr", 0.2)
+    early = config.load(TrainConfig, path, ["objective.temperature=0.2", *overrides[:1]])
+    assert early == built or "{" in overrides[0]
+
+
+def test_naming_the_same_objective_keeps_its_keys():
+    plain, named = (config.load(TrainConfig, ROOT / "configs/demo.yaml", more) for more in ([], ["objective=mrm"]))
+    assert plain == named
+    assert plain.objective.reconstruct.image_decoder.width == 192
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("objective=simcrl", "objective.name=simcrl: no such objective; did you mean simclr?"),
+        ("objective.mask.tau_imag=0.5", "did you mean objective.mask.tau_image?"),
+        ("objective.mask=3", "objective.mask is a section with keys, not the value 3"),
+        ("objective=3", "objective is a section with keys, not the value 3"),
+        ("objective.match.pairs=1", "objective.match.pairs=1: relation matching compares samples"),
+        ("data.fetch.requests=0", "overrides: data.fetch.requests=0: must be above 0 and finite"),
+        ("data.unreadable=-1", "data.unreadable=-1: must be at least 0"),
+        ("data.unreadable=.nan", "data.unreadable=nan: must be a finite number"),
+        ("seed=" + "9" * 500, "must be at most 9223372036854775807"),
+    ],
+)
+def test_mistakes_in_sections_are_named_with_a_remedy(override, message):
+    with pytest.raises(UserError) as caught:
+        config.load(TrainConfig, None, [override])
+    assert message in str(caught.value)
+    assert len(str(caught.value)) < 200
+
+
+def test_a_stage_that_an_objective_does_not_support_is_refused(monkeypatch):
+    monkeypatch.setitem(OBJECTIVES, "toy", "tests.helpers.toys:Toy")
+    with pytest.raises(UserError, match=r"engine.zero_stage=3: objective.name=toy needs .* at most 2"):
+        config.load(TrainConfig, None, ["objective=toy", "engine.zero_stage=3"])
+    assert config.load(TrainConfig, None, ["objective=toy", "engine.zero_stage=2"]).engine.zero_stage == 2
 
 
 def test_batch_must_divide_over_ranks_and_micro_batches_fit_themselves():

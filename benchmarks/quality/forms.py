@@ -67,7 +67,8 @@ class Form:
     mrm: bool = True
 
 
-# Those that the config can say (`apart` below is one too: `reconstruct.genome_from: image`), and those that explain them.
+# Those that the config can say (`apart` below is one too: `reconstruct.genome_from: image`), and those that explain
+# them.
 STOCK = {
     "untrained": Form("untrained encoder", genome=False, trained=False),
     "untrained_literal": Form("the same, as `cross` and `none` export it", "none", genome=False, trained=False),

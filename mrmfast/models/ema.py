@@ -13,8 +13,8 @@ from torch import Tensor, nn
 class EMA(nn.Module):
     """A copy of a module that follows it slowly, in float32 whatever the precision of training.
 
-    In bfloat16 an update of less than 0.4 % of a weight is rounded away. The copy takes whole parameters, so an objective
-    that has one sets ``max_zero_stage = 2``.
+    In bfloat16 an update of less than 0.4 % of a weight is rounded away. The copy takes whole parameters, so an
+    objective that has one sets ``max_zero_stage = 2``.
 
     Parameters
     ----------

@@ -17,7 +17,7 @@ from mrmfast.batch import Batch, Photometric, ViewSpec
 from mrmfast.config import PositiveInt, Share
 from mrmfast.models.genome_encoder import GenomeInput
 from mrmfast.models.image_encoder import ImageEncoder
-from mrmfast.objectives.base import Column, Figure, LossOutput, Objective, StepInfo
+from mrmfast.objectives.base import LossOutput, Objective, StepInfo
 from mrmfast.objectives.collectives import all_gather, rank
 from mrmfast.objectives.losses import nt_xent
 
@@ -157,8 +157,3 @@ class SimCLR(Objective):
         first, second = self.head(features).chunk(2)  # each (N, width)
         dtype = torch.promote_types(first.dtype, torch.float32)
         return nt_xent(first.to(dtype), second.to(dtype), self.config.temperature, own)
-
-    def figures(self, batch: Batch) -> list[Figure]:
-        """Show the pairs."""
-        columns = tuple(Column(f"view {number}", view) for number, view in enumerate(batch.views, 1))
-        return [Figure("views", "Two views of training images", columns)]

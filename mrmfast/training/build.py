@@ -16,7 +16,7 @@ from mrmfast import config as configs
 from mrmfast.data.dataset import DataConfig, Dataset, open_dataset
 from mrmfast.data.loader import Loader
 from mrmfast.errors import UserError
-from mrmfast.objectives import build_objective
+from mrmfast.objectives import build_objective, load_objective
 from mrmfast.training import checkpoint
 from mrmfast.training.checkpoint import TrainState
 from mrmfast.training.engine import World, agreement, build_engine, join_world

@@ -76,6 +76,14 @@ class TrainConfig:
         "engine.checkpoint_activations": "engine.activation_checkpointing",
     }
 
+    def __post_init__(self) -> None:
+        name, stage = self.objective.name, self.engine.zero_stage
+        highest = load_objective(name).max_zero_stage
+        if stage > highest:
+            raise UserError(
+                f"engine.zero_stage={stage}: objective.name={name} needs whole parameters; take at most {highest}"
+            )
+
     def total_steps(self, samples: int) -> int:
         """Return the number of optimiser steps for a training set of `samples` images."""
         return self.steps if self.steps is not None else max(1, round(self.epochs * samples / self.batch_size))
