@@ -246,5 +246,12 @@ def _refuse_renamed(schema: Any, tree: dict[str, Any], where: str) -> None:
     renamed: dict[str, str] = getattr(schema, "RENAMED", {})
     for key in flatten(tree):
         if key in renamed:
-            how = "" if where == "overrides" else f"; convert the file with: python -m mrmfast.convert {where}"
-            raise UserError(f"{where}: {key} is now {renamed[key]}{how}")
+            raise UserError(f"{where}: {key} is now {renamed[key]}{_how_to_convert(where)}")
+
+
+def _how_to_convert(where: str) -> str:
+    if where == "overrides":
+        return ""
+    folder = Path(where).parent
+    in_run = (folder / "checkpoints").is_dir()
+    return f"; convert it with: python -m mrmfast.convert {folder if in_run else f'{where} > NEW.yaml'}"

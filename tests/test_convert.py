@@ -46,7 +46,7 @@ def old(tmp_path):
 def test_an_old_config_is_refused_with_the_remedy(old):
     with pytest.raises(UserError) as caught:
         config.load(TrainConfig, old, [])
-    assert f"convert the file with: python -m mrmfast.convert {old}" in str(caught.value)
+    assert f"convert it with: python -m mrmfast.convert {old} > NEW.yaml" in str(caught.value)
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match=r"mrm.tau_image is now objective.mask.tau_image$"):
         config.load(TrainConfig, None, ["mrm.tau_image=0.3"])
@@ -93,6 +93,8 @@ def test_an_old_run_is_converted_where_it_lies(tmp_path, capsys):
         "ds_version": "x",
     }
     torch.save(states, folder / "mp_rank_00_model_states.pt")
+    with pytest.raises(UserError, match=f"convert it with: python -m mrmfast.convert {run}$"):
+        config.load(TrainConfig, run / "config.yaml", [])
     assert convert.main([str(run)]) == 0
     assert "1 files of checkpoints converted" in capsys.readouterr().err
     new = torch.load(folder / "mp_rank_00_model_states.pt", weights_only=True)
