@@ -156,14 +156,15 @@ def main_job(bench: Bench, device: str, sizes: Sizes) -> None:
 
 def _arithmetic(sizes: Sizes) -> int:
     """Count the operations of an image in the main job's model."""
-    from benchmarks.training.cost import step_flops
     from benchmarks.training.ukb_genome import ukb_genome
     from mrmfast.models.config import ModelConfig
     from mrmfast.objectives import build_objective
     from mrmfast.objectives.mrm import MRMConfig
+    from mrmfast.training.memory import example_inputs, step_flops
 
-    model: Any = build_objective(MRMConfig(), ModelConfig(arch=sizes.arch), sizes.pixels, ukb_genome())
-    return step_flops(model, sizes.pixels)[1]
+    spec = ukb_genome()
+    model = build_objective(MRMConfig(), ModelConfig(arch=sizes.arch), sizes.pixels, spec)
+    return step_flops(model, example_inputs(model, spec, 1, torch.device("cpu")))[1]
 
 
 def run_job(tiles: Path, folder: Path, micro_batch: int, device: str, sizes: Sizes) -> list[dict[str, Any]]:

@@ -25,8 +25,8 @@ from mrmfast.models.config import ModelConfig
 from mrmfast.models.patch_embed import normalise
 from mrmfast.objectives.mrm import MRM
 from mrmfast.objectives.mrm.encoders import image_features
-from mrmfast.training.loop import step_seed
 from mrmfast.training.optimiser import OptimiserConfig, build_optimiser, build_schedule
+from mrmfast.training.step import step_seed
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 import numpy as np
@@ -137,6 +137,10 @@ class Dataset:
             group_names=tuple(f"{modality}/{group}" for modality, group, _ in groups),
             fill=torch.from_numpy(self.store.fill()),
         )
+
+    def images_alone(self) -> Dataset:
+        """Return the same images without their genetics."""
+        return replace(self, store=None, genome_rows=np.empty((len(self.table), 0), np.int64))
 
 
 def open_dataset(config: DataConfig) -> Dataset:

@@ -31,7 +31,7 @@ def write_results(engine: Any, loader: Loader, config: TrainConfig, world: World
         Optimiser steps done.
     """
     folder, model = config.run.folder, engine.module
-    tensors = whole_parameters(model.encoder, world)
+    tensors = whole_parameters(engine, model.encoder, world)
     if world.rank == 0:
         export_encoder(folder / "encoder.safetensors", tensors, model.export_recipe())
     model.eval()

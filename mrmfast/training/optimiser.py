@@ -13,6 +13,7 @@ from torch import nn
 
 from mrmfast.config import NonNegative, Share
 from mrmfast.objectives.base import TrainableModule
+from mrmfast.training.flat_adamw import FlatAdamW
 
 Beta = Annotated[float, AllowInfNan(False), Ge(0), Lt(1)]
 
@@ -44,9 +45,22 @@ class OptimiserConfig:
     final: Share = 0.01
 
 
-def build_optimiser(model: TrainableModule, config: OptimiserConfig, device: torch.device) -> torch.optim.AdamW:
+def build_optimiser(
+    model: TrainableModule, config: OptimiserConfig, device: torch.device, *, flat_over: int | None = None
+) -> torch.optim.AdamW:
     """Make one AdamW with two groups: matrices with weight decay; vectors and ``no_weight_decay()`` without.
 
+    Parameters
+    ----------
+    model : TrainableModule
+    config : OptimiserConfig
+    device : torch.device
+    flat_over : int, optional
+        Number of ranks: make it a :class:`FlatAdamW`, which averages gradients over them and clips. By default the
+        optimiser is one for ZeRO to take apart.
+
+    Notes
+    -----
     AdamW without weight decay is Adam, so one fused optimiser serves a model whose parts are trained with either.
     """
     exempt = {id(p) for module in model.no_weight_decay() for p in module.parameters()}
@@ -61,6 +75,8 @@ def build_optimiser(model: TrainableModule, config: OptimiserConfig, device: tor
         {"params": with_decay, "weight_decay": config.weight_decay},
         {"params": without, "weight_decay": 0.0},
     ]
+    if flat_over is not None:
+        return FlatAdamW(groups, clip=config.clip, ranks=flat_over, lr=config.lr, betas=config.betas)
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=device.type == "cuda")
 
 

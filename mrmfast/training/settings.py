@@ -88,8 +88,12 @@ class TrainConfig:
         """Return the number of optimiser steps for a training set of `samples` images."""
         return self.steps if self.steps is not None else max(1, round(self.epochs * samples / self.batch_size))
 
+    def _limit(self, share: int) -> int:
+        size = self.engine.micro_batch
+        return share if size is None or size == "auto" else min(size, share)
+
     def micro_batch(self, world: int) -> int:
-        """Return samples per forward pass of a rank.
+        """Return samples per forward pass of a rank; "auto" counts as a rank's whole share until it is settled.
 
         Raises
         ------
@@ -101,7 +105,7 @@ class TrainConfig:
                 f"batch_size={self.batch_size} does not divide over {world} ranks; take a multiple of {world}"
             )
         share = self.batch_size // world
-        limit = min(self.engine.micro_batch or share, share)
+        limit = self._limit(share)
         size = next(size for size in range(limit, 0, -1) if share % size == 0)
         name = self.objective.name
         needed = load_objective(name).min_samples_per_pass(self.objective)
@@ -116,7 +120,7 @@ class TrainConfig:
     def small_passes(self, world: int) -> str | None:
         """Say it where the share of a rank has no divisor near ``engine.micro_batch``; else None."""
         share, size = self.batch_size // world, self.micro_batch(world)
-        limit = min(self.engine.micro_batch or share, share)
+        limit = self._limit(share)
         if 2 * size > limit:
             return None
         return (

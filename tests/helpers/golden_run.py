@@ -32,8 +32,8 @@ from mrmfast.models.decoders import GenomeDecoderConfig, ImageDecoderConfig
 from mrmfast.objectives import build_objective
 from mrmfast.objectives.mrm import MRMConfig, ReconstructConfig
 from mrmfast.ops.genome_unpack import cpu as unpack_kernel
-from mrmfast.training.loop import step_seed
 from mrmfast.training.optimiser import OptimiserConfig, build_optimiser, build_schedule
+from mrmfast.training.step import step_seed
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "mrm_losses.json"
 STEPS, SAMPLES, IMAGE_SIZE = 20, 8, 64
