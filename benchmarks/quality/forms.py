@@ -21,7 +21,6 @@ from mrmfast.models.image_encoder import ImageEncoder
 from mrmfast.objectives.base import LossOutput, StepInfo
 from mrmfast.objectives.mrm import MRM, MaskConfig, MatchConfig, MRMConfig, ReconstructConfig
 from mrmfast.objectives.mrm.config import Residual
-from mrmfast.objectives.mrm.encoders import image_features
 from mrmfast.objectives.mrm.reconstruction import genome_error
 
 
@@ -109,7 +108,7 @@ class GenomePrediction(MRM):
         unpacked = self.unpack(batch.packed, batch.present)
         assert unpacked is not None and self.spec is not None
         nothing_BMD = torch.zeros(len(image_BCHW), len(self.spec.groups), self.encoder.width)
-        predicted_BF = self.genome_decoder(nothing_BMD, image_features(self, image_BCHW))
+        predicted_BF = self.genome_decoder(nothing_BMD, self.image_features(image_BCHW))
         loss = genome_error(predicted_BF, *unpacked, self.spec.kinds)
         return LossOutput(loss, {"genome": loss.detach()})
 

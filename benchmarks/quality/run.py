@@ -24,7 +24,6 @@ from mrmfast.data.loader import Loader
 from mrmfast.models.config import ModelConfig
 from mrmfast.models.patch_embed import normalise
 from mrmfast.objectives.mrm import MRM
-from mrmfast.objectives.mrm.encoders import image_features
 from mrmfast.training.optimiser import OptimiserConfig, build_optimiser, build_schedule
 from mrmfast.training.step import step_seed
 
@@ -95,7 +94,7 @@ def train(form: Form, seed: int, protocol: Protocol, work: Path) -> tuple[MRM, l
 def frozen_features(model: MRM, cohort: Cohort) -> dict[str, np.ndarray]:
     """Pool the frozen encoders' tokens: ``image`` as exported (no genome), ``genome`` without the image; (P, D)."""
     model.eval()
-    images = [image_features(model, normalise(part)).mean(1) for part in cohort.images_PCHW.split(256)]
+    images = [model.image_features(normalise(part)).mean(1) for part in cohort.images_PCHW.split(256)]
     features = {"image": torch.cat(images).numpy()}
     if model.genome is not None:
         whole: Tensor = torch.from_numpy(cohort.genome_PF)

@@ -66,8 +66,7 @@ def encode(model: MRM, image_BCHW: Tensor, x_BF: Tensor | None, masked: bool) ->
             assert model.genome is not None
             snn: Any = model.genome.blocks[number]
             genome = self_relation(snn, genome, ratio(mask.tau_genome_self), residual == "all")
-            to_image: Any = model.cross_image[number]
-            to_genome: Any = model.cross_genome[number]
+            to_image, to_genome = model.cross_relations(number)
             from_genome = cross_relation(to_image, image, genome, ratio(mask.tau_image_cross))
             from_image = cross_relation(to_genome, genome, image, ratio(mask.tau_genome_cross))
             if residual != "none":

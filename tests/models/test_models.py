@@ -15,7 +15,6 @@ from mrmfast.models.genome_encoder import PairedAlphaDropout
 from mrmfast.models.grouped_linear import GroupedLinear, GroupedLinearBack
 from mrmfast.models.image_encoder import ImageEncoder
 from mrmfast.models.patch_embed import denormalise, normalise, patches_as_image, patchify
-from mrmfast.objectives.mrm.encoders import image_features
 from tests.helpers.common import ROOT
 from tests.helpers.objectives import build_mrm
 
@@ -109,7 +108,7 @@ def test_load_encoder_computes_the_same_features(tmp_path, residual):
     export_encoder(path, dict(model.encoder.named_parameters()), model.export_recipe())
     loaded, image = load_encoder(path).eval(), torch.randn(2, 3, 64, 64)
     with torch.no_grad():
-        assert (image_features(model, image) - loaded.forward_features(image)).abs().max() <= 1e-5
+        assert (model.image_features(image) - loaded.forward_features(image)).abs().max() <= 1e-5
 
 
 def test_load_encoder_registers_the_models_of_this_package(tmp_path):

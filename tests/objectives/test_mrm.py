@@ -12,7 +12,6 @@ from mrmfast.models.export import export_encoder, load_encoder
 from mrmfast.models.image_encoder import ImageEncoder
 from mrmfast.models.patch_embed import normalise, patchify
 from mrmfast.objectives.losses import patch_error, patches_as_pixels
-from mrmfast.objectives.mrm.encoders import image_features
 from mrmfast.objectives.mrm.matching import relation_matching
 from mrmfast.objectives.mrm.reconstruction import genome_error
 from mrmfast.objectives.mrm.relation import Branches
@@ -221,7 +220,7 @@ def test_figure_2s_depth_exports_a_ten_block_vit(tmp_path, residual):
     loaded, image = load_encoder(path).eval(), torch.randn(2, 3, 32, 32)
     assert len(loaded.blocks) == 10
     with torch.no_grad():
-        assert (image_features(model, image) - loaded.forward_features(image)).abs().max() <= 1e-5
+        assert (model.image_features(image) - loaded.forward_features(image)).abs().max() <= 1e-5
     recipe = json.loads(path.with_suffix(".json").read_text())
     assert recipe["arguments"]["depth"] == 10
     if residual == "all":
@@ -233,7 +232,7 @@ def test_figure_2s_depth_exports_a_ten_block_vit(tmp_path, residual):
 def test_relation_maps_are_rows_of_r(genome):
     model = build_mrm(genome=genome).eval()
     picture, packed, present = batch()
-    maps = relation_maps(model, picture, packed if genome else (), present if genome else present[:, :0])
+    maps = relation_maps(model, picture, model.unpack(packed, present)[0] if genome else None)
     assert list(maps) == (["class token", "genome"] if genome else ["class token"])
     for intact, masked in maps.values():
         assert intact.shape == masked.shape == (6, 2, 2)
@@ -243,7 +242,9 @@ def test_relation_maps_are_rows_of_r(genome):
 
 
 def test_relation_maps_with_nothing_masked_are_the_same_on_both_branches():
-    for intact, masked in relation_maps(build_mrm(NO_MASKS).eval(), *batch()).values():
+    model = build_mrm(NO_MASKS).eval()
+    picture, packed, present = batch()
+    for intact, masked in relation_maps(model, picture, model.unpack(packed, present)[0]).values():
         assert torch.equal(intact, masked)
 
 
@@ -251,7 +252,7 @@ def test_the_first_relation_blocks_map_is_timms_attention():
     """One relation block: the class token's row of timm's own softmax, the mean over heads."""
     model = build_mrm({"blocks": 1}, genome=None).eval()
     picture = batch()[0]
-    intact, _ = relation_maps(model, picture, (), torch.ones(6, 0, dtype=torch.bool))["class token"]
+    intact, _ = relation_maps(model, picture, None)["class token"]
     block = model.encoder.blocks[0]
     q, k, _ = block.attn.qkv(block.norm1(model.encoder.tokens(picture))).unflatten(-1, (3, 3, 64)).unbind(2)
     rows = torch.einsum("bhd,bnhd->bhn", q[:, 0], k).div(8).softmax(-1).mean(1)

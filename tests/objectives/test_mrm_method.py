@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from mrmfast.models.patch_embed import normalise
-from mrmfast.objectives.mrm.encoders import image_features
 from mrmfast.objectives.mrm.matching import draw_pairs, relation_matching
 from mrmfast.objectives.mrm.relation import Branches
 from tests.helpers.objectives import batch, build_mrm, loss_of
@@ -57,7 +56,7 @@ def test_the_intact_genome_free_branch_is_the_exported_encoder():
     image = torch.randn(3, 3, 32, 32)
     z_image, z_genome = model.encode(image, None)
     assert z_genome is None
-    assert (z_image.intact - image_features(model, image)).abs().max() <= 1e-5
+    assert (z_image.intact - model.image_features(image)).abs().max() <= 1e-5
 
 
 def test_image_only_has_no_genome_side():

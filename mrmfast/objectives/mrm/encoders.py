@@ -13,7 +13,8 @@ from mrmfast.errors import UserError
 from mrmfast.models.activation_checkpointing import recomputed
 from mrmfast.models.genome_encoder import GenomeInput, GenomeTokens, SNNLayer
 from mrmfast.models.image_encoder import ImageEncoder
-from mrmfast.objectives.mrm.config import MaskConfig
+from mrmfast.objectives.base import Objective
+from mrmfast.objectives.mrm.config import MRMConfig
 from mrmfast.objectives.mrm.literal_vit import literal_block
 from mrmfast.objectives.mrm.relation import Branches, CrossRelation, self_relation
 
@@ -63,83 +64,109 @@ class GenomeEncoder(nn.Module):
         return x_BMD
 
 
-def check_blocks(encoder: ImageEncoder, config: MaskConfig) -> None:
-    """Refuse more relation blocks than the encoder has blocks.
+class RelationEncoders(Objective):
+    """The encoders' side of MRM: what turns images and genome vectors into tokens of both branches.
+
+    Parameters
+    ----------
+    config : MRMConfig
+    encoder : ImageEncoder
+    genome : GenomeInput or None
 
     Raises
     ------
     UserError
+        More relation blocks than the image encoder has blocks.
     """
-    if config.blocks > len(encoder.blocks):
-        raise UserError(
-            f"objective.mask.blocks={config.blocks}: {encoder.arch} has {len(encoder.blocks)} blocks; take 1 to that "
-            "many, or set model.depth"
-        )
 
+    config: MRMConfig
+    genome: GenomeEncoder | None
+    cross_image: nn.ModuleList
+    cross_genome: nn.ModuleList
 
-def encode(model: Any, image_BCHW: Tensor, x_BF: Tensor | None) -> tuple[Branches, Branches | None]:
-    """Run both branches of both encoders.
+    def __init__(self, config: MRMConfig, encoder: ImageEncoder, genome: GenomeInput | None) -> None:
+        super().__init__(config, encoder, genome)
+        if config.mask.blocks > len(encoder.blocks):
+            raise UserError(
+                f"objective.mask.blocks={config.mask.blocks}: {encoder.arch} has {len(encoder.blocks)} blocks; take 1 "
+                "to that many, or set model.depth"
+            )
+        self.activation_checkpointing = False
 
-    Parameters
-    ----------
-    model : MRM
-    image_BCHW : Tensor, (B, 3, S, S)
-        uint8, or normalised.
-    x_BF : Tensor or None, (B, F)
-        Genome vector, missing values filled.
+    def add_genome_side(self, genome: GenomeInput | None) -> None:
+        """Add the genome encoder and the cross relations; without a genome there are none."""
+        self.genome = None
+        if genome is not None:
+            blocks, width, heads = self.config.mask.blocks, self.encoder.width, self.encoder.heads
+            self.genome = GenomeEncoder(genome, self.encoder, blocks)
+            self.cross_image = nn.ModuleList(CrossRelation(width, heads) for _ in range(blocks))
+            self.cross_genome = nn.ModuleList(CrossRelation(width, heads) for _ in range(blocks))
 
-    Returns
-    -------
-    z_I : Branches of (B, 1 + patches, D)
-    z_G : Branches of (B, M, D), or None
-    """
-    samples, encoder, blocks = len(image_BCHW), model.encoder, model.config.mask.blocks
-    image, genome = encoder.tokens(image_BCHW), None  # (B, 1 + patches, D)
-    if x_BF is not None:
-        genome = model.genome.tokens(x_BF.to(image.dtype))  # (B, M, D)
-    for number in range(blocks):
-        stage = partial(relation_block, model, number, samples)
-        image, genome = recomputed(model.activation_checkpointing, stage, image, genome)
-    image = encoder.run_blocks(image, first=blocks)  # (2 B, 1 + patches, D)
-    if genome is None:
-        return Branches(image, samples), None
-    genome = recomputed(model.activation_checkpointing, partial(model.genome.run_layers, samples), genome)
-    return Branches(image, samples), Branches(genome, samples)
+    def encode(self, image_BCHW: Tensor, x_BF: Tensor | None) -> tuple[Branches, Branches | None]:
+        """Run both branches of both encoders.
 
+        Parameters
+        ----------
+        image_BCHW : Tensor, (B, 3, S, S)
+            uint8, or normalised.
+        x_BF : Tensor or None, (B, F)
+            Genome vector, missing values filled.
 
-def relation_block(
-    model: Any, number: int, samples: int, image_BND: Tensor, genome_BMD: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
-    """Run relation block `number` of both encoders on stacked branches (see :class:`Branches`)."""
-    mask: MaskConfig = model.config.mask
-    block = model.encoder.blocks[number]
-    image = self_relation(block, Branches(image_BND, samples), mask.tau_image_self, mask.residual)
-    if genome_BMD is None:
-        return image.batched(_feed_forward(block)).stacked, None
-    genome_block = model.genome.blocks[number]
-    genome = self_relation(genome_block, Branches(genome_BMD, samples), mask.tau_genome_self, mask.residual)
-    # Both cross relations start from the self relations' outputs of the same branch [paper].
-    over_genome: CrossRelation = model.cross_image[number]
-    over_image: CrossRelation = model.cross_genome[number]
-    to_image = over_genome.relate(image, genome, mask.tau_image_cross)
-    to_genome = over_image.relate(genome, image, mask.tau_genome_cross)
-    keep = mask.residual != "none"
-    image, genome = (image + to_image, genome + to_genome) if keep else (to_image, to_genome)
-    genome = genome.batched(_feed_forward(genome_block, copies=genome.copies))
-    return image.batched(_feed_forward(block)).stacked, genome.stacked
+        Returns
+        -------
+        z_I : Branches of (B, 1 + patches, D)
+        z_G : Branches of (B, M, D), or None
+        """
+        samples, blocks, recomputing = len(image_BCHW), self.config.mask.blocks, self.activation_checkpointing
+        image, genome = self.encoder.tokens(image_BCHW), None  # (B, 1 + patches, D)
+        if x_BF is not None:
+            assert self.genome is not None
+            genome = self.genome.tokens(x_BF.to(image.dtype))  # (B, M, D)
+        for number in range(blocks):
+            image, genome = recomputed(recomputing, partial(self.relation_block, number, samples), image, genome)
+        image = self.encoder.run_blocks(image, first=blocks)  # (2 B, 1 + patches, D)
+        if genome is None:
+            return Branches(image, samples), None
+        assert self.genome is not None
+        genome = recomputed(recomputing, partial(self.genome.run_layers, samples), genome)  # (2 B, M, D)
+        return Branches(image, samples), Branches(genome, samples)
 
+    def relation_block(
+        self, number: int, samples: int, image_BND: Tensor, genome_BMD: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Run relation block `number` of both encoders on stacked branches (see :class:`Branches`)."""
+        mask = self.config.mask
+        block = self.encoder.blocks[number]
+        image = self_relation(block, Branches(image_BND, samples), mask.tau_image_self, mask.residual)
+        if genome_BMD is None:
+            return image.batched(_feed_forward(block)).stacked, None
+        assert self.genome is not None
+        genome_block = self.genome.blocks[number]
+        genome = self_relation(genome_block, Branches(genome_BMD, samples), mask.tau_genome_self, mask.residual)
+        # Both cross relations start from the self relations' outputs of the same branch [paper].
+        over_genome, over_image = self.cross_relations(number)
+        to_image = over_genome.relate(image, genome, mask.tau_image_cross)
+        to_genome = over_image.relate(genome, image, mask.tau_genome_cross)
+        keep = mask.residual != "none"
+        image, genome = (image + to_image, genome + to_genome) if keep else (to_image, to_genome)
+        genome = genome.batched(_feed_forward(genome_block, copies=genome.copies))
+        return image.batched(_feed_forward(block)).stacked, genome.stacked
 
-def image_features(model: Any, image_BCHW: Tensor) -> Tensor:
-    """Encode images as the exported encoder does, without a genome: (B, 3, S, S) to (B, 1 + patches, D)."""
-    encoder, mask = model.encoder, model.config.mask
-    if mask.residual == "all":
-        features: Tensor = encoder(image_BCHW)
-        return features
-    x_BND = encoder.tokens(image_BCHW)
-    for block in encoder.blocks[: mask.blocks]:
-        x_BND = literal_block(block, x_BND)
-    x_BND = encoder.run_blocks(x_BND, first=mask.blocks)
-    return x_BND
+    def cross_relations(self, number: int) -> tuple[CrossRelation, CrossRelation]:
+        """Return the cross relations of a relation block: image over genome, genome over image."""
+        image, genome = self.cross_image[number], self.cross_genome[number]
+        assert isinstance(image, CrossRelation)
+        assert isinstance(genome, CrossRelation)
+        return image, genome
+
+    def image_features(self, image_BCHW: Tensor) -> Tensor:
+        """Encode images as the exported encoder does, without a genome: (B, 3, S, S) to (B, 1 + patches, D)."""
+        mask = self.config.mask
+        x_BND = self.encoder.tokens(image_BCHW)
+        for block in self.encoder.blocks[: mask.blocks]:
+            layer = block if mask.residual == "all" else partial(literal_block, block)
+            x_BND = recomputed(self.activation_checkpointing, layer, x_BND)
+        return self.encoder.run_blocks(x_BND, first=mask.blocks)
 
 
 def _feed_forward(block: Any, **options: int) -> Callable[[Tensor], Tensor]:

@@ -13,19 +13,19 @@ from mrmfast.models.decoders import GenomeDecoder, ImageDecoder
 from mrmfast.models.export import ExportRecipe
 from mrmfast.models.genome_encoder import GenomeInput
 from mrmfast.models.image_encoder import ImageEncoder
-from mrmfast.objectives.base import Column, Figure, LossOutput, Objective, StepInfo
+from mrmfast.objectives.base import Column, Figure, LossOutput, StepInfo
 from mrmfast.objectives.losses import patch_error, patches_as_pixels
 from mrmfast.objectives.mrm.config import MRMConfig
-from mrmfast.objectives.mrm.encoders import GenomeEncoder, check_blocks, encode, image_features
+from mrmfast.objectives.mrm.encoders import RelationEncoders
 from mrmfast.objectives.mrm.literal_vit import literal_recipe
 from mrmfast.objectives.mrm.matching import draw_pairs, pool, relation_matching
 from mrmfast.objectives.mrm.reconstruction import genome_error
-from mrmfast.objectives.mrm.relation import Branches, CrossRelation
+from mrmfast.objectives.mrm.relation import Branches
 from mrmfast.objectives.mrm.relation_maps import relation_figure
 from mrmfast.ops.genome_unpack import unpack_genome
 
 
-class MRM(Objective):
+class MRM(RelationEncoders):
     """Encoders, decoders and losses of MRM.
 
     Parameters
@@ -38,26 +38,19 @@ class MRM(Objective):
 
     Config = MRMConfig
     genetics = "optional"
-    config: MRMConfig
     fill: Tensor
 
     def __init__(self, config: MRMConfig, encoder: ImageEncoder, genome: GenomeInput | None) -> None:
         super().__init__(config, encoder, genome)
-        check_blocks(encoder, config.mask)
-        blocks, width, heads = config.mask.blocks, encoder.width, encoder.heads
         self.spec = None if genome is None else genome.spec
         # The order of construction decides initial weights, and that of registration the layout of checkpoints.
         sizes = config.reconstruct
         self.image_decoder = ImageDecoder(sizes.image_decoder, encoder, with_genome=genome is not None)
-        self.genome: GenomeEncoder | None = None
+        self.add_genome_side(genome)
         if genome is not None:
             groups = genome.spec.groups
-            self.genome = GenomeEncoder(genome, encoder, blocks)
-            self.cross_image = nn.ModuleList(CrossRelation(width, heads) for _ in range(blocks))
-            self.cross_genome = nn.ModuleList(CrossRelation(width, heads) for _ in range(blocks))
-            self.genome_decoder = GenomeDecoder(sizes.genome_decoder, width, groups, genome.alpha_dropout)
+            self.genome_decoder = GenomeDecoder(sizes.genome_decoder, encoder.width, groups, genome.alpha_dropout)
             self.register_buffer("fill", genome.spec.fill, persistent=False)
-        self.activation_checkpointing = False
 
     @classmethod
     def min_samples_per_pass(cls, config: MRMConfig) -> int:
@@ -110,10 +103,6 @@ class MRM(Objective):
             return None
         return unpack_genome(packed, present, self.spec.kinds, self.fill.float())
 
-    def encode(self, image_BCHW: Tensor, x_BF: Tensor | None) -> tuple[Branches, Branches | None]:
-        """Run both branches of both encoders: z_I of (B, 1 + patches, D), and z_G of (B, M, D) or None."""
-        return encode(self, image_BCHW, x_BF)
-
     def reconstruct(
         self,
         z_image: Branches,
@@ -133,7 +122,7 @@ class MRM(Objective):
             if c.genome_from == "image":
                 # Residuals carry the genome to z_{G,M}, cross relations carry it to z_I: both would tell the answer.
                 genome_masked = torch.zeros_like(genome_masked)
-                image_intact = image_features(self, image_BCHW)
+                image_intact = self.image_features(image_BCHW)
             predicted_BF = self.genome_decoder(genome_masked, image_intact)
             parts["genome"] = genome_error(predicted_BF, *unpacked, self.spec.kinds, c.binary_cross_entropy)
         return parts
@@ -166,4 +155,4 @@ class MRM(Objective):
         predicted = patches_as_pixels(pixels_BNP, image_BCHW, self.encoder.patch, self.config.reconstruct.norm_pixels)
         columns = (Column("original", image_BCHW), Column("reconstruction", predicted))
         reconstructions = Figure("reconstructions", "Training images rebuilt from the masked branch", columns)
-        return [reconstructions, relation_figure(self, batch)]
+        return [reconstructions, relation_figure(self, image_BCHW, unpacked[0] if unpacked else None)]

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mrmfast.batch import Batch
 from mrmfast.objectives.base import Column, Figure
+from mrmfast.objectives.mrm.encoders import RelationEncoders
 from mrmfast.objectives.mrm.relation import split_heads
 from mrmfast.ops.relation_masking import reference
 
-if TYPE_CHECKING:
-    from mrmfast.objectives.mrm.objective import MRM
 
-
-def relation_figure(model: MRM, batch: Batch) -> Figure:
+def relation_figure(model: RelationEncoders, image_BCHW: Tensor, x_BF: Tensor | None) -> Figure:
     """Draw R and R^M of the last relation block over the image."""
-    image_BCHW = batch.views[0]
     columns = [Column("image", image_BCHW)]
-    for name, maps in relation_maps(model, image_BCHW, batch.packed, batch.present).items():
+    for name, maps in relation_maps(model, image_BCHW, x_BF).items():
         for branch, heat in zip(("intact", "masked"), maps, strict=True):
             columns.append(Column(f"{name}, {branch}", image_BCHW, heat))
     title = "Relations of the last relation block to image patches, mean over heads"
@@ -29,17 +25,14 @@ def relation_figure(model: MRM, batch: Batch) -> Figure:
 
 
 @torch.no_grad()
-def relation_maps(
-    model: MRM, image_BCHW: Tensor, packed: tuple[Tensor, ...], present: Tensor
-) -> dict[str, tuple[Tensor, Tensor]]:
+def relation_maps(model: RelationEncoders, image_BCHW: Tensor, x_BF: Tensor | None) -> dict[str, tuple[Tensor, Tensor]]:
     """Run both branches and read R and R^M of the last relation block over the image's patches.
 
     Parameters
     ----------
-    model : MRM
+    model : RelationEncoders
     image_BCHW : Tensor, uint8, (B, 3, S, S)
-    packed, present
-        As in :class:`mrmfast.batch.Batch`.
+    x_BF : Tensor or None, (B, F)
 
     Returns
     -------
@@ -51,7 +44,7 @@ def relation_maps(
     block: Any = encoder.blocks[mask.blocks - 1]
     watched: dict[str, nn.Module] = {"qkv": block.attn.qkv}
     if model.genome is not None:
-        cross: Any = model.cross_genome[mask.blocks - 1]
+        cross = model.cross_relations(mask.blocks - 1)[1]
         watched |= {"query": cross.query, "key": cross.key}
     seen: dict[str, Tensor] = {}
 
@@ -60,8 +53,7 @@ def relation_maps(
 
     handles = [module.register_forward_hook(partial(see, name)) for name, module in watched.items()]
     try:
-        unpacked = model.unpack(packed, present)
-        model.encode(image_BCHW, unpacked[0] if unpacked else None)
+        model.encode(image_BCHW, x_BF)
     finally:
         for handle in handles:
             handle.remove()
