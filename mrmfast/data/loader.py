@@ -229,7 +229,9 @@ class Loader:
             target = None if dataset.targets is None else dataset.targets.of(piece.sample)
             tensors = [torch.from_numpy(part) for part in packed]
             step = Step(start, end, piece, tensors, torch.from_numpy(rows >= 0), photometric, target)
-            return step.pinned() if self.device.type == "cuda" else step
+            if self.device.type == "cuda":
+                step = step.pinned()
+            return step
 
     def _put_aside(self, found: frozenset[int]) -> None:
         """Record unreadable images.

@@ -202,6 +202,8 @@ def _fingerprint(dataset: Dataset, config: DataConfig) -> str:
     spec = dataset.genome_spec()
     if spec is not None:
         digest.update(repr((spec.kinds, spec.groups, spec.group_names, spec.fill.tolist())).encode())
+    if dataset.targets is not None:
+        digest.update(dataset.targets.digest().encode())
     return digest.hexdigest()
 
 

@@ -11,15 +11,9 @@ from nvidia.dali import Pipeline
 from mrmfast.data.images.dali import DALIImages
 from mrmfast.meters import Meters
 from tests.helpers.images import decode, spec_for
+from tests.helpers.without_gpu import python_half_of_build
 
 GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
-
-
-def python_half_of_build(pipeline):
-    """What ``Pipeline.build`` does before it needs a driver: collect the operators and check their arguments."""
-    pipeline._build_graph()
-    for operator in pipeline._ops:
-        operator.check_args()
 
 
 def open_on(device, **settings):

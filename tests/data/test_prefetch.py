@@ -1,13 +1,12 @@
 """Batches copied ahead: same batches, same positions, errors where they belong; streams are recorded, not real."""
 
-import itertools
-
 import pytest
 import torch
 
 from mrmfast.batch import Batch
 from mrmfast.data.prefetch import DevicePrefetcher
 from mrmfast.errors import UserError
+from tests.helpers.without_gpu import record_streams
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -27,46 +26,7 @@ def loader(count, pulled, error=None):
 
 @pytest.fixture
 def events(monkeypatch):
-    """CUDA streams and events that write down what is asked of them; copies to the GPU stay here."""
-    seen = []
-
-    class Stream:
-        def __init__(self, name):
-            self.name = name
-
-        def wait_event(self, event):
-            seen.append(("wait", self.name, event.number))
-
-    class Event:
-        number = None
-        counter = itertools.count(1)
-
-        def record(self, stream):
-            self.number = next(Event.counter)
-            seen.append(("record", stream.name, self.number))
-
-    class Current:
-        def __init__(self, stream):
-            self.stream = stream
-
-        def __enter__(self):
-            seen.append(("enter", self.stream.name))
-
-        def __exit__(self, *_):
-            seen.append(("leave", self.stream.name))
-
-    def to(self, device):
-        assert device == GPU
-        seen.append(("copy", self.end))
-        return self
-
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream("side"))
-    monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(torch.cuda, "stream", Current)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream("main"))
-    monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: seen.append(("use", stream.name)))
-    monkeypatch.setattr(Batch, "to", to)
-    return seen
+    return record_streams(monkeypatch)
 
 
 def test_a_cpu_takes_nothing_ahead():

@@ -26,6 +26,7 @@ from mrmfast.meters import Meters
 from mrmfast.models.patch_embed import normalise
 from tests.helpers.common import write_dataset
 from tests.helpers.images import decode_batch, encode, open_backend, picture, spec_for, straight
+from tests.helpers.without_gpu import python_half_of_build
 
 BACKENDS = ("cpu", "dali")
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
@@ -210,13 +211,6 @@ def test_channels_of_a_png_keep_their_order():
     for channels in (1, 3, 4):
         mask = random_mask(1, 5, channels)
         assert np.array_equal(decode_mask(png(mask if channels > 1 else mask[..., 0]), channels), mask)
-
-
-def python_half_of_build(pipeline):
-    """What ``Pipeline.build`` does before it needs a driver: collect the operators and check their arguments."""
-    pipeline._build_graph()
-    for operator in pipeline._ops:
-        operator.check_args()
 
 
 @pytest.mark.parametrize("pixels", ["uint8", "float32"])

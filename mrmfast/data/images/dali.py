@@ -97,9 +97,11 @@ class DALIImages:
         self._settings: dict[str, Any] = {
             "batch_size": spec.batch,
             "num_threads": spec.threads,
-            "device_id": (spec.device.index or 0) if self._gpu else None,
+            "device_id": None,
             "prefetch_queue_depth": spec.depth,
         }
+        if self._gpu:
+            self._settings["device_id"] = spec.device.index or 0
         black = np.zeros((spec.stored_size, spec.stored_size, 3), dtype=np.uint8)
         self._black = np.frombuffer(simplejpeg.encode_jpeg(black), dtype=np.uint8)
         self._unknown = [

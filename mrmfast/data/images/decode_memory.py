@@ -12,7 +12,7 @@ import simplejpeg
 from mrmfast.data.images.backend import FUSED, LARGEST
 from mrmfast.data.images.warp import SPARE
 
-ALIGNMENT = 64  # bytes; libjpeg-turbo takes up to a fifth longer where rows begin between cache lines
+ALIGNMENT = 64  # bytes: rows of libjpeg-turbo begin with whole vectors, in every slot and every run alike
 REDUCTION = 64  # pixels of a JPEG for each pixel of libjpeg's smallest scale
 
 
@@ -20,11 +20,15 @@ class Slot:
     """Memory of one decoded picture, its address, and the array that holds it at present."""
 
     def __init__(self, pixels: int) -> None:
-        whole = np.empty(pixels * 3 + SPARE + ALIGNMENT, dtype=np.uint8)
-        start = -whole.ctypes.data % ALIGNMENT
-        self.buffer = whole[start : start + pixels * 3 + SPARE]
+        self._whole = np.empty(pixels * 3 + SPARE + ALIGNMENT, dtype=np.uint8)
+        start = -self._whole.ctypes.data % ALIGNMENT
+        self.buffer = self._whole[start : start + pixels * 3 + SPARE]
         self.address = self.buffer.ctypes.data
         self.picture = self.buffer[:0]
+
+    def holds(self, picture: np.ndarray) -> bool:
+        """Tell whether a picture lies here; NumPy names the array that owns the memory as base, not the view of it."""
+        return picture.base is self._whole
 
     def square(self, side: int) -> np.ndarray:
         """Return the beginning of the memory as an RGB picture, which the slot then holds."""
@@ -127,7 +131,7 @@ class DecodeMemory:
 
     def _keep(self, picture: np.ndarray, slot: Slot) -> Slot:
         """Return the slot that holds a decoded square picture, with SPARE bytes after it."""
-        if picture.base is slot.buffer:
+        if slot.holds(picture):
             slot.picture = picture
             return slot
         side = len(picture)  # larger than a slot, or converted from CMYK
