@@ -93,3 +93,20 @@ class OtherExport(Toy):
 class FloatFigures(Toy):
     def figures(self, batch):
         return [Figure("toy", "Toy", (Column("image", batch.views[0].float()),))]
+
+
+class Counting(Toy):
+    """Keeps a state that no checkpoint has."""
+
+    calls = 0
+
+    def compute_loss(self, batch, info):
+        self.calls += 1
+        output = super().compute_loss(batch, info)
+        return replace(output, loss=output.loss * self.calls)
+
+
+class ThreeStages(Toy):
+    """Has an average, which ZeRO 3 takes apart."""
+
+    max_zero_stage = 3

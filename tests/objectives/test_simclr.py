@@ -13,7 +13,7 @@ from mrmfast.objectives.collectives import all_gather
 from mrmfast.objectives.losses import nt_xent
 from mrmfast.objectives.simclr import HeadConfig, SimCLR, SimCLRConfig
 from tests.helpers import official
-from tests.helpers.common import free_port
+from tests.helpers.common import TINY_MODEL, free_port, read_jsonl, train
 
 CASES = official.cases("simclr")
 GOOGLE, USUAL = (
@@ -85,3 +85,17 @@ def test_gathering_adds_up_the_gradients_of_all_ranks(monkeypatch):
         assert np.array_equal(gathered, np.concatenate([base, base + 10]))
         # Weight 1 on rank 0, 2 on rank 1: three times what this part was multiplied by.
         assert np.array_equal(gradient, 3 * np.arange(12.0).reshape(6, 2)[3 * rank : 3 * rank + 3])
+
+
+@pytest.mark.slow
+def test_two_ranks_compute_the_loss_of_one(dataset, tmp_path):
+    """Negatives and BatchNorm see the samples of both ranks; with half of them the loss is another."""
+    losses = {}
+    for ranks in (1, 2):
+        run = {"data.path": dataset, "run.dir": tmp_path, "run.name": f"ranks{ranks}", "steps": 3, "batch_size": 8}
+        options = [*TINY_MODEL, "objective=simclr", "engine.zero_stage=0", *(f"{k}={v}" for k, v in run.items())]
+        done = train("--config", "configs/demo.yaml", *options, ranks=ranks)
+        assert done.returncode == 0, done.stderr[-3000:]
+        losses[ranks] = [line["loss"] for line in read_jsonl(tmp_path / f"ranks{ranks}/metrics.jsonl")]
+    assert losses[1] == pytest.approx(losses[2], rel=1e-4)
+    assert losses[1][0] == pytest.approx(losses[2][0], rel=1e-6)
