@@ -48,7 +48,7 @@ def all_gather(x_BD: Tensor) -> Tensor:
     """
     if world_size() == 1:
         return x_BD
-    gathered: Tensor = _AllGather.apply(x_BD.contiguous())  # type: ignore[no-untyped-call]
+    gathered: Tensor = _AllGather.apply(x_BD.contiguous())
     return gathered
 
 

@@ -83,6 +83,13 @@ def check_same_info_same_loss(cls):
     assert losses[0][0] == losses[0][2]
 
 
+def check_bf16(cls):
+    """bfloat16 weights give nearly the same loss, in float32."""
+    exact, rounded = loss_of(build(cls), StepInfo(3))[0], loss_of(build(cls).bfloat16(), StepInfo(3))[0]
+    assert rounded.dtype == torch.float32
+    assert abs(rounded - exact) <= 0.05 * abs(exact)
+
+
 def check_averages(cls):
     """Forward and backward passes move nothing; ``after_step`` moves what is not trained, if there is any."""
     model = build(cls)

@@ -59,6 +59,12 @@ class OtherRandomness(Toy):
         return replace(output, loss=output.loss * (1 + np.random.rand()))  # noqa: NPY002 - what is not allowed
 
 
+class RoundedLoss(Toy):
+    def compute_loss(self, batch, info):
+        output = super().compute_loss(batch, info)
+        return replace(output, loss=output.loss.to(self.head.weight.dtype))
+
+
 class MovedInForward(Toy):
     def compute_loss(self, batch, info):
         self.teacher.update(self.head, 0.5)

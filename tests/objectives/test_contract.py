@@ -18,6 +18,7 @@ CHECKS = [
     contract.check_loss,
     contract.check_gradients,
     contract.check_same_info_same_loss,
+    contract.check_bf16,
     contract.check_averages,
     contract.check_figures,
 ]
@@ -86,6 +87,7 @@ def test_a_toy_keeps_the_contract(check):
         (toys.NotFinite, contract.check_loss),
         (toys.Unused, contract.check_gradients),
         (toys.OtherRandomness, contract.check_same_info_same_loss),
+        (toys.RoundedLoss, contract.check_bf16),
         (toys.MovedInForward, contract.check_averages),
         (toys.NeverMoved, contract.check_averages),
         (toys.RoundedAverage, contract.check_averages),
