@@ -15,7 +15,6 @@ from mrmfast.ops.relation_masking.reference import masked_count
 __all__ = ["masked_count", "relation_attention", "stacked_relation_attention"]
 
 HAS_TRITON = find_spec("triton") is not None
-FUSED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LARGEST_KEYS, LARGEST_WIDTH = 1024, 128  # of the GPU path: a row of logits lies in registers
 
 
@@ -99,8 +98,8 @@ def stacked_relation_attention(projections: Sequence[Tensor], ratio: float, form
     if not has_kernel(q, k, v):
         return reference.stacked_relation_attention(projections, ratio, form)
     count = masked_count(ratio, k.shape[-2])
-    if q.dtype == torch.float16 and not q.is_cuda:  # rare on CPUs: not worth instructions of its own
-        return operators.forward([x.float() for x in projections], count, form)[0].half()
+    if q.dtype not in operators.DTYPES[q.device.type]:  # float16, rare on CPUs: not worth instructions of its own
+        return operators.forward([x.float() for x in projections], count, form)[0].to(q.dtype)
     out: Tensor = operators.forward(list(projections), count, form)[0]
     return out
 
@@ -109,6 +108,10 @@ def has_kernel(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Tell whether there is a fused path for such tensors."""
     if q.device.type == "cpu":
         return cpu.supports(q, k, v)
+    return q.is_cuda and HAS_TRITON and gpu_supports(q, k, v)
+
+
+def gpu_supports(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Tell whether the kernels of the GPU path take such tensors."""
     alike = q.dtype == k.dtype == v.dtype and q.shape[:2] == k.shape[:2] and k.shape == v.shape
-    fits = k.shape[-2] <= LARGEST_KEYS and q.shape[-1] <= LARGEST_WIDTH
-    return q.is_cuda and HAS_TRITON and q.dtype in FUSED_DTYPES and alike and fits
+    return q.dtype in operators.DTYPES["cuda"] and alike and k.shape[-2] <= LARGEST_KEYS and q.shape[-1] <= LARGEST_WIDTH

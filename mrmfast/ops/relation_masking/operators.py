@@ -20,8 +20,10 @@ from torch import Tensor
 # both    R V of each, then R^M V of each               2S samples out
 # halves  R V of the first half, R^M V of the second     S samples out
 Form = Literal["intact", "masked", "both", "halves"]
+# Types whose numbers a device's kernels read.
+DTYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.float32, torch.bfloat16, torch.float16)}
 # float32 numbers a row saves for the backward pass.
-STATISTICS = {"cpu": 3, "cuda": 2}
+STATISTICS = {"cpu": 3, "cuda": 2, "meta": 2}  # meta: the launches of a GPU, without memory
 
 
 class Part(NamedTuple):
