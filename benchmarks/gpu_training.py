@@ -105,7 +105,7 @@ def training_step(bench: Bench, device: str, sizes: Sizes) -> None:
         optimiser.zero_grad(set_to_none=True)
 
     def with_eager(call: Callable[[], Any]) -> Any:
-        with patch.object(models_relation, "relation_attention", reference.relation_attention):
+        with patch.object(models_relation, "stacked_relation_attention", reference.stacked_relation_attention):
             return call()
 
     def eager() -> None:

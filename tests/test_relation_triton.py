@@ -13,8 +13,9 @@ import torch
 triton = pytest.importorskip("triton")
 
 from benchmarks.relation_check import mismatches  # noqa: E402
-from mrmfast.ops.relation_masking import LARGEST_KEYS, LARGEST_WIDTH, masked_count, reference, relation_attention  # noqa: E402
+from mrmfast.ops.relation_masking import masked_count, reference, relation_attention  # noqa: E402
 from mrmfast.ops.relation_masking import triton as path  # noqa: E402
+from mrmfast.ops.relation_masking.operators import LARGEST_KEYS, LARGEST_WIDTH  # noqa: E402
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -22,10 +23,9 @@ pytestmark = pytest.mark.skipif(
     not INTERPRETED and not torch.cuda.is_available(), reason="no GPU; test_triton_builds.py runs these interpreted"
 )
 if INTERPRETED:
-    from triton_interpreter import mend, take_over_cpu
+    from triton_interpreter import mend
 
     mend()
-    take_over_cpu()
 
 # Relative to the float64 reference on the same inputs. Half types round P, dS and the results to 8 or 11 bits.
 BOUNDS = {torch.float32: 2e-6, torch.float16: 6e-4, torch.bfloat16: 5e-3}

@@ -27,14 +27,3 @@ def to_bfloat16(number):
     bits = number.view(np.uint32)
     rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
     return np.where(np.isnan(number), np.uint32(0x7FC0), rounded).astype(np.uint16)
-
-
-def take_over_cpu():
-    """Let the operators of relation masking run the Triton kernels for tensors of the CPU, which C++ takes else."""
-    from mrmfast.ops import relation_masking
-    from mrmfast.ops.relation_masking import operators, triton
-
-    operators.STATISTICS["cpu"] = operators.STATISTICS["cuda"]
-    operators.DTYPES["cpu"] = operators.DTYPES["cuda"]
-    relation_masking.cpu.supports = relation_masking.gpu_supports
-    operators._cpu = lambda: triton

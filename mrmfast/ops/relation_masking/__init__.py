@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 
-import torch
 from torch import Tensor
 
-from mrmfast.ops.relation_masking import cpu, operators, reference
+from mrmfast.ops.relation_masking import operators, reference
 from mrmfast.ops.relation_masking.operators import Form
 from mrmfast.ops.relation_masking.reference import masked_count
 
 __all__ = ["masked_count", "relation_attention", "stacked_relation_attention"]
-
-HAS_TRITON = find_spec("triton") is not None
-LARGEST_KEYS, LARGEST_WIDTH = 1024, 128  # of the GPU path: a row of logits lies in registers
-
 
 def relation_attention(
     q: Tensor, k: Tensor, v: Tensor, ratio: float, *, intact: bool = True, masked: bool = True
@@ -98,7 +92,7 @@ def stacked_relation_attention(projections: Sequence[Tensor], ratio: float, form
     if not has_kernel(q, k, v):
         return reference.stacked_relation_attention(projections, ratio, form)
     count = masked_count(ratio, k.shape[-2])
-    if q.dtype not in operators.DTYPES[q.device.type]:  # float16, rare on CPUs: not worth instructions of its own
+    if q.dtype not in operators.DEVICES[q.device.type].dtypes:  # float16 on a CPU: rare
         return operators.forward([x.float() for x in projections], count, form)[0].to(q.dtype)
     out: Tensor = operators.forward(list(projections), count, form)[0]
     return out
@@ -106,12 +100,5 @@ def stacked_relation_attention(projections: Sequence[Tensor], ratio: float, form
 
 def has_kernel(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Tell whether there is a fused path for such tensors."""
-    if q.device.type == "cpu":
-        return cpu.supports(q, k, v)
-    return q.is_cuda and HAS_TRITON and gpu_supports(q, k, v)
-
-
-def gpu_supports(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Tell whether the kernels of the GPU path take such tensors."""
-    alike = q.dtype == k.dtype == v.dtype and q.shape[:2] == k.shape[:2] and k.shape == v.shape
-    return q.dtype in operators.DTYPES["cuda"] and alike and k.shape[-2] <= LARGEST_KEYS and q.shape[-1] <= LARGEST_WIDTH
+    device = operators.DEVICES.get(q.device.type)
+    return device is not None and device.takes(q, k, v)

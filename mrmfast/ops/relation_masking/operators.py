@@ -7,12 +7,15 @@ or after. ``README.md`` has the maths.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+
+from mrmfast.ops.relation_masking import cpu
 
 # What a call computes from S samples:
 # intact  R V of each                                    S samples out
@@ -20,10 +23,52 @@ from torch import Tensor
 # both    R V of each, then R^M V of each               2S samples out
 # halves  R V of the first half, R^M V of the second     S samples out
 Form = Literal["intact", "masked", "both", "halves"]
-# Types whose numbers a device's kernels read.
-DTYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.float32, torch.bfloat16, torch.float16)}
-# float32 numbers a row saves for the backward pass.
-STATISTICS = {"cpu": 3, "cuda": 2, "meta": 2}  # meta: the launches of a GPU, without memory
+LARGEST_KEYS, LARGEST_WIDTH = 1024, 128  # of the GPU path: a row of logits lies in registers
+
+
+def _gpu() -> ModuleType:
+    from mrmfast.ops.relation_masking import triton  # models import without Triton
+
+    return triton
+
+
+def _cpu_takes(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    return cpu.supports(q, k, v)
+
+
+def _gpu_takes(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    alike = q.dtype == k.dtype == v.dtype and q.shape[:2] == k.shape[:2] and k.shape == v.shape
+    fits = k.shape[-2] <= LARGEST_KEYS and q.shape[-1] <= LARGEST_WIDTH
+    return HAS_TRITON and q.dtype in GPU_DTYPES and alike and fits
+
+
+class Device(NamedTuple):
+    """The kernels of a kind of device.
+
+    Attributes
+    ----------
+    kernels : callable
+        Imports the module with ``forward`` and ``backward``.
+    takes : callable
+        Tells whether the kernels take such q, k, v.
+    dtypes : tuple of torch.dtype
+        What the kernels read; other types are widened to float32.
+    statistics : int
+        float32 numbers a row saves for the backward pass.
+    """
+
+    kernels: Callable[[], ModuleType]
+    takes: Callable[[Tensor, Tensor, Tensor], bool]
+    dtypes: tuple[torch.dtype, ...]
+    statistics: int
+
+
+HAS_TRITON = find_spec("triton") is not None
+GPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+DEVICES = {
+    "cpu": Device(lambda: cpu, _cpu_takes, (torch.float32, torch.bfloat16), 3),
+    "cuda": Device(_gpu, _gpu_takes, GPU_DTYPES, 2),
+}
 
 
 class Part(NamedTuple):
@@ -67,7 +112,8 @@ def new_outputs(q: Tensor, v: Tensor, form: str) -> tuple[Tensor, Tensor]:
     """Return the empty result and the empty statistics of rows, (S, H, N, numbers)."""
     samples, heads, queries, _ = q.shape
     out = heads_last(q, 2 * samples if form == "both" else samples, queries, v.shape[3])
-    numbers = STATISTICS[q.device.type]
+    # Without memory, on "meta", are the launches of a GPU that is not there.
+    numbers = DEVICES["cuda" if q.device.type == "meta" else q.device.type].statistics
     return out, q.new_empty(samples, heads, queries, numbers, dtype=torch.float32)
 
 
@@ -136,49 +182,43 @@ def run_backward(
     return gradients
 
 
-def _cpu() -> ModuleType:
-    from mrmfast.ops.relation_masking import cpu
-
-    return cpu
-
-
-def _gpu() -> ModuleType:
-    from mrmfast.ops.relation_masking import triton  # models import without Triton
-
-    return triton
-
-
 @torch.library.custom_op("mrmfast::relation_forward", mutates_args=(), device_types="cpu")
 def forward(projections: Sequence[Tensor], count: int, form: str) -> tuple[Tensor, Tensor]:
     """See :func:`run_forward`."""
-    return run_forward(_cpu(), projections, count, form)
+    return run_forward(DEVICES["cpu"].kernels(), projections, count, form)
 
 
 @torch.library.custom_op("mrmfast::relation_backward", mutates_args=(), device_types="cpu")
 def backward(projections: Sequence[Tensor], rows: Tensor, d_out: Tensor, count: int, form: str) -> list[Tensor]:
     """See :func:`run_backward`."""
-    return run_backward(_cpu(), projections, rows, d_out, count, form)
+    return run_backward(DEVICES["cpu"].kernels(), projections, rows, d_out, count, form)
 
 
 @forward.register_kernel("cuda")
 def _(projections: Sequence[Tensor], count: int, form: str) -> tuple[Tensor, Tensor]:
-    return run_forward(_gpu(), projections, count, form)
+    return run_forward(DEVICES["cuda"].kernels(), projections, count, form)
 
 
 @backward.register_kernel("cuda")
 def _(projections: Sequence[Tensor], rows: Tensor, d_out: Tensor, count: int, form: str) -> list[Tensor]:
-    return run_backward(_gpu(), projections, rows, d_out, count, form)
+    return run_backward(DEVICES["cuda"].kernels(), projections, rows, d_out, count, form)
 
 
 @forward.register_fake
 def _(projections: Sequence[Tensor], count: int, form: str) -> tuple[Tensor, Tensor]:
+    _check_devices(projections)
     q, _, v = queries_keys_values(projections)
     return new_outputs(q, v, form)
 
 
 @backward.register_fake
 def _(projections: Sequence[Tensor], rows: Tensor, d_out: Tensor, count: int, form: str) -> list[Tensor]:
+    _check_devices([*projections, rows, d_out])
     return new_gradients(projections)
+
+
+def _check_devices(tensors: Sequence[Tensor]) -> None:
+    torch._check(len({tensor.device for tensor in tensors}) == 1, lambda: "relation masking: tensors on several devices")
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
