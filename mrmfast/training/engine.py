@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 
 from mrmfast.errors import UserError
+from mrmfast.training.compile import CompileMode
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,9 @@ class EngineConfig:
     checkpoint_activations : bool
         Keep only the inputs of blocks for the backward pass and run them again there: about a third more arithmetic
         for a fraction of the memory (``python -m benchmarks.model`` says how much).
+    compile : {"off", "blocks", "whole"}
+        What ``torch.compile`` takes: nothing, each block, or the whole training graph (not under ZeRO 3). Compiling
+        takes minutes in a first run, seconds in later ones of the same shapes.
     """
 
     device: Literal["auto", "cuda", "cpu"] = "auto"
@@ -40,6 +44,7 @@ class EngineConfig:
     zero_stage: int = 1
     micro_batch: int | None = None
     checkpoint_activations: bool = False
+    compile: CompileMode = "off"
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from mrmfast.errors import UserError
 from mrmfast.objectives import OBJECTIVES
 from mrmfast.training import checkpoint
 from mrmfast.training.checkpoint import TrainState
+from mrmfast.training.compile import compile_model
 from mrmfast.training.engine import World, agreement, build_engine, join_world
 from mrmfast.training.optimiser import build_optimiser, build_schedule, reapply
 from mrmfast.training.settings import TrainConfig, check
@@ -90,6 +91,7 @@ def build(config: TrainConfig, *, resume: bool) -> Job:
     checkpoint.need_space(folder / "checkpoints", sum(p.numel() for p in model.parameters()), config.run.keep)
     model.set_grad_checkpointing(config.engine.checkpoint_activations)
     model.to(world.device)
+    compile_model(model, config.engine.compile, zero_stage=config.engine.zero_stage)
     optimiser = build_optimiser(model, config.optimiser, world.device)
     schedule = build_schedule(optimiser, config.optimiser, steps)
     engine = build_engine(

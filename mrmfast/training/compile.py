@@ -1,0 +1,65 @@
+"""``torch.compile`` for a model: nothing, its blocks, or its whole training graph."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Literal
+
+import torch
+from timm.models.vision_transformer import Block
+from torch import nn
+
+from mrmfast.cache import cache_folder
+from mrmfast.errors import UserError
+from mrmfast.models.genome_snn import SNNLayer
+
+CompileMode = Literal["off", "blocks", "whole"]
+# Called through their forward(); relation blocks are not, and stay eager in mode "blocks".
+BLOCKS = (Block, SNNLayer)
+# Random numbers come from PyTorch's own generators, so that dropout is that of the eager model.
+OPTIONS = {"fallback_random": True}
+
+
+def compile_model(model: nn.Module, mode: CompileMode, *, zero_stage: int = 0) -> None:
+    """Compile a model in place, before DeepSpeed wraps it; code is generated at the first step.
+
+    Parameters
+    ----------
+    model : Module
+        For ``whole``: with ``compiled_method``, the name of the method that is one graph.
+    mode : {"off", "blocks", "whole"}
+        ``blocks`` compiles each transformer block and SNN layer, one graph a kind of block. ``whole`` compiles
+        forward and backward of the training graph.
+    zero_stage : int
+        ZeRO 3 gathers parameters in hooks of modules, which no graph can hold: there each block is gathered as a whole.
+
+    Raises
+    ------
+    UserError
+        ``whole`` under ZeRO 3.
+
+    Notes
+    -----
+    Generated code is kept under the cache folder (``MRMFAST_CACHE``), unless ``TORCHINDUCTOR_CACHE_DIR`` says where:
+    a second run of the same shapes compiles nothing.
+    """
+    if mode == "off":
+        return
+    if mode == "whole" and zero_stage == 3:
+        raise UserError("engine.compile=whole: ZeRO 3 gathers parameters between modules; take blocks, or zero_stage 0-2")
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
+    if mode == "whole":
+        name: str = model.compiled_method  # type: ignore[assignment]
+        setattr(model, name, torch.compile(getattr(model, name), fullgraph=True, dynamic=False, options=OPTIONS))
+        return
+    if zero_stage == 3:
+        from deepspeed.utils import set_z3_leaf_modules
+
+        set_z3_leaf_modules(model, list(BLOCKS))
+    for block in blocks_of(model):
+        block.forward = torch.compile(block.forward, fullgraph=True, dynamic=False, options=OPTIONS)
+
+
+def blocks_of(model: nn.Module) -> list[Any]:
+    """Return the modules that mode ``blocks`` compiles."""
+    return [module for module in model.modules() if isinstance(module, BLOCKS)]
