@@ -1,8 +1,8 @@
 """A step of MRM on the CPU against the literal equations, plain ViTs of the same size, and MAE.
 
 Method: forward and backward of one micro-batch, without the optimiser, which is the same for all. Gate: loss and
-gradients of the fast model equal those of ``benchmarks/literal_mrm.py`` on the same weights. Then all contenders take
-turns in one process, and the medians are compared:
+gradients of the fast model equal those of ``benchmarks/training/literal_mrm.py`` on the same weights. Then all
+contenders take turns in one process, and the medians are compared:
 
 - ours: :class:`mrmfast.objectives.mrm.MRM` in training mode, from uint8 pixels and packed UK Biobank genetics;
 - (a) literal: the equations one branch after the other, whole relations in memory, patches copied (no dropout);
@@ -31,11 +31,11 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from benchmarks.harness import Bench
-from benchmarks.literal_mrm import literal_loss
-from benchmarks.turns import in_turns
-from benchmarks.ukb_genome import ukb_batch, ukb_genome
+from benchmarks.harness.turns import in_turns
+from benchmarks.training.literal_mrm import literal_loss
+from benchmarks.training.ukb_genome import ukb_batch, ukb_genome
 from mrmfast.models.decoders import ImageDecoder
-from mrmfast.models.pixels import normalise, patchify
+from mrmfast.models.patch_embed import normalise, patchify
 from mrmfast.objectives.mrm import MRM, ModelConfig, MRMConfig
 
 GENOME_TOKENS = 48

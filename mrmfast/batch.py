@@ -52,7 +52,7 @@ class Batch:
     image_BCHW : Tensor, uint8 or float32, shape (B, 3, S, S)
         RGB, 0..255, to be normalised on the device; with ``data.pixels=float32`` already normalised.
     packed : tuple of Tensor
-        Per modality, shape (B, packed width): see ``mrmfast.data.genome_store``. Empty when training on images only.
+        Per modality, shape (B, packed width): see ``mrmfast.data.genetics.store``. Empty when training on images only.
     present : Tensor, bool, shape (B, modalities)
         Which participants have which modality.
     keys : tuple of str

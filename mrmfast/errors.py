@@ -11,3 +11,7 @@ class UserError(ValueError):
 
 class SharedError(UserError):
     """A :class:`UserError` that every rank meets at the same moment, so that one of them is enough to tell it."""
+
+
+class ClosedError(RuntimeError):
+    """A source was closed while bytes were under way: the end of a run, no error of the user."""

@@ -17,8 +17,8 @@ if __name__ == "__main__":
 
 from mrmfast import config as configs
 from mrmfast.errors import SharedError, UserError
+from mrmfast.training.build import build
 from mrmfast.training.engine import first_to_say
-from mrmfast.training.job import build
 from mrmfast.training.loop import run
 from mrmfast.training.settings import TrainConfig, check
 

@@ -17,14 +17,14 @@ from mrmfast.errors import UserError
 
 COMMANDS = {
     "simulate": ("preprocess.simulate", "write a simulated biobank (photographs, genotypes, scores, phenotypes)"),
-    "fundus": ("preprocess.fundus", "fundus photographs -> image shards"),
-    "pathology": ("preprocess.pathology", "slide tiles or whole slides -> image shards"),
-    "index": ("preprocess.index", "WebDataset tars of another tool -> a dataset, without rewriting them"),
-    "snps": ("preprocess.genetics.snps", "PLINK genotypes -> packed SNPs"),
-    "pgs": ("preprocess.genetics.pgs", "PGS Catalog scoring files + genotypes -> polygenic scores"),
-    "burden": ("preprocess.genetics.burden", "VEP-annotated VCF -> one bit per gene"),
-    "expression": ("preprocess.genetics.expression", "TCGA expression, copy number, mutations -> genetics"),
-    "report": ("preprocess.genetics.report_html", "one HTML page about the genetics of a dataset"),
+    "fundus": ("preprocess.images.fundus.command", "fundus photographs -> image shards"),
+    "pathology": ("preprocess.images.pathology.command", "slide tiles or whole slides -> image shards"),
+    "index": ("preprocess.images.index", "WebDataset tars of another tool -> a dataset, without rewriting them"),
+    "snps": ("preprocess.genetics.snps.command", "PLINK genotypes -> packed SNPs"),
+    "pgs": ("preprocess.genetics.pgs.command", "PGS Catalog scoring files + genotypes -> polygenic scores"),
+    "burden": ("preprocess.genetics.burden.command", "VEP-annotated VCF -> one bit per gene"),
+    "expression": ("preprocess.genetics.expression.command", "TCGA expression, copy number, mutations -> genetics"),
+    "report": ("preprocess.report.page", "one HTML page about the genetics of a dataset"),
     "check": ("preprocess.check", "compare every byte of a dataset with its checksums"),
 }
 

@@ -17,12 +17,12 @@ import numpy as np
 import zarr
 from tqdm import tqdm
 
-from mrmfast.data.checksums import damage, file_sha256
-from mrmfast.data.genome_format import ROOT_METADATA, STORE, packed_width
-from mrmfast.data.manifest import NAME, Manifest, Shard
-from mrmfast.data.pseudonyms import SHAPE
-from mrmfast.data.shards import INDEX, index_text, read_sample_table, tar_samples
 from mrmfast.errors import UserError
+from mrmfast.formats.checksums import damage, file_sha256
+from mrmfast.formats.genetics import ROOT_METADATA, STORE, packed_width
+from mrmfast.formats.image_shards import INDEX, index_text, read_sample_table, tar_samples
+from mrmfast.formats.manifest import NAME, Manifest, Shard
+from mrmfast.formats.pseudonyms import SHAPE
 
 REMEDY = "copy the dataset again, or run its preprocessor again"
 

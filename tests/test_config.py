@@ -1,11 +1,11 @@
 from dataclasses import dataclass, field
 
 import pytest
-from conftest import ROOT, launch
 
 from mrmfast import config
 from mrmfast.errors import UserError
 from mrmfast.training.settings import TrainConfig, check
+from tests.helpers.common import ROOT, launch
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from benchmarks.peers.task import ANGLE, BATCH, FLIP, THREADS, Task
 from mrmfast.data.dataset import DataConfig, open_dataset
 from mrmfast.data.loader import Loader
-from mrmfast.data.meters import Meters
+from mrmfast.meters import Meters
 
 
 def open_loader(task: Task, meters: Meters | None = None) -> Loader:

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 
 from mrmfast.batch import GenomeSpec
-from mrmfast.data.fetch import FetchConfig, Source
-from mrmfast.data.genome_store import GenomeStore
-from mrmfast.data.images import Backend, Pixels
-from mrmfast.data.manifest import Manifest
-from mrmfast.data.plan import Plan
-from mrmfast.data.shards import SampleTable, read_sample_table
-from mrmfast.data.weights import read_weights
+from mrmfast.data.genetics.store import GenomeStore
+from mrmfast.data.images.backend import Backend, Pixels
+from mrmfast.data.sampling.sampler import Plan
+from mrmfast.data.sampling.weights import read_weights
 from mrmfast.errors import UserError
+from mrmfast.formats.image_shards import SampleTable, read_sample_table
+from mrmfast.formats.manifest import Manifest
+from mrmfast.storage.source import FetchConfig, Source
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from mrmfast.batch import Batch
-from mrmfast.data.augment import draw_matrices
 from mrmfast.data.dataset import DataConfig, Dataset, make_plan
-from mrmfast.data.images import Fed, Images, Pixels, open_images
-from mrmfast.data.meters import Meters
-from mrmfast.data.plan import Slice
+from mrmfast.data.images.augment import draw_matrices
+from mrmfast.data.images.backend import Fed, Images, Pixels, open_images
 from mrmfast.data.reader import ShardReader
+from mrmfast.data.sampling.sampler import Slice
 from mrmfast.errors import UserError
+from mrmfast.meters import Meters
 
 SPARE_SHARDS = 8  # beyond a window, for batches that cross from one to the next
 OPEN_SHARDS = 512  # maps at a time without a window; far below the system's limits

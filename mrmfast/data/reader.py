@@ -6,10 +6,10 @@ from collections import OrderedDict
 
 import numpy as np
 
-from mrmfast.data.fetch import Source
-from mrmfast.data.manifest import Shard
-from mrmfast.data.meters import Meters
-from mrmfast.data.shards import SampleTable
+from mrmfast.formats.image_shards import SampleTable
+from mrmfast.formats.manifest import Shard
+from mrmfast.meters import Meters
+from mrmfast.storage.source import Source
 
 
 class ShardReader:

@@ -9,10 +9,10 @@ from timm.layers import build_sincos2d_pos_embed
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from mrmfast.models.activation_checkpointing import recomputed
 from mrmfast.models.attention import pack_attention
-from mrmfast.models.genome_snn import SNNLayer
+from mrmfast.models.genome_encoder import SNNLayer
 from mrmfast.models.grouped_linear import GroupedLinearBack
-from mrmfast.models.recompute import recomputed
 
 
 class ImageDecoder(nn.Module):

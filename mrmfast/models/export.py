@@ -17,8 +17,8 @@ from torch import Tensor
 from mrmfast.atomic import write_aside
 from mrmfast.batch import PIXEL_MEAN, PIXEL_STD
 from mrmfast.errors import UserError
+from mrmfast.models.image_encoder import ImageEncoder, literal_block
 from mrmfast.models.relation import Residual
-from mrmfast.models.vit import ImageEncoder, literal_block
 
 LITERAL_ARCH = "mrmfast_literal_vit"
 

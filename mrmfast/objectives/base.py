@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from mrmfast.models.vit import ImageEncoder
+from mrmfast.models.image_encoder import ImageEncoder
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class RelationMaps:
 
 @runtime_checkable
 class Objective(Protocol):
-    """The contract; ``tests/test_objectives.py`` holds every entry of OBJECTIVES to it."""
+    """The contract; ``tests/objectives/test_objectives.py`` holds every entry of OBJECTIVES to it."""
 
     image: ImageEncoder
 

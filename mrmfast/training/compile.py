@@ -11,7 +11,7 @@ from torch import nn
 
 from mrmfast.cache import cache_folder
 from mrmfast.errors import UserError
-from mrmfast.models.genome_snn import SNNLayer
+from mrmfast.models.genome_encoder import SNNLayer
 
 CompileMode = Literal["off", "blocks", "whole"]
 # Called through their forward(); relation blocks are not, and stay eager in mode "blocks".
@@ -46,7 +46,9 @@ def compile_model(model: nn.Module, mode: CompileMode, *, zero_stage: int = 0) -
     if mode == "off":
         return
     if mode == "whole" and zero_stage == 3:
-        raise UserError("engine.compile=whole: ZeRO 3 gathers parameters between modules; take blocks, or zero_stage 0-2")
+        raise UserError(
+            "engine.compile=whole: ZeRO 3 gathers parameters between modules; take blocks, or zero_stage 0-2"
+        )
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
     if mode == "whole":
         name: str = model.compiled_method  # type: ignore[assignment]

@@ -33,7 +33,7 @@ class EngineConfig:
         the rest of the batch is accumulated). By default the rank's whole share.
     checkpoint_activations : bool
         Keep only the inputs of blocks for the backward pass and run them again there: about a third more arithmetic
-        for a fraction of the memory (``python -m benchmarks.model`` says how much).
+        for a fraction of the memory (``python -m benchmarks.training.cost`` says how much).
     compile : {"off", "blocks", "whole"}
         What ``torch.compile`` takes: nothing, each block, or the whole training graph (not under ZeRO 3). Compiling
         takes minutes in a first run, seconds in later ones of the same shapes.

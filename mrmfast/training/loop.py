@@ -20,9 +20,9 @@ from mrmfast.batch import Batch
 from mrmfast.data.loader import Loader
 from mrmfast.errors import SharedError
 from mrmfast.training import checkpoint
-from mrmfast.training.job import Job
-from mrmfast.training.results import write_results
-from mrmfast.training.run import RunLog
+from mrmfast.training.build import Job
+from mrmfast.training.export_results import write_results
+from mrmfast.training.run_log import RunLog
 
 WAITING = 0.05  # share of a step spent waiting for data from which the progress bar says why
 

@@ -12,7 +12,7 @@ from mrmfast.errors import UserError
 from mrmfast.objectives.mrm import ModelConfig, MRMConfig
 from mrmfast.training.engine import EngineConfig
 from mrmfast.training.optimiser import OptimiserConfig
-from mrmfast.training.run import RunConfig
+from mrmfast.training.run_log import RunConfig
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mrmfast.data.manifest import SplitRule
 from mrmfast.errors import UserError
+from mrmfast.formats.manifest import SplitRule
 
 
 def is_withdrawn(participant: str) -> bool:

@@ -15,9 +15,9 @@ from typing import Any
 from tqdm import tqdm
 
 from mrmfast.atomic import write_aside
-from mrmfast.data.genome_format import STORE
-from mrmfast.data.manifest import NAME
 from mrmfast.errors import UserError
+from mrmfast.formats.genetics import STORE
+from mrmfast.formats.manifest import NAME
 
 CHUNK = 16 << 20
 # What belongs to a genotype file named NAME.bed and so on.

@@ -12,6 +12,7 @@ from mrmfast.ops.relation_masking.reference import masked_count
 
 __all__ = ["masked_count", "relation_attention", "stacked_relation_attention"]
 
+
 def relation_attention(
     q: Tensor, k: Tensor, v: Tensor, ratio: float, *, intact: bool = True, masked: bool = True
 ) -> tuple[Tensor | None, Tensor | None]:

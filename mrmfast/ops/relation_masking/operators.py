@@ -218,7 +218,9 @@ def _(projections: Sequence[Tensor], rows: Tensor, d_out: Tensor, count: int, fo
 
 
 def _check_devices(tensors: Sequence[Tensor]) -> None:
-    torch._check(len({tensor.device for tensor in tensors}) == 1, lambda: "relation masking: tensors on several devices")
+    torch._check(
+        len({tensor.device for tensor in tensors}) == 1, lambda: "relation masking: tensors on several devices"
+    )
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -1,0 +1,1 @@
+"""Genetics from files to tensors, beside the tools people use: ``python -m benchmarks.genetics``."""

@@ -1,0 +1,64 @@
+"""How much benchmarks.gpu measures, and how it times."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import triton
+
+from benchmarks.harness.turns import in_turns
+from benchmarks.relation.floor import DEFAULTS
+from benchmarks.relation.shape import Shape
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured; `TINY` runs interpreted on a CPU, so that benchmarks.gpu cannot rot.
+
+    Attributes
+    ----------
+    shapes : dict
+        Relation masking: name and shape.
+    checked : tuple of (B, H, N, M, d)
+    thresholds : int
+        Rows searched.
+    participants, features : int
+        Of the genome to unpack.
+    images, arch, pixels
+        Of the training step.
+    rounds : int
+    """
+
+    shapes: dict[str, Shape]
+    checked: tuple[tuple[int, int, int, int, int], ...]
+    thresholds: int
+    participants: int
+    features: int
+    images: int
+    arch: str
+    pixels: int
+    rounds: int
+
+
+CHECKED = (
+    *((2, 12, 197, 197, 64), (2, 12, 197, 48, 64), (2, 12, 48, 197, 64), (2, 3, 50, 50, 80), (1, 2, 65, 17, 128)),
+    # Enough samples x heads for a program to go through all rows of a head, as in training.
+    *((64, 12, 50, 50, 64), (43, 12, 197, 197, 64)),
+)
+FULL = Sizes(DEFAULTS, CHECKED, 1_000_000, 256, 26_909, 64, "vit_base_patch16_224", 224, 5)
+TINY = Sizes({"tiny": Shape(1, 2, 17, 20, 16)}, ((1, 2, 17, 20, 16),), 2_000, 5, 61, 2, "vit_tiny_patch16_224", 32, 1)
+
+
+def seconds(calls: dict[str, Callable[[], Any]], device: str, rounds: int) -> dict[str, float]:
+    """Return the median seconds of each call over rounds in which they take turns."""
+    if device != "cuda":
+        return in_turns(calls, rounds)
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            milliseconds: Any = triton.testing.do_bench(call, warmup=5, rep=30, return_mode="median")
+            found[name].append(milliseconds / 1e3)
+    return {name: statistics.median(values) for name, values in found.items()}

@@ -1,0 +1,1 @@
+"""The loader's speed beside its peers: ``python -m benchmarks.loader``; its order and its flatness over epochs."""

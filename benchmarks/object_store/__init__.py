@@ -1,0 +1,1 @@
+"""Fetching from an object store: ``python -m benchmarks.object_store``; faults on the way."""

@@ -1,0 +1,1 @@
+"""What the encoder learns, judged by frozen features: ``python -m benchmarks.quality``."""

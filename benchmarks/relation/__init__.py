@@ -1,0 +1,1 @@
+"""Relation masking on the CPU and compiled for GPUs: ``python -m benchmarks.relation``."""

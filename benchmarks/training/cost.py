@@ -1,0 +1,180 @@
+"""What a config's model costs: parameters, arithmetic, memory, and the time of a step at a stated throughput.
+
+Method: the model is built from the config, with UK Biobank's genome (7,854 SNPs, 481 scores, 18,574 genes in 48 tokens)
+unless ``data.modalities=[]``; no dataset is needed. FLOPs are counted by torch's ``FlopCounterMode`` over forward and
+backward on the meta device (two for a multiply-add; products only), after a gate against a hand count of the ViT.
+Activation memory is what autograd keeps: storages seen by saved-tensor hooks in a forward pass on the CPU, in the run's
+precision, for one and two samples, so that what does not grow with the batch is told apart. It is not the peak of a
+device: temporaries, the block that is being recomputed and the allocator's slack come on top. Optimiser memory follows
+DeepSpeed: bf16 weights and gradients (4 bytes) plus float32 master weights and two moments (12 bytes) a parameter; in
+fp32 4, 4 and 8 bytes. ZeRO 1 divides the optimiser's states among ranks, 2 the gradients too, 3 the weights too.
+
+    python -m benchmarks.training.cost --config configs/ukb_base.yaml [key=value ...] [--tflops 400] [--ranks 1]
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.harness import Bench
+from benchmarks.training.ukb_genome import ukb_batch, ukb_genome
+from mrmfast import config as configs
+from mrmfast.errors import UserError
+from mrmfast.objectives.mrm import MRM
+from mrmfast.training.settings import TrainConfig, check
+
+
+def parameters_by_part(model: nn.Module) -> dict[str, int]:
+    """Count parameters of the model's children, cross relations together."""
+    counts: dict[str, int] = {}
+    for name, child in model.named_children():
+        part = "cross relations" if name.startswith("cross") else name.replace("_", " ")
+        counts[part] = counts.get(part, 0) + sum(p.numel() for p in child.parameters())
+    return counts
+
+
+def vit_flops(width: int, depth: int, hidden: int, tokens: int, patch_values: int) -> int:
+    """Count a ViT's forward pass by hand: patch embedding, then per block qkv, proj and MLP, Q K^T and R V."""
+    per_token = 4 * width * width + 2 * width * hidden
+    products = (tokens - 1) * patch_values * width + depth * (tokens * per_token + 2 * tokens * tokens * width)
+    return 2 * products
+
+
+def count_flops(call: Any) -> int:
+    """Count the products of a call, forward and backward."""
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
+
+
+def step_flops(model: MRM, image_size: int) -> tuple[int, int]:
+    """Count one sample's forward pass, and forward and backward together, on the meta device."""
+    image, packed, present = ukb_batch(1, image_size)
+    model = copy.deepcopy(model).to("meta")
+    arguments = (image.to("meta"), tuple(part.to("meta") for part in packed), present.to("meta"))
+    chosen = torch.zeros(1, dtype=torch.long, device="meta")
+
+    def forward() -> Tensor:
+        return torch.stack(list(model.losses(*arguments, chosen).values())).sum()
+
+    return count_flops(forward), count_flops(lambda: forward().backward())
+
+
+def _recomputed_modules(model: MRM) -> list[nn.Module]:
+    """Return modules whose input is the input of something that is recomputed."""
+    first: list[Any] = list(model.image.blocks[: model.image.relation_blocks])
+    others: list[nn.Module] = [*model.image.blocks[model.image.relation_blocks :], *model.image_decoder.blocks]
+    if model.genome is not None:
+        first += model.genome.blocks
+        others += model.genome.layers[:1]
+    return [*(block.norm1 for block in first), *others]
+
+
+def kept_bytes(model: MRM, image_size: int, samples: int) -> int:
+    """Return the bytes of storages that autograd keeps after a forward pass, parameters left out."""
+    own = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}
+    kept: dict[int, Tensor] = {}  # holds on to what it has seen, or an address could come up twice
+
+    def see(tensor: Tensor) -> Tensor:
+        kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
+        return tensor
+
+    # What is recomputed keeps its inputs outside autograd's sight.
+    watched = _recomputed_modules(model) if model.checkpointing else []
+    handles = [module.register_forward_pre_hook(lambda _, inputs: (see(inputs[0]), None)[1]) for module in watched]
+    with torch.autograd.graph.saved_tensors_hooks(see, lambda tensor: tensor):
+        model(*ukb_batch(samples, image_size), 0)
+    for handle in handles:
+        handle.remove()
+    return sum(t.untyped_storage().nbytes() for place, t in kept.items() if place not in own)
+
+
+def state_bytes(parameters: int, bf16: bool, stage: int, ranks: int) -> dict[str, float]:
+    """Return a rank's bytes of weights, gradients and optimiser states (ZeRO: Rajbhandari et al. 2020, figure 1)."""
+    weight, gradient, states = (2, 2, 12) if bf16 else (4, 4, 8)
+    return {
+        "weights": parameters * weight / (ranks if stage == 3 else 1),
+        "gradients": parameters * gradient / (ranks if stage >= 2 else 1),
+        "optimiser states": parameters * states / (ranks if stage >= 1 else 1),
+    }
+
+
+def gate_counts(bench: Bench, config: TrainConfig) -> None:
+    """Hold the counter against a hand count of the config's ViT."""
+    depth: dict[str, Any] = {} if config.model.depth is None else {"depth": config.model.depth}
+    vit: Any = timm.create_model(config.model.arch, num_classes=0, img_size=config.data.image_size, **depth)
+    blocks = list(vit.blocks)
+    hidden, tokens = blocks[0].mlp.fc1.out_features, vit.patch_embed.num_patches + 1
+    by_hand = vit_flops(vit.embed_dim, len(blocks), hidden, tokens, 3 * vit.patch_embed.patch_size[0] ** 2)
+    vit = vit.to("meta")
+    image = torch.empty(1, 3, config.data.image_size, config.data.image_size, device="meta")
+    forward = count_flops(lambda: vit.forward_features(image))
+    bench.figure(f"{config.model.arch}, one image forward, counted by hand", by_hand / 1e9, "GFLOP")
+    bench.gate("torch counts the ViT's forward pass as a hand count does", forward == by_hand)
+
+
+def main() -> int:
+    """Print the account of a config."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, metavar="FILE")
+    parser.add_argument("--tflops", type=float, default=400.0, help="throughput that a device reaches, TFLOP/s")
+    parser.add_argument("--ranks", type=int, default=1, help="devices that share batch and ZeRO states")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    arguments = parser.parse_intermixed_args()
+    try:
+        config = configs.load(TrainConfig, arguments.config, arguments.overrides)
+        check(config)
+        config.micro_batch(arguments.ranks)
+    except UserError as error:
+        parser.error(str(error))
+    bench = Bench(f"model: {arguments.config} {' '.join(arguments.overrides)}".rstrip(), arguments.json)
+    gate_counts(bench, config)
+    bf16 = config.engine.precision != "fp32" and config.engine.device != "cpu"
+    account(bench, config, bf16, arguments.tflops, arguments.ranks)
+    return bench.finish()
+
+
+def account(bench: Bench, config: TrainConfig, bf16: bool, tflops: float, ranks: int) -> None:
+    """Measure and record everything."""
+    size, micro_batch = config.data.image_size, config.micro_batch(ranks)
+    genome = None if config.data.modalities == [] else ukb_genome()
+    model = MRM(config.model, config.mrm, size, genome)
+    model.set_grad_checkpointing(config.engine.checkpoint_activations)
+    for part, count in parameters_by_part(model).items():
+        bench.figure(f"parameters: {part}", count / 1e6, "M")
+    parameters = sum(p.numel() for p in model.parameters())
+    bench.figure("parameters: all", parameters / 1e6, "M")
+
+    if bf16:
+        model.bfloat16()
+    one, two = (kept_bytes(model, size, samples) for samples in (1, 2))
+    activations = one + (two - one) * (micro_batch - 1)
+    precision = "bf16" if bf16 else "fp32"
+    bench.figure(f"activations kept, {precision}: a sample", (two - one) / 1e6, "MB")
+    bench.figure(f"activations kept, {precision}: a micro-batch of {micro_batch}", activations / 1e9, "GB")
+    for stage in range(4):
+        parts = state_bytes(parameters, bf16, stage, ranks)
+        chosen = " (this config's)" if stage == config.engine.zero_stage else ""
+        together = " + ".join(f"{name} {value / 1e9:.2f}" for name, value in parts.items())
+        bench.figure(f"ZeRO {stage}{chosen}, {ranks} ranks: {together}", sum(parts.values()) / 1e9, "GB a rank")
+
+    forward, both = step_flops(model, size)
+    bench.figure("arithmetic: a sample forward", forward / 1e9, "GFLOP")
+    bench.figure("arithmetic: a sample forward and backward", both / 1e9, "GFLOP")
+    step = both * config.batch_size
+    bench.figure(f"arithmetic: a step of {config.batch_size}", step / 1e12, "TFLOP")
+    bench.figure(f"expected step at {tflops:g} TFLOP/s on each of {ranks} ranks", step / ranks / tflops / 1e12, "s")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

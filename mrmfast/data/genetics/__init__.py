@@ -1,0 +1,1 @@
+"""Packed genetics in memory, gathered by participant."""

@@ -1,0 +1,1 @@
+"""What is on disk: manifest, image shards, genetics, checksums, pseudonyms. Neither network nor PyTorch."""

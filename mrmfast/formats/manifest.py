@@ -1,0 +1,229 @@
+"""``dataset.json``: what a dataset folder holds, with sizes and checksums. Documented in ``docs/formats.md``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+
+from mrmfast.atomic import write_aside
+from mrmfast.errors import UserError
+
+FORMAT = "mrmfast-dataset"
+VERSION = 1
+NAME = "dataset.json"
+SPLITS = ("train", "test")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar of samples; paths are relative to the dataset folder."""
+
+    path: str
+    index: str
+    bytes: int
+    samples: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class SplitRule:
+    """Which participants are training data: a keyed hash of the id, so every tool agrees without a list.
+
+    Attributes
+    ----------
+    seed : int
+        Changes who lands where.
+    test_fraction : float
+        Expected share of participants held out, in [0, 1].
+    """
+
+    seed: int = 0
+    test_fraction: float = 0.2
+
+    def of(self, participant: str) -> str:
+        """Return ``"train"`` or ``"test"`` for a participant id."""
+        return "train" if self.training([participant])[0] else "test"
+
+    def training(self, participants: Iterable[str]) -> np.ndarray:
+        """Return who of n participants is training data, bool, shape (n,)."""
+        prefix = f"{self.seed}:".encode()
+        digests = b"".join(hashlib.sha256(prefix + one.encode()).digest()[:8] for one in participants)
+        # As integers: a float64 would round a hash near the edge to the other side.
+        return np.frombuffer(digests, dtype=">u8") >= np.uint64(min(int(self.test_fraction * 2**64), 2**64 - 1))
+
+
+@dataclass
+class Manifest:
+    """The parsed ``dataset.json``.
+
+    Attributes
+    ----------
+    shards : list of Shard
+        In order; sample numbers run through them.
+    image_size : int
+        Side of the stored square images, pixels (0: no images yet).
+    schema : dict
+        Extension of a tar member -> what it holds.
+    statistics : dict
+        Counts and pixel statistics of the images.
+    index_sha256 : str
+        Digest of ``images/index.zarr`` (empty: no images yet).
+    genetics : dict
+        Modality -> kind, number of features, participants, digest of its folder (:mod:`mrmfast.formats.checksums`).
+    splits : SplitRule
+    pseudonyms : str
+        Fingerprint of the key that replaced participants' ids (:mod:`mrmfast.formats.pseudonyms`); empty: none.
+    """
+
+    shards: list[Shard] = field(default_factory=list)
+    image_size: int = 0
+    schema: dict[str, str] = field(default_factory=dict)
+    statistics: dict[str, Any] = field(default_factory=dict)
+    index_sha256: str = ""
+    genetics: dict[str, dict[str, Any]] = field(default_factory=dict)
+    splits: SplitRule = field(default_factory=SplitRule)
+    pseudonyms: str = ""
+
+    @property
+    def samples(self) -> int:
+        """Number of images."""
+        return sum(shard.samples for shard in self.shards)
+
+    def to_json(self) -> str:
+        """Serialise; key order is fixed, so equal manifests are equal bytes. The last field seals all the others."""
+        document: dict[str, Any] = {
+            "format": FORMAT,
+            "version": VERSION,
+            "images": {
+                "image_size": self.image_size,
+                "samples": self.samples,
+                "index": "images/index.zarr",
+                "index_sha256": self.index_sha256,
+                "schema": self.schema,
+                "statistics": self.statistics,
+                "shards": [asdict(shard) for shard in self.shards],
+            },
+            "genetics": {"path": "genetics.zarr", "modalities": self.genetics},
+            "splits": {"rule": "sha256(seed:participant)", **asdict(self.splits)},
+            "pseudonyms": self.pseudonyms,
+        }
+        document["sha256"] = _seal(document)
+        return json.dumps(document, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes, where: str) -> Manifest:
+        """Parse a manifest.
+
+        Raises
+        ------
+        UserError
+            Not JSON, another format, a newer version, a missing field, or changed since it was written; `where` names
+            the file.
+        """
+        try:
+            document = json.loads(text)
+            if document.get("format") != FORMAT:
+                raise UserError(f"{where}: not an mrmfast dataset (field 'format'); make one with python -m preprocess")
+            if document["version"] > VERSION:
+                raise UserError(
+                    f"{where}: format version {document['version']} is newer than {VERSION}, "
+                    "the newest that this mrmfast reads; upgrade mrmfast"
+                )
+            images = document["images"]
+            manifest = cls(
+                shards=[_checked(Shard(**shard)) for shard in images["shards"]],
+                image_size=images["image_size"],
+                schema=images["schema"],
+                statistics=images["statistics"],
+                index_sha256=images["index_sha256"],
+                genetics=document["genetics"]["modalities"],
+                splits=SplitRule(document["splits"]["seed"], document["splits"]["test_fraction"]),
+                pseudonyms=document["pseudonyms"],
+            )
+        except UserError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{where}: damaged manifest ({error}); run the preprocessor again") from error
+        # Last, since what is wrong in particular says more.
+        if document.pop("sha256", None) != _seal(document):
+            raise UserError(
+                f"{where}: differs from its own SHA-256 (field 'sha256'); "
+                "copy or upload the dataset again, or run its preprocessor again"
+            )
+        return manifest
+
+
+def _seal(document: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(document, indent=1).encode()).hexdigest()
+
+
+def _checked(shard: Shard) -> Shard:
+    """Refuse names that would lead out of the dataset or the cache: a manifest may come from a stranger's bucket."""
+    for name in (shard.path, shard.index):
+        if name.startswith("/") or ".." in name.split("/"):
+            raise ValueError(f"shard path {name!r} leads out of the dataset")
+    if len(shard.sha256) != 64 or not set(shard.sha256) <= set("0123456789abcdef"):
+        raise ValueError(f"shard {shard.path!r} has no valid sha256")
+    return shard
+
+
+def read_manifest(dataset: str | Path) -> Manifest:
+    """Read the manifest of a local dataset folder; an empty one if there is none yet."""
+    path = Path(dataset) / NAME
+    return Manifest.from_json(path.read_bytes(), str(path)) if path.exists() else Manifest()
+
+
+class updating:  # noqa: N801 - reads as a verb where it is used
+    """Context manager: read the manifest under a lock, let the block change it, write it aside and rename.
+
+    Two preprocessors may finish at the same moment; the lock makes them take turns.
+    """
+
+    def __init__(self, dataset: str | Path) -> None:
+        self.dataset = Path(dataset)
+        self.dataset.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(self.dataset / ".dataset.lock")
+
+    def __enter__(self) -> Manifest:
+        self._lock.acquire()
+        try:
+            self._manifest = read_manifest(self.dataset)
+        except BaseException:
+            self._lock.release()
+            raise
+        return self._manifest
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            if kind is None:
+                with write_aside(self.dataset / NAME) as file:
+                    file.write(self._manifest.to_json())
+        finally:
+            self._lock.release()
+
+
+def claim_splits(dataset: str | Path, rule: SplitRule) -> SplitRule:
+    """Record the split rule of a new dataset, or check that `rule` is the one already recorded.
+
+    Raises
+    ------
+    UserError
+        The dataset was begun with another rule: statistics fitted on two training sets must not mix.
+    """
+    known = (Path(dataset) / NAME).exists()
+    with updating(dataset) as manifest:
+        if known and manifest.splits != rule:
+            raise UserError(
+                f"{dataset}: was begun with split seed {manifest.splits.seed} and test fraction "
+                f"{manifest.splits.test_fraction}, not {rule.seed} and {rule.test_fraction}; "
+                "use the same --split-seed and --test-fraction, or another --out"
+            )
+        manifest.splits = rule
+    return rule

@@ -1,0 +1,1 @@
+"""Where bytes come from: a folder or an object store, through retries and the node's cache."""

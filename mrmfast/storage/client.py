@@ -1,0 +1,207 @@
+"""Requests to an object store that come through: a bounded number at once, made again where that helps, counted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from mrmfast.errors import ClosedError, UserError
+from mrmfast.formats import checksums
+from mrmfast.meters import Meters
+from mrmfast.storage import retry
+from mrmfast.storage.object_store import ObjectStore, explain, secretive
+
+if TYPE_CHECKING:
+    from mrmfast.storage.object_store import Part
+
+T = TypeVar("T")
+
+UNLIMITED = {"cache_gb": "; leave it out for no limit"}
+
+
+@dataclass(frozen=True)
+class FetchConfig:
+    """How a dataset is fetched from an object store.
+
+    Attributes
+    ----------
+    requests : int
+        Under way at once, per rank.
+    stall : float
+        Seconds without a byte after which a request is given up and made again.
+    deadline : float
+        Seconds without any progress on a shard after which training stops with an error.
+    cache_gb : float, optional
+        What downloaded shards may take on this node, GB (1e9 bytes); those used longest ago make room. No limit by
+        default.
+    verify : bool
+        Hash cached shards again at first use by each rank (they are hashed when downloaded, and after each boot).
+    """
+
+    requests: int = 16
+    stall: float = 10.0
+    deadline: float = 300.0
+    cache_gb: float | None = None
+    verify: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("requests", "stall", "deadline", "cache_gb"):
+            value = getattr(self, name)
+            # Seconds and bytes become whole numbers further on; what is not finite has none.
+            if value is not None and not 0 < value < sys.float_info.max / 1e9:
+                raise UserError(f"data.fetch.{name}={value}: must be above 0 and finite{UNLIMITED.get(name, '')}")
+
+
+class Client:
+    """Retried, bounded, counted requests below one URL. Connects at first use.
+
+    Parameters
+    ----------
+    url : str
+    options : dict
+        :class:`mrmfast.storage.object_store.ObjectStore`.
+    config : FetchConfig
+    meters : Meters
+        Counts ``requests``, ``retries``, ``mismatches`` (wrong length or SHA-256) and ``fetched_bytes``.
+    closing : Event
+        Set: requests end at the next chunk, and none is made again.
+
+    Attributes
+    ----------
+    pool : ThreadPoolExecutor
+        Where requests of others' code (ranges of a large shard, Zarr chunks) wait.
+    """
+
+    def __init__(
+        self, url: str, options: dict[str, Any], config: FetchConfig, meters: Meters, closing: threading.Event
+    ) -> None:
+        self.url, self.config, self.meters, self.closing = url, config, meters, closing
+        self.pool = ThreadPoolExecutor(config.requests, thread_name_prefix="mrmfast-request")
+        self._options = options
+        self._store: ObjectStore | None = None
+        self._lock = threading.Lock()
+        self._slots = threading.BoundedSemaphore(config.requests)
+        self._seals: dict[str, str] = {}  # folder -> SHA-256 of its checksums.json
+        self._sums: dict[str, dict[str, str]] = {}  # folder -> the SHA-256 of its files
+
+    def close(self) -> None:
+        """Let go of threads and connections; `closing` is set before."""
+        self.pool.shutdown(wait=True, cancel_futures=True)
+        with self._lock:
+            if self._store is not None:
+                self._store.close()
+
+    def read(self, path: str, part: Part | None = None, deadline: float | None = None) -> bytes:
+        """Return a small file, or a part of it.
+
+        A whole file whose digest is known (:meth:`trust`) is checked.
+
+        Raises
+        ------
+        UserError
+            It doesn't come within `deadline` seconds (``config.deadline`` by default), or is wrong again and again.
+        MissingError
+            It isn't there.
+        """
+        digest = None if part else self._digest(path)
+
+        def attempt(store: ObjectStore, _: retry.Patience) -> bytes:
+            data = store.read(path, part)
+            self.meters.count("fetched_bytes", len(data))
+            if digest and hashlib.sha256(data).hexdigest() != digest:
+                raise retry.MismatchError(f"{self.url}/{path}: SHA-256 differs from the manifest")
+            return data
+
+        return self._call(path, attempt, deadline)
+
+    def stream(self, path: str, start: int, stop: int, size: int, write: Callable[[int, bytes], object]) -> None:
+        """Hand the bytes from `start` up to `stop` of a file of `size` bytes to ``write(position, chunk)``, in order.
+
+        An attempt goes on where the one before broke off.
+
+        Raises
+        ------
+        UserError
+            No byte for ``config.deadline`` seconds, or the file has another size.
+        """
+        position = start
+
+        def attempt(store: ObjectStore, patience: retry.Patience) -> None:
+            nonlocal position
+            before = position
+            if position == stop:
+                return  # all had come when the connection broke
+            try:
+                # Closed outright: an error's traceback would keep the connection open until it is collected.
+                with closing(store.stream(path, position, stop, size)) as chunks:
+                    for chunk in chunks:
+                        write(position, chunk)
+                        position += len(chunk)
+                        patience.progress()
+                        if self.closing.is_set():
+                            raise ClosedError(f"{self.url}: closed")
+            finally:
+                self.meters.count("fetched_bytes", position - before)
+
+        self._call(path, attempt)
+
+    def names(self, folder: str) -> list[str]:
+        """Return the names directly below a folder, where the store can tell (``https://`` can't)."""
+        return self._call(folder, lambda store, _: store.names(folder))
+
+    def trust(self, folder: str, digest: str) -> None:
+        """Check whole files below `folder` from now on against its ``checksums.json``, whose SHA-256 is `digest`."""
+        self._seals[folder] = digest
+
+    def _digest(self, path: str) -> str | None:
+        """Return the SHA-256 that a file must have, if some folder above it is trusted."""
+        folder = next((one for one in self._seals if path.startswith(f"{one}/")), None)
+        if folder is None:
+            return None
+        seal = f"{folder}/{checksums.NAME}"
+        if path == seal:
+            return self._seals[folder]
+        if folder not in self._sums:
+            self._sums[folder] = json.loads(self.read(seal))
+        return self._sums[folder].get(path.removeprefix(f"{folder}/"))
+
+    def _call(self, path: str, attempt: Callable[[ObjectStore, retry.Patience], T], deadline: float | None = None) -> T:
+        patience = retry.Patience(deadline or self.config.deadline, self.closing, self._note)
+
+        def once() -> T:
+            with self._slot(patience) as store:
+                return attempt(store, patience)
+
+        where = f"{self.url}/{path}"
+        try:
+            return patience.call(once)
+        except Exception as error:
+            raise explain(error, where) from (None if secretive(error) else error)
+
+    def _note(self, error: BaseException | None) -> None:
+        self.meters.count("retries")
+        if isinstance(error, retry.MismatchError):
+            self.meters.count("mismatches")
+
+    @contextmanager
+    def _slot(self, patience: retry.Patience) -> Iterator[ObjectStore]:
+        """Take one of the requests that may be under way; waiting for it doesn't count against the deadline."""
+        since = time.monotonic()
+        with self._slots:
+            patience.extend(time.monotonic() - since)
+            if self.closing.is_set():
+                raise ClosedError(f"{self.url}: closed")
+            with self._lock:
+                if self._store is None:
+                    self._store = ObjectStore(self.url, self._options, self.config.stall)
+                store = self._store
+            self.meters.count("requests")
+            yield store

@@ -1,0 +1,165 @@
+"""Which variant harms which gene: regenie's annotation, set-list and mask files, or VEP's sites.
+
+regenie's formats (https://rgcgithub.github.io/regenie/options/#gene-based-testing): annotations are lines of variant,
+gene, category (or variant, gene, domain, category); a set list is gene, chromosome, position, comma-joined variants; a
+mask file is name, comma-joined categories.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from mrmfast.errors import UserError
+from preprocess.genetics.burden import vcf as vcf_files
+from preprocess.genetics.burden import vep
+from preprocess.genetics.burden.gene_bits import Gene
+from preprocess.genetics.genotypes import autosome
+
+COMPLAINT = "mend the line"
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """Pairs of a variant and a gene.
+
+    Attributes
+    ----------
+    pairs : DataFrame
+        ``variant`` (row of the genotypes; -1 where `fate` says why not), ``label``, ``gene``, ``why``, ``count_ref``
+        (the harmful allele is the genotypes' ``ref``), ``fate`` ("" while undecided).
+    genes : dict
+        Known places and symbols of annotated genes, by gene id.
+    """
+
+    pairs: pd.DataFrame
+    genes: dict[str, Gene]
+
+
+def read_tables(
+    annotations: Path, sets: Path | None, masks: Path | None, mask: str | None, variants: pd.DataFrame, count_ref: bool
+) -> Annotations:
+    """Read regenie's files and find the variants by id.
+
+    Parameters
+    ----------
+    annotations, sets, masks : Path
+        Without a set list every annotated pair counts.
+    mask : str
+        A name of `masks`, or categories joined by commas.
+    variants : DataFrame
+        Of the genotypes.
+    count_ref : bool
+        The harmful allele is the one that the genotypes call ``ref``.
+
+    Raises
+    ------
+    UserError
+        A file is malformed (names the line), or no category is known.
+    """
+    rows = _fields(annotations, (3, 4), "variant gene category")
+    pairs = pd.DataFrame(
+        {"label": [row[0] for row in rows], "gene": [row[1] for row in rows], "why": [row[-1] for row in rows]}
+    )
+    categories = _categories(masks, mask, sorted(set(pairs["why"])), annotations)
+    genes: dict[str, Gene] = {}
+    fate = np.full(len(pairs), "", dtype=object)
+    if sets is not None:
+        members: set[tuple[str, str]] = set()
+        annotated = set(pairs["gene"])
+        for number, (gene, chromosome, position, names) in enumerate(_fields(sets, (4,), "gene chr pos variants"), 1):
+            if not position.isdecimal():
+                raise UserError(f"{sets}: line {number}: column 3 (position) is not a whole number; {COMPLAINT}")
+            if gene in annotated:
+                genes[gene] = Gene(autosome(chromosome), int(position))
+            members.update((name, gene) for name in names.split(","))
+        listed = [pair in members for pair in zip(pairs["label"], pairs["gene"], strict=True)]
+        fate[~np.array(listed, dtype=bool)] = "not_in_set"
+    fate[(fate == "") & ~pairs["why"].isin(categories).to_numpy()] = "not_in_mask"
+    ids = variants["id"].to_numpy(object)
+    repeated = pd.Series(ids).duplicated(keep=False).to_numpy()
+    row_of = pd.Series(np.arange(len(ids))[~repeated], index=ids[~repeated])
+    variant = row_of.reindex(pairs["label"]).fillna(-1).to_numpy(np.int64)
+    absent = (variant < 0) & (fate == "")
+    fate[absent] = "absent"
+    # Two variants of one name: the table cannot mean both.
+    fate[absent & pairs["label"].isin(set(ids[repeated])).to_numpy()] = "id_repeats"
+    return Annotations(pairs.assign(variant=variant, count_ref=count_ref, fate=fate), genes)
+
+
+def read_vep(path: Path, rule: vep.HarmRule, variants: pd.DataFrame) -> Annotations:
+    """Read VEP's sites and find the variants by place and alleles, whichever of them the genotypes call ``ref``.
+
+    Raises
+    ------
+    UserError
+        Not annotated by VEP, or damaged.
+    """
+    row_of: dict[tuple[int, int, str, str], int] = {}
+    columns = (variants[name].tolist() for name in ("chromosome", "position", "ref", "alt"))
+    for row, key in enumerate(zip(*columns, strict=True)):
+        row_of.setdefault(key, row)
+    genes: dict[str, Gene] = {}
+    found = []
+    for one in vcf_files.find_vcfs(path):
+        vcf = vcf_files.open_vcf(one, sites=True)
+        parser = vep.CsqParser(vep.csq_fields(vcf.raw_header, one), rule)
+        for record in vcf_files.records(vcf, one):
+            number, csq = autosome(record.CHROM), record.INFO.get("CSQ")
+            label = f"{record.CHROM}:{record.POS}:{record.REF}"
+            if not number or not csq:
+                found.append((-1, label, "", "", False, "not_annotated" if number else "not_autosomal"))
+                continue
+            harmed, coding = parser.parse(csq, record.REF, list(record.ALT))
+            for gene, symbol in coding.items():
+                genes.setdefault(gene, Gene(number, record.POS, symbol))
+            for alternative, why in zip(record.ALT, harmed, strict=True):
+                if not why:
+                    found.append((-1, f"{label}:{alternative}", "", "", False, "not_harmful"))
+                    continue
+                forward = row_of.get((number, record.POS, record.REF, alternative), -1)
+                backward = row_of.get((number, record.POS, alternative, record.REF), -1)
+                row = forward if forward >= 0 else backward
+                for gene, reason in sorted(why.items()):
+                    verdict = "absent" if row < 0 else ""
+                    found.append((row, f"{label}:{alternative}", gene, reason, forward < 0 <= row, verdict))
+        if parser.malformed or parser.allele_unknown:
+            found += [(-1, one.name, "", "", False, "annotations_malformed")] * parser.malformed
+            found += [(-1, one.name, "", "", False, "annotations_allele_unknown")] * parser.allele_unknown
+    names = ["variant", "label", "gene", "why", "count_ref", "fate"]
+    return Annotations(pd.DataFrame(found, columns=names), genes)
+
+
+def _categories(masks: Path | None, mask: str | None, known: list[str], annotations: Path) -> set[str]:
+    if mask is None:
+        raise UserError(f"--mask: say what of {annotations} counts, e.g. {','.join(known[:2])}, or a name of --masks")
+    if masks is None:
+        wanted = set(mask.split(","))
+        if not wanted & set(known):
+            raise UserError(f"--mask {mask}: {annotations} has none of these; it holds {', '.join(known)}")
+        return wanted
+    of_name = {row[0]: row[1] for row in _fields(masks, (2,), "name categories")}
+    if mask not in of_name:
+        raise UserError(f"--mask {mask}: {masks} has no such mask; it holds {', '.join(of_name)}")
+    return set(of_name[mask].split(","))
+
+
+def _fields(path: Path, widths: tuple[int, ...], names: str) -> list[list[str]]:
+    """Split every line of a small table; a line of another width is an error that names it."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({type(error).__name__}); give a text file of {names}") from error
+    rows = [line.split() for line in lines]
+    for number, row in enumerate(rows, start=1):
+        if len(row) not in widths:
+            raise UserError(
+                f"{path}: line {number} has {len(row)} columns, {' or '.join(map(str, widths))} ({names}) are needed; "
+                f"{COMPLAINT}"
+            )
+    if not rows:
+        raise UserError(f"{path}: is empty; give a table of {names}")
+    return rows

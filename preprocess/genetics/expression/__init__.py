@@ -1,0 +1,1 @@
+"""TCGA tables -> RNA expression, copy number and mutations per case."""

@@ -1,0 +1,1 @@
+"""Polygenic scores: PGS Catalog scoring files matched to genotypes, summed and standardised."""

@@ -1,0 +1,205 @@
+"""``python -m preprocess pgs``: PGS Catalog scoring files + genotypes -> z-scored polygenic scores.
+
+Rows find their variant as :mod:`match` says, all scores are computed in one pass as :mod:`sums` says (or by plink2,
+``--engine plink2``), and are z-scored with mean and deviation of the training split. Chromosomes 1-22 and X count, as
+in published scores and ``plink2 --score``. Dosages are scored where the file has them (.pgen), hard calls else (.bed)
+or with ``--hard-calls``: many more of those are missing, since a dosage far from a whole number gives no call.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mrmfast.atomic import write_aside
+from mrmfast.errors import UserError
+from mrmfast.formats.genetics import FeatureTable, write_modality
+from preprocess.genetics import cohort, command, standardise
+from preprocess.genetics.genotypes.dosages import PlinkFiles
+from preprocess.genetics.pgs import plink2, scoring_file
+from preprocess.genetics.pgs.match import FATES, VariantIndex
+from preprocess.genetics.pgs.score_folder import RowLedger, find_scores, read_scores
+from preprocess.genetics.pgs.score_pass import ScorePass, Weights
+
+PARTICIPANTS_PER_BLOCK = 8192
+PARTS = 4
+LEAST_MEMORY = 64
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``pgs``."""
+    command.add_common_arguments(parser, "a folder of PGS Catalog scoring files (.txt, .txt.gz), or one of them")
+    parser.add_argument("--genotypes", type=Path, required=True, help="a .pgen or .bed file, or a folder of them")
+    parser.add_argument("--build", default="GRCh38", help="genome build of the genotypes' positions (default GRCh38)")
+    parser.add_argument("--assume-build", metavar="BUILD", help="build of scoring files whose header names none")
+    parser.add_argument(
+        "--ambiguous",
+        choices=("drop", "keep"),
+        default="drop",
+        help="strand-ambiguous variants (A/T, C/G): drop (default, as pgscatalog-match) or keep, as written",
+    )
+    parser.add_argument("--autosomes-only", action="store_true", help="leave chromosome X out")
+    parser.add_argument("--hard-calls", action="store_true", help="score hard calls where there are dosages too")
+    parser.add_argument(
+        "--engine", choices=("own", "plink2"), default="own", help="own (default), or plink2 --score if it is installed"
+    )
+    parser.add_argument("--memory", metavar="MB", type=int, default=2048, help="for sums and blocks (default 2048)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command; see the module's docstring for the rules.
+
+    Raises
+    ------
+    UserError
+        Options or files that the user can mend, or no score at all could be used.
+    """
+    with command.writing(arguments, "pgs", ["pgs"]):
+        return _run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    rule, pseudonyms = command.check_target(arguments, ["pgs"])
+    build = _check(arguments)
+    paths = find_scores(arguments.src)
+    genotypes = PlinkFiles(arguments.genotypes, arguments.keep)
+    participants = pseudonyms.of(genotypes.samples)
+    train = cohort.training_rows(participants, rule, arguments.genotypes, least=2)
+    index = VariantIndex(genotypes.variants, arguments.ambiguous == "keep", arguments.autosomes_only)
+    with write_aside(arguments.out / "reports" / "pgs_variants.parquet", "wb") as file:
+        ledger = RowLedger(file, genotypes.variants["id"].to_numpy(object))
+        entries, weights = read_scores(paths, build, arguments.assume_build, index, ledger)
+        ledger.close()
+        if not len(weights):
+            raise UserError(
+                f"{arguments.src}: none of {len(paths)} scores can be used with {arguments.genotypes}, e.g. "
+                f"{entries[0]['file']}: {entries[0]['reason']}; check --build {build} and the files"
+            )
+    print(
+        f"pgs: {len(genotypes.samples)} participants x {len(weights)} scores: "
+        f"about {len(genotypes.samples) * len(weights) * 4 / 1e6:.1f} MB before compression"
+    )
+    settings = {
+        "build": build,
+        "ambiguous": arguments.ambiguous,
+        "autosomes_only": arguments.autosomes_only,
+        "engine": arguments.engine,
+        "values": "hard calls" if _scores_hard_calls(arguments, genotypes) else "dosages",
+        "missing": "2 x effect allele frequency of the training split",
+    }
+    # Zarr takes a fifth of a second to import, and the pass leaves the interpreter alone meanwhile.
+    threading.Thread(target=importlib.import_module, args=("zarr",)).start()
+    with tempfile.TemporaryDirectory(prefix=".pgs.", dir=arguments.out) as folder:
+        blocks, passed = _sum(arguments, genotypes, weights, train, Path(folder))
+        mean, scale, constant = standardise.fit_blocks(
+            lambda: (sums[train[start : start + len(sums)]] for start, sums in blocks())
+        )
+        used = [entry for entry in entries if entry["status"] == "used"]
+        for number, entry in enumerate(used):
+            entry |= {"mean": mean[number], "scale": scale[number]}
+            if constant[number]:
+                entry |= {"status": "left out", "reason": "the same value for every training participant"}
+        kept = np.flatnonzero(~constant)
+        if not len(kept):
+            raise UserError(f"{arguments.src}: every score is constant over the training split; use more participants")
+        parts = np.repeat(range(PARTS), [len(x) for x in np.array_split(kept, PARTS)])
+        features = FeatureTable.build(
+            [used[number]["score"] for number in kept],
+            [f"part{1 + part}" for part in parts],
+            mean=mean[kept],
+            scale=scale[kept],
+        )
+        command.claim(arguments.out, rule, pseudonyms)
+        report = {
+            "settings": {**settings, "assume_build": arguments.assume_build}
+            | {"split_seed": rule.seed, "test_fraction": rule.test_fraction},
+            "participants": {**genotypes.counts, "training": int(train.sum())},
+            "variants": {
+                "in_files": len(genotypes.variants),
+                "chromosome_not_scored": int((~index.usable).sum()),
+                "used": len(weights.variants(len(genotypes.variants))),
+                **passed,
+            },
+            "files": {"in_folder": len(paths), "used": len(kept), "left_out": len(paths) - len(kept)},
+            "scores": entries,
+        }
+        # The store comes last: where it stands, everything stands, and what a crash leaves the next run sweeps away.
+        command.write_report(arguments.out, "pgs", report)
+        scaled = ((sums[:, kept] - mean[kept]) / scale[kept] for _, sums in blocks())
+        write_modality(arguments.out, "pgs", "float", participants, features, scaled, attributes=settings)
+    _summary(arguments.out, report)
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> str:
+    """Check options before any long work and return the canonical name of the build."""
+    build = scoring_file.canonical_build(arguments.build) or "none"
+    if build not in scoring_file.BUILDS.values():
+        known = ", ".join(dict.fromkeys(scoring_file.BUILDS.values()))
+        raise UserError(f"--build {arguments.build}: unknown; give the build of the genotypes ({known})")
+    if arguments.memory < LEAST_MEMORY:
+        raise UserError(f"--memory {arguments.memory}: give at least {LEAST_MEMORY} MB")
+    if arguments.engine == "plink2":
+        plink2.find()
+        if arguments.hard_calls:
+            raise UserError("--hard-calls: plink2 --score uses dosages where there are any; leave one of the two out")
+    return build
+
+
+def _scores_hard_calls(arguments: argparse.Namespace, genotypes: PlinkFiles) -> bool:
+    return arguments.hard_calls or all(path.suffix == ".bed" for path in genotypes.files)
+
+
+def _sum(
+    arguments: argparse.Namespace, genotypes: PlinkFiles, weights: Weights, train: np.ndarray, folder: Path
+) -> tuple[Callable[[], Iterator[tuple[int, np.ndarray]]], dict[str, int]]:
+    """Compute the sums and return what reads them back in blocks of (first participant, sums), and counts.
+
+    They pass through a file: participants x scores in float64 are 1.9 GB for UK Biobank.
+    """
+    raw = folder / "sums"
+    counts: dict[str, int] = {}
+    with open(raw, "wb") as file:
+        if arguments.engine == "plink2":
+            file.write(plink2.score(genotypes, weights, train, arguments.memory, folder).tobytes())
+        else:
+            hard_calls = _scores_hard_calls(arguments, genotypes)
+            one = ScorePass(genotypes, weights, train, hard_calls, arguments.memory << 20)
+            for _, sums in one.blocks():
+                for start in range(0, len(sums), PARTICIPANTS_PER_BLOCK):
+                    file.write(np.ascontiguousarray(sums[start : start + PARTICIPANTS_PER_BLOCK]).tobytes())
+            counts = {"all_missing_in_training": one.never, "missing_values": one.missing}
+
+    def blocks() -> Iterator[tuple[int, np.ndarray]]:
+        with open(raw, "rb") as file:
+            for start in range(0, len(train), PARTICIPANTS_PER_BLOCK):
+                count = min(PARTICIPANTS_PER_BLOCK, len(train) - start)
+                yield start, np.fromfile(file, np.float64, count * len(weights)).reshape(count, len(weights))
+
+    return blocks, counts
+
+
+def _summary(dataset: Path, report: dict[str, Any]) -> None:
+    people, files = report["participants"], report["files"]
+    used = [entry for entry in report["scores"] if entry["status"] == "used"]
+    rows = {key: sum(entry.get(key, 0) for entry in used) for key in ("rows", "malformed", *FATES)}
+    print(
+        f"pgs: {people['participants']} participants x {files['used']} scores, from {files['in_folder']} files "
+        f"({files['left_out']} left out)"
+    )
+    print(f"  participants: {people['training']} training, {people['withdrawn']} withdrawn rows left out")
+    matched = rows["matched"] + rows["matched_flipped"]
+    print(
+        f"  rows of used scores: {rows['rows']}, {matched} matched ({rows['matched_flipped']} flipped), "
+        f"{rows['ambiguous']} strand-ambiguous, {rows['absent']} absent from the genotypes, "
+        f"{rows['alleles_differ']} with other alleles, {rows['malformed']} malformed"
+    )
+    print(f"  variants used: {report['variants']['used']} of {report['variants']['in_files']}")
+    print(f"  report: {dataset / 'reports' / 'pgs.json'} (lists every score left out, with the reason)")

@@ -1,0 +1,186 @@
+"""``--engine plink2``: the original study's own tool makes the sums, from the same matched rows.
+
+plink2 gets companions whose variant ids are row numbers, so that repeated or blank ids cannot mix variants up, and two
+weight files if a variant has opposite effect alleles in two scores: our sign rule for REF weights has no part in its
+answer. Missing calls take the training split's frequencies here too (``--read-freq``). Its sums have six significant
+digits.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tqdm import trange
+
+from mrmfast.errors import UserError
+from preprocess.genetics.genotypes.dosages import PlinkFiles
+from preprocess.genetics.pgs.score_pass import Weights
+
+
+def find() -> str:
+    """Return the path of plink2.
+
+    Raises
+    ------
+    UserError
+        It is not installed.
+    """
+    found = shutil.which("plink2")
+    if found is None:
+        raise UserError(
+            "--engine plink2: plink2 is not on PATH; install it (Debian: apt-get install plink2 libopenblas0-pthread, "
+            "or https://www.cog-genomics.org/plink/2.0/), or use --engine own"
+        )
+    return found
+
+
+def score(genotypes: PlinkFiles, weights: Weights, train: np.ndarray, memory_mb: int, work: Path) -> np.ndarray:
+    """Compute all scores with ``plink2 --score``.
+
+    Parameters
+    ----------
+    genotypes : PlinkFiles
+    weights : Weights
+    train : ndarray of bool, shape (participants,)
+    memory_mb : int
+        Passed on as ``--memory``.
+    work : Path
+        Folder for files between the two programs; one is made inside it and removed.
+
+    Returns
+    -------
+    ndarray of float64, shape (participants, scores)
+
+    Raises
+    ------
+    UserError
+        plink2 is absent or fails; its own message follows.
+    """
+    program = find()
+    sums = np.zeros((len(train), len(weights)))
+    # plink2 takes a variant once a file: here under the effect allele of the last score that uses it.
+    counts_alt = np.zeros(len(genotypes.variants), dtype=bool)
+    for variant, is_alt in zip(weights.variant, weights.effect_is_alt, strict=True):
+        counts_alt[variant] = is_alt
+    work.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".plink2.", dir=work) as folder:
+        for number in trange(len(genotypes.files), desc="pgs: plink2", unit="file", disable=None):
+            start, stop = (int(edge) for edge in genotypes.first_variant[number : number + 2])
+            where = Path(folder) / str(number)
+            common = [program, *_companions(genotypes, number, start, stop, where), "--memory", str(memory_mb)]
+            order = _people(genotypes, number, train, where)
+            _call([*common, "--keep", f"{where}.train", "--freq", "--out", f"{where}.freq"])
+            for majority in (True, False):
+                if not _write_weights(
+                    weights, genotypes, (start, stop), counts_alt, majority, Path(f"{where}.weights")
+                ):
+                    continue
+                columns = "3" if len(weights) == 1 else f"3-{2 + len(weights)}"  # plink2 refuses 3-3
+                _call(
+                    [
+                        *(*common, "--keep", f"{where}.keep", "--read-freq", f"{where}.freq.afreq"),
+                        *("--score", f"{where}.weights", "header-read", "cols=scoresums"),
+                        *("--score-col-nums", columns, "--out", f"{where}.out"),
+                    ]
+                )
+                table = pd.read_csv(f"{where}.out.sscore", sep="\t", dtype={0: str})
+                sums[order[table.iloc[:, 0].to_numpy(np.int64)]] += table.iloc[:, -len(weights) :].to_numpy(np.float64)
+    return sums
+
+
+def _companions(genotypes: PlinkFiles, number: int, start: int, stop: int, where: Path) -> list[str]:
+    """Write variant and sample tables whose ids are row numbers, and return plink2's input options."""
+    table = genotypes.variants.iloc[start:stop]
+    variants = pd.DataFrame(
+        {
+            "#CHROM": table["chromosome"].map(lambda code: "X" if code == 23 else str(code)),
+            "POS": table["position"],
+            "ID": np.arange(start, stop),
+            "REF": table["ref"],
+            "ALT": table["alt"],
+        }
+    )
+    variants.to_csv(f"{where}.pvar", sep="\t", index=False)
+    # "0" is no id to plink2, so rows count from 1.
+    samples = pd.DataFrame({"#IID": np.arange(1, 1 + genotypes.raw_samples[number]), "SEX": "NA"})
+    samples.to_csv(f"{where}.psam", sep="\t", index=False)
+    path = genotypes.files[number]
+    kind = "--bed" if path.suffix == ".bed" else "--pgen"
+    # plink2 reads a .bed with .pvar and .psam: A1 is ALT there as it is in our table.
+    return [kind, str(path), "--pvar", f"{where}.pvar", "--psam", f"{where}.psam", "--allow-no-sex"]
+
+
+def _people(genotypes: PlinkFiles, number: int, train: np.ndarray, where: Path) -> np.ndarray:
+    """Write the lists of people and return the participant of every sample number."""
+    rows = genotypes.rows[number]
+    for name, chosen in (("keep", rows), ("train", rows[train])):
+        Path(f"{where}.{name}").write_text("\n".join(map(str, ["#IID", *sorted((chosen + 1).tolist())])) + "\n")
+    order = np.full(genotypes.raw_samples[number] + 1, -1, dtype=np.int64)
+    order[rows + 1] = np.arange(len(rows))
+    return order
+
+
+def _write_weights(
+    weights: Weights,
+    genotypes: PlinkFiles,
+    span: tuple[int, int],
+    counts_alt: np.ndarray,
+    majority: bool,
+    path: Path,
+) -> bool:
+    """Write the weights in variants of one file.
+
+    Parameters
+    ----------
+    span : (int, int)
+        Rows of the file's variants.
+    counts_alt : ndarray of bool, shape (variants,)
+        Effect allele of each variant in the first file of weights.
+    majority : bool
+        Write the weights on that allele, else those on the other one.
+    path : Path
+
+    Returns
+    -------
+    bool
+        False if there are none.
+    """
+    mine = [
+        ((is_alt == counts_alt[variant]) == majority) & (variant >= span[0]) & (variant < span[1])
+        for variant, is_alt in zip(weights.variant, weights.effect_is_alt, strict=True)
+    ]
+    variants = [variant[chosen] for variant, chosen in zip(weights.variant, mine, strict=True)]
+    values = [
+        np.where(is_alt, weight, -weight)[chosen]
+        for weight, is_alt, chosen in zip(weights.weight, weights.effect_is_alt, mine, strict=True)
+    ]
+    rows = np.unique(np.concatenate(variants))
+    counted = np.where(counts_alt == majority, genotypes.variants["alt"], genotypes.variants["ref"])
+    with open(path, "w", encoding="utf-8") as file:
+        file.write("\t".join(["ID", "A", *(f"S{number}" for number in range(len(weights)))]) + "\n")
+        for part in _parts(rows):
+            matrix = np.zeros((len(part), len(weights)))
+            for number, (variant, value) in enumerate(zip(variants, values, strict=True)):
+                low, high = np.searchsorted(variant, (part[0], part[-1] + 1))
+                matrix[np.searchsorted(part, variant[low:high]), number] = value[low:high]
+            for row, line in zip(part.tolist(), matrix, strict=True):
+                file.write(f"{row}\t{counted[row]}\t" + "\t".join(map(repr, line.tolist())) + "\n")
+    return bool(len(rows))
+
+
+def _parts(rows: np.ndarray, size: int = 4096) -> Iterator[np.ndarray]:
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
+
+
+def _call(command: list[str]) -> None:
+    result = subprocess.run([*command, "--silent"], capture_output=True, text=True, check=False)
+    if result.returncode:
+        said = " ".join((result.stderr or result.stdout).split()).removeprefix("Error: ")
+        raise UserError(f"--engine plink2: plink2 failed: {said}; use --engine own or mend the genotypes")

@@ -1,0 +1,1 @@
+"""Genotypes of any format -> packed SNP codes."""

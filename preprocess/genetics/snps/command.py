@@ -1,0 +1,300 @@
+"""``python -m preprocess snps``: genotypes of any format -> 2-bit SNP codes, every n-th SNP of each chromosome.
+
+Rule of the original study: per chromosome 1-22 the SNPs 0, 100, 200, ... in file order; the stride restarts on each
+chromosome (UK Biobank's array gives 7,854), and counts bi-allelic variants whether or not a FASTA later leaves them
+out. ``--variants`` names the SNPs instead. A code is the number of copies that differ from the reference genome; the
+most frequent code of the training split (ties: the smaller; all missing: 0) fills missing calls on input, while the
+store keeps them as missing. Of variants with the same id the first counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import shutil
+import threading
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mrmfast.errors import UserError
+from mrmfast.formats.genetics import FeatureTable, write_modality
+from mrmfast.formats.manifest import SplitRule, read_manifest
+from preprocess import parallel
+from preprocess.genetics import cohort, command, remote
+from preprocess.genetics.genotypes import Genotypes, open_genotypes
+from preprocess.genetics.genotypes.reference import NAMES
+from preprocess.genetics.snps import parts
+from preprocess.genetics.snps.variant_list import read_list
+
+LEDGER_COLUMNS = (
+    *("chromosome", "position", "id", "reference", "alternative", "swapped", "fate"),
+    *("fill", "alt_frequency_train", "missing_train"),
+)
+# Genotypes a second and worker, measured on two cores: for the estimate alone.
+RATE_BED, RATE_OTHER = 500e6, 30e6
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``snps``."""
+    command.add_common_arguments(
+        parser, "a .bed, .pgen, .bgen, .vcf, .vcf.gz or .bcf file, or a folder of one kind (e.g. chr1.bed .. chr22.bed)"
+    )
+    parser.add_argument(
+        "--reference",
+        choices=NAMES,
+        help="which allele is the reference genome's: a1 (.bim column 5) or a2 (column 6) for .bed, ref-first or "
+        "ref-last for .bgen, both required unless --fasta is given; ref (default) or alt for .pgen and VCF",
+    )
+    parser.add_argument(
+        "--fasta", metavar="FILE", type=Path, help="reference genome, which decides variant by variant instead"
+    )
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument("--stride", type=int, default=100, help="keep every n-th SNP of a chromosome (default 100)")
+    chosen.add_argument(
+        "--variants",
+        metavar="FILE",
+        type=Path,
+        help="keep these ids instead, one a line, optionally followed by chromosome and position; one that stands "
+        "elsewhere is left out",
+    )
+    parser.add_argument("--build", help="genome build of the positions, to be recorded with the store (e.g. GRCh38)")
+    parallel.add_arguments(parser)
+
+
+def first_of_each_name(variants: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Name variants and mark the first of each name; a variant without id (``.``) is named by place and alleles.
+
+    Returns
+    -------
+    ndarray of str, ndarray of bool, each of shape (variants,)
+    """
+    place = variants["chromosome"].astype(str) + ":" + variants["position"].astype(str)
+    place = place + ":" + variants["ref"].astype(str) + ":" + variants["alt"].astype(str)
+    names = variants["id"].where(variants["id"] != ".", place)
+    return names.to_numpy(object), ~names.duplicated().to_numpy()
+
+
+def fill_of(counts: np.ndarray) -> np.ndarray:
+    """Most frequent code of each SNP.
+
+    Parameters
+    ----------
+    counts : ndarray of int64, shape (SNPs, 4)
+        Training participants with code 0, 1, 2, 3; missing (3) is never the most frequent one.
+
+    Returns
+    -------
+    ndarray of float32, shape (SNPs,)
+        Ties go to the smaller code; 0 where every call is missing.
+    """
+    return counts[:, :3].argmax(axis=1).astype(np.float32)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command; see the module's docstring for the rules.
+
+    Raises
+    ------
+    UserError
+        Options or files that the user can mend.
+    """
+    if arguments.stride < 1:
+        raise UserError(f"--stride {arguments.stride}: give a whole number of at least 1")
+    memory = parallel.check_arguments(arguments)
+    with remote.staged(arguments) as local, command.writing(local, "snps", ["snps"]):
+        return _run(local, memory)
+
+
+def _run(arguments: argparse.Namespace, memory: int) -> int:
+    folder = arguments.out / f".snps{command.PARTS}"
+    if "snps" in read_manifest(arguments.out).genetics:
+        shutil.rmtree(folder, ignore_errors=True)  # a run was killed after its last rename
+    rule, pseudonyms = command.check_target(arguments, ["snps"])
+    genotypes = open_genotypes(
+        arguments.src,
+        reference=arguments.reference,
+        fasta=arguments.fasta,
+        keep=arguments.keep,
+        cache=arguments.out / ".genotypes",
+        memory=arguments.memory,
+    )
+    genotypes = replace(genotypes, samples=pseudonyms.of(genotypes.samples))
+    train = cohort.training_rows(genotypes.samples, rule, arguments.src)
+    picked, elsewhere, absent = _pick(genotypes, arguments)
+    names, is_first = first_of_each_name(genotypes.variants.iloc[picked])
+    kept, names = picked[is_first], names[is_first]
+    if not len(kept):
+        raise UserError(f"{arguments.src}: no SNP is left of {len(genotypes.variants)}; see --stride and --variants")
+    settings = {
+        "reference": "FASTA" if arguments.fasta else arguments.reference or "ref",
+        "build": arguments.build or "not stated",
+        "selection": arguments.variants.name if arguments.variants else f"stride {arguments.stride} per chromosome",
+        "code": "copies of the allele that differs from the reference",
+        "fill": "most frequent code of the training split; ties: the smaller; all missing: 0",
+        "repeated_ids": "the first counts",
+        "multi_allelic": "left out",
+    }
+    at_once = parts.participants_at_once(len(train), len(kept), memory)
+    job = parts.Job(genotypes, kept, train, folder, at_once)
+    counts, job = _make_parts(job, settings, memory, arguments)
+
+    fill, missing = fill_of(counts), counts[:, 3]
+    table = genotypes.variants.iloc[kept]
+    features = FeatureTable.build(
+        names,
+        [f"chr{number}" for number in table["chromosome"]],
+        chromosome=table["chromosome"].astype(str),
+        position=table["position"],
+        reference=table["ref"],
+        alternative=table["alt"],
+        fill=fill,
+    )
+    command.claim(arguments.out, rule, pseudonyms)
+    _write_ledger(arguments.out, genotypes, (picked, elsewhere, kept), fill, counts)
+    report = _report(arguments, rule, genotypes, settings, features, counts)
+    report["participants"]["training"] = int(train.sum())
+    report["variants"] |= {"picked": len(picked), "duplicate_id": len(picked) - len(kept)}
+    report["variants"] |= {"listed_absent": absent, "listed_elsewhere": len(elsewhere)}
+    command.write_report(arguments.out, "snps", report)
+    # The store and its line in the manifest come last: they say that the rest is complete.
+    write_modality(
+        arguments.out,
+        "snps",
+        "genotype",
+        genotypes.samples,
+        features,
+        partial(parts.move_shard, job),
+        attributes=settings,
+    )
+    shutil.rmtree(folder)
+    shutil.rmtree(arguments.out / ".genotypes", ignore_errors=True)
+    _print(report, missing, arguments)
+    return 0
+
+
+def _pick(genotypes: Genotypes, arguments: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, int]:
+    """Return rows of the chosen variants and of those listed at another place, and how many listed ids are absent."""
+    if arguments.variants is None:
+        rank = genotypes.variants["rank"].to_numpy()
+        return np.flatnonzero(rank % arguments.stride == 0), np.array([], dtype=np.int64), 0
+    return read_list(arguments.variants, genotypes.variants)
+
+
+def _make_parts(
+    job: parts.Job, settings: dict[str, Any], memory: int, arguments: argparse.Namespace
+) -> tuple[np.ndarray, parts.Job]:
+    """Run both steps; return the counts of codes and the job whose parts are the rows."""
+    direct = all(file.sliced for file in job.genotypes.files)
+    blocks = [] if direct else parts.variant_blocks(job, memory)
+    participants, snps = len(job.train), len(job.kept)
+    size = participants * job.row_bytes
+    # The store, whose parts move into it, and a copy of the source that can be read by participants.
+    command.check_space(arguments.out, size * (1 if direct else 2))
+    rate = (RATE_BED if direct else RATE_OTHER) * arguments.workers
+    print(
+        f"snps: {participants} participants x {snps} SNPs: {size / 1e6:,.0f} MB packed, "
+        f"about {command.duration(2 + participants * snps / rate)} with {arguments.workers} workers"
+    )
+    if parts.claim_folder(job, settings, blocks):
+        print("  parts of an earlier run are used")
+    if not direct:
+        tasks = parts.extract_tasks(job, blocks)
+        sizes = [sum(len(places) for _, places in task) for task in tasks]
+        parallel.run_parts(parts.extract_part, job, tasks, sizes, arguments, "snps: read", "SNP")
+        job = parts.extracted(job, blocks)
+    # The store's writer takes longer to import than a core to pack 100 MB, which needs no interpreter meanwhile.
+    threading.Thread(target=importlib.import_module, args=("zarr",)).start()
+    starts = list(job.starts())
+    sizes = np.diff([*starts, participants]).tolist()
+    parallel.run_parts(parts.pack_part, job, starts, sizes, arguments, "snps: pack", "participant")
+    return parts.total_counts(job), job
+
+
+def _report(
+    arguments: argparse.Namespace,
+    rule: SplitRule,
+    genotypes: Genotypes,
+    settings: dict[str, Any],
+    features: FeatureTable,
+    counts: np.ndarray,
+) -> dict[str, Any]:
+    people = {key: value for key, value in genotypes.counts.items() if not key.startswith("variants")}
+    known = counts[:, :3].sum()
+    return {
+        "settings": {**settings, "split_seed": rule.seed, "test_fraction": rule.test_fraction},
+        "files": [file.path.name for file in genotypes.files],
+        "participants": people,
+        "variants": {
+            "in_files": genotypes.counts["variants"],
+            **{
+                key.removeprefix("variants_"): value
+                for key, value in genotypes.counts.items()
+                if key.startswith("variants_")
+            },
+            "kept": len(features),
+            "all_missing_in_training": int((counts[:, :3].sum(axis=1) == 0).sum()),
+        },
+        "features_per_group": dict(features.groups()),
+        "missing_share_training": float(1 - known / counts.sum()),
+    }
+
+
+def _print(report: dict[str, Any], missing: np.ndarray, arguments: argparse.Namespace) -> None:
+    people, variants = report["participants"], report["variants"]
+    print(f"  participants: {people['training']} training, {people['withdrawn']} withdrawn rows left out")
+    print(
+        f"  variants: {variants['in_files']} read, {variants['not_autosomal']} not autosomal, "
+        f"{variants['multi_allelic']} multi-allelic, {variants['reference_mismatch']} unlike the FASTA, "
+        f"{variants['swapped']} with alleles turned; of {variants['picked']} picked, {variants['duplicate_id']} "
+        f"repeated ids, {variants['all_missing_in_training']} all missing"
+    )
+    if variants["listed_absent"]:
+        print(f"  {variants['listed_absent']} listed ids are not in the genotypes")
+    if variants["listed_elsewhere"]:
+        print(f"  {variants['listed_elsewhere']} variants stand elsewhere than the list says and are left out")
+    if variants["reference_provisional"]:
+        print(f"  {variants['reference_provisional']} REF alleles are provisional in the file and were taken as told")
+    print(f"  missing calls in training: {report['missing_share_training']:.3%} ({int((missing > 0).sum())} SNPs)")
+    print(f"  report: {arguments.out / 'reports' / 'snps.json'}")
+
+
+def _write_ledger(
+    dataset: Path,
+    genotypes: Genotypes,
+    rows: tuple[np.ndarray, np.ndarray, np.ndarray],
+    fill: np.ndarray,
+    counts: np.ndarray,
+) -> None:
+    """Write every autosomal variant's fate; frequencies and missing calls of those kept, over the training split.
+
+    Parameters
+    ----------
+    rows : (picked, elsewhere, kept)
+        Of the table of variants.
+    """
+    picked, elsewhere, kept = rows
+    table = genotypes.variants.assign(fate="not_picked", fill="", frequency="", missing="")
+    known = counts[:, :3].sum(axis=1)
+    fate = np.full(len(table), "not_picked", dtype=object)
+    fate[picked], fate[elsewhere] = "duplicate_id", "listed_elsewhere"
+    fate[kept] = np.where(known == 0, "kept_all_missing", "kept")
+    frequency = (counts[:, 1] + 2 * counts[:, 2]) / np.maximum(1, 2 * known)
+    for name, values in (
+        ("fill", fill.astype(int).astype(str)),
+        ("frequency", [f"{value:.6g}" for value in frequency]),
+        ("missing", counts[:, 3].astype(str)),
+    ):
+        column = np.full(len(table), "", dtype=object)
+        column[kept] = values
+        table[name] = column
+    table["fate"] = fate
+    table = pd.concat([table, genotypes.excluded.assign(fill="", frequency="", missing="")], ignore_index=True)
+    columns = ["chromosome", "position", "id", "ref", "alt", "swapped", "fate", "fill", "frequency", "missing"]
+    table["swapped"] = table["swapped"].astype(int)
+    with command.ledger(dataset, "snps_variants", LEDGER_COLUMNS) as file:
+        table[columns].to_csv(file, sep="\t", header=False, index=False, lineterminator="\n")

@@ -1,0 +1,1 @@
+"""Fundus photographs: find the circle, crop, quality control."""

@@ -1,0 +1,1 @@
+"""Slides and tiles: find tissue, choose tiles."""

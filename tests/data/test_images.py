@@ -1,0 +1,280 @@
+"""The image backends keep one contract: same pictures, the same ones flagged, nothing left behind."""
+
+import threading
+import time
+
+import cv2
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from mrmfast.data.images import cpu
+from mrmfast.data.images.augment import warp_matrices
+from mrmfast.data.images.backend import open_images
+from mrmfast.data.images.buffers import Buffers
+from mrmfast.data.images.cpu import warp, warp_reference
+from mrmfast.meters import Meters
+from mrmfast.models.patch_embed import normalise
+from tests.helpers.common import real_data
+
+CPU = torch.device("cpu")
+BACKENDS = ("cpu", "dali")
+
+
+def picture(seed, size=64, channels=3):
+    small = np.random.default_rng(seed).integers(0, 255, (6, 6, channels), dtype=np.uint8)
+    return cv2.resize(small, (size, size), interpolation=cv2.INTER_CUBIC)
+
+
+def encode(image, extension=".jpg", *options):
+    return np.frombuffer(cv2.imencode(extension, image, [cv2.IMWRITE_JPEG_QUALITY, 95, *options])[1], np.uint8)
+
+
+def straight(count, size):
+    return warp_matrices(np.zeros(count), np.zeros(count, bool), size)
+
+
+def decode(backend, jpegs, *, size=64, stored=64, matrices=None, threads=2, pixels="uint8"):
+    """One batch through a backend, channels last."""
+    matrices = straight(len(jpegs), size) if matrices is None else matrices
+    images = open_images(
+        backend, lambda: (jpegs, matrices, [str(n) for n in range(len(jpegs))]), batch=len(jpegs), stored_size=stored,
+        size=size, device=CPU, threads=threads, depth=2, meters=Meters(), pixels=pixels,
+    )  # fmt: skip
+    try:
+        image_BCHW, bad = images.run()
+        return image_BCHW.permute(0, 2, 3, 1).numpy(), bad
+    finally:
+        images.close()
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (80, 64), (40, 64), (61, 61), (9, 7)])
+def test_the_compiled_warp_equals_the_reference(shape):
+    side, size = shape
+    generator = np.random.default_rng(0)
+    spare = np.empty(side * side * 3 + cpu.SPARE, np.uint8)
+    spare[:] = generator.integers(0, 255, len(spare))
+    image = spare[: side * side * 3].reshape(side, side, 3)
+    angles = np.array([0, 0, 17, -20, 45, 90, 180, 3.3])
+    for matrix in warp_matrices(angles, np.arange(8) % 2 == 1, size):
+        out = np.full((size, size, 3), 77, np.uint8)
+        warp(image, matrix, out)
+        floats = np.full((3, size, size), np.nan, np.float32)
+        warp(image, matrix, floats)
+        assert np.allclose(floats, normalise(torch.from_numpy(out).permute(2, 0, 1)[None])[0].numpy(), atol=1e-6)
+        expected = warp_reference(image, matrix * np.float32(side / size), size).astype(int)
+        # Weights have seven binary places: half a place across and half down, of a step of 255 at most.
+        assert np.abs(out - expected).max() <= 3
+        assert np.abs(out - expected).mean() <= 0.6
+
+
+@pytest.mark.parametrize("linear", [[1, 0, 0, 1], [-1, 0, 0, 1]])
+def test_a_shift_alone_is_a_warp_too(linear):
+    image = np.empty(64 * 64 * 3 + cpu.SPARE, np.uint8)[: 64 * 64 * 3].reshape(64, 64, 3)
+    image[:] = picture(2)
+    across = 0 if linear[0] > 0 else 64
+    for shift in ((0, 0), (5, 0), (0, -7), (2.5, 3.25)):
+        matrix = np.float32([[*linear[:2], across + shift[0]], [*linear[2:], shift[1]]])
+        out = np.empty((64, 64, 3), np.uint8)
+        warp(image, matrix, out)
+        difference = np.abs(out - warp_reference(image, matrix, 64).astype(int))
+        assert difference.max() <= (3 if any(shift) else 0), shift
+
+
+def test_without_a_compiler_opencv_warps(monkeypatch):
+    image = np.ascontiguousarray(picture(1))
+    matrix = warp_matrices(np.array([11.0]), np.array([True]), 64)[0]
+    expected = warp_reference(image, matrix, 64).astype(int)
+    monkeypatch.setattr(cpu, "library", lambda: None)
+    out = np.empty((64, 64, 3), np.uint8)
+    warp(image, matrix, out)
+    assert np.abs(out - expected).mean() <= 1
+    floats = np.empty((3, 64, 64), np.float32)
+    warp(image, matrix, floats)
+    assert np.allclose(floats, normalise(torch.from_numpy(out).permute(2, 0, 1)[None])[0].numpy(), atol=1e-6)
+    warp(image, warp_matrices(np.zeros(1), np.array([True]), 64)[0], out)
+    assert np.array_equal(out, image[:, ::-1])
+
+
+def test_the_warp_stays_inside_its_picture():
+    """A row's fast pixels write a byte too many: never beyond the output."""
+    image = np.empty(64 * 64 * 3 + cpu.SPARE, np.uint8)[: 64 * 64 * 3].reshape(64, 64, 3)
+    image[:] = 200
+    both, floats = np.full((2, 64, 64, 3), 9, np.uint8), np.full((2, 3, 64, 64), 9, np.float32)
+    for angle, flip in ((0.0, False), (0.0, True), (5.0, False), (20.0, True)):
+        matrix = warp_matrices(np.array([angle]), np.array([flip]), 64)[0]
+        warp(image, matrix, both[0])
+        warp(image, matrix, floats[0])
+        assert (both[1] == 9).all()
+        assert (floats[1] == 9).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_floats_are_the_bytes_normalised(backend):
+    jpegs = [encode(picture(n)) for n in range(9)] + [np.empty(0, np.uint8)]
+    matrices = warp_matrices(np.linspace(-20, 20, 10), np.arange(10) % 2 == 1, 64)
+    pixels, bad = decode(backend, jpegs, matrices=matrices)
+    floats, also_bad = decode(backend, jpegs, matrices=matrices, pixels="float32")
+    assert floats.dtype == np.float32
+    assert bad.tolist() == also_bad.tolist() == [False] * 9 + [True]
+    expected = normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+    assert np.allclose(floats, expected.permute(0, 2, 3, 1).numpy(), atol=1e-5)
+    assert torch.equal(normalise(expected), expected)
+
+
+def test_memory_of_batches_is_used_again_but_never_while_somebody_holds_it():
+    buffers = Buffers((4, 8, 8, 3), np.uint8, keep=2)
+    first = torch.from_numpy(buffers.take())
+    assert first.data_ptr() % 64 == 0
+    view, where = first[1:].permute(0, 3, 1, 2), first.data_ptr()
+    view.fill_(7)
+    del first
+    others = [torch.from_numpy(buffers.take()).fill_(9) for _ in range(4)]
+    assert (view == 7).all()
+    assert len({where, *(one.data_ptr() for one in others)}) == 5
+    del view
+    assert torch.from_numpy(buffers.take()).data_ptr() == where
+    del others
+    assert len(buffers._free) == 2
+
+
+def test_a_plain_view_of_a_view_holds_the_memory():
+    """NumPy's views refer to the first array of their own kind; what gives the memory back must lie beyond it."""
+    buffers = Buffers((4, 8, 8, 3), np.uint8, keep=2)
+    for view_of in (lambda lent: np.asarray(lent)[1:], lambda lent: np.array(lent, copy=None)[..., 0].T, memoryview):
+        view = view_of(buffers.take())
+        assert not buffers._free
+        assert np.shares_memory(view, view)
+        del view
+        assert len(buffers._free) == 1
+        buffers.take()
+
+
+@pytest.mark.parametrize("pixels", ["uint8", "float32"])
+def test_a_batch_that_is_held_keeps_its_pixels(pixels):
+    jpegs = [encode(picture(n)) for n in range(8)]
+    shades = iter(range(100))
+
+    def source():
+        turn = next(shades)
+        return [jpegs[(turn + n) % 8] for n in range(4)], straight(4, 64), ["k"] * 4
+
+    images = open_images(
+        "cpu", source, batch=4, stored_size=64, size=64, device=CPU, threads=2, depth=2, meters=Meters(), pixels=pixels
+    )
+    held = [images.run()[0] for _ in range(24)]
+    images.close()
+    for turn in range(16):
+        assert torch.equal(held[turn], held[turn + 8])
+        assert not torch.equal(held[turn], held[turn + 1])
+
+
+@pytest.mark.parametrize(("stored", "size"), [(224, 224), (224, 112), (512, 224), (300, 224)])
+def test_backends_agree_on_real_photographs(stored, size):
+    """Issue 4, line 6: at most 2/255 on 100 real tiles for the same parameters."""
+    files = sorted(real_data("fundus").rglob("*.jpg"))[:20]
+    generator = np.random.default_rng(0)
+    jpegs = []
+    for path in files:
+        image = cv2.imread(str(path), cv2.IMREAD_REDUCED_COLOR_2)
+        for _ in range(5):
+            side = int(generator.integers(min(image.shape[:2]) // 2, min(image.shape[:2])))
+            top, left = (int(generator.integers(0, edge - side + 1)) for edge in image.shape[:2])
+            tile = image[top : top + side, left : left + side]
+            jpegs.append(encode(cv2.resize(tile, (stored, stored), interpolation=cv2.INTER_AREA)))
+    matrices = warp_matrices(generator.uniform(-20, 20, 100), generator.random(100) < 0.5, size)
+    pictures = [decode(backend, jpegs, size=size, stored=stored, matrices=matrices)[0] for backend in BACKENDS]
+    difference = np.abs(pictures[0].astype(int) - pictures[1]).mean(axis=(1, 2, 3))
+    print(f"{stored} to {size}: mean {difference.mean():.2f}, worst picture {difference.max():.2f} of 255")
+    assert len(jpegs) == 100
+    assert difference.mean() <= 2
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_cannot_be_read_is_flagged_and_black(backend):
+    good = encode(picture(0))
+    garbage = good.copy()
+    garbage[2:-2] = 0x55
+    jpegs = [good, good[:-20], np.empty(0, np.uint8), garbage, encode(picture(3), ".png"), good]
+    pictures, bad = decode(backend, jpegs)
+    assert bad.tolist() == [False, True, True, True, True, False]
+    assert (pictures[bad] == 0).all()
+    assert np.array_equal(pictures[0], pictures[5])
+    assert pictures[0].any()
+
+
+def test_damage_inside_the_stream_is_flagged():
+    """libjpeg fills up with grey and only warns: the CPU path takes that for damage."""
+    cut = encode(picture(0))
+    cut = np.concatenate([cut[: len(cut) // 2], np.array([0xFF, 0xD9], np.uint8)])
+    assert decode("cpu", [cut])[1].tolist() == [True]
+
+
+def test_a_picture_larger_than_memory_is_flagged():
+    bomb = encode(picture(0)).copy()
+    at = bytes(bomb).index(b"\xff\xc0") + 5
+    bomb[at : at + 4] = 0xFF  # 65,535 x 65,535 pixels
+    assert decode("cpu", [bomb])[1].tolist() == [True]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_kinds_of_jpeg(backend):
+    image = picture(0)
+    grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
+    jpegs = [encode(grey), encode(image, ".jpg", cv2.IMWRITE_JPEG_PROGRESSIVE, 1), encode(image)]
+    pictures, bad = decode(backend, jpegs)
+    assert not bad.any()
+    assert np.abs(pictures[0].astype(int) - grey[..., None]).mean() <= 2
+    assert np.abs(pictures[1].astype(int) - pictures[2]).mean() <= 1
+
+
+def test_the_number_of_threads_changes_nothing():
+    jpegs = [encode(picture(n)) for n in range(40)]
+    matrices = warp_matrices(np.linspace(-20, 20, 40), np.arange(40) % 2 == 1, 64)
+    one, three = (decode("cpu", jpegs, matrices=matrices, threads=threads)[0] for threads in (1, 3))
+    assert np.array_equal(one, three)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_error_of_the_source_comes_after_the_batches_before_it(backend):
+    jpeg, calls = encode(picture(0)), []
+
+    def source():
+        calls.append(1)
+        if len(calls) == 4:
+            raise ConnectionError("the link is down")
+        return [jpeg] * 2, straight(2, 64), ["a", "b"]
+
+    images = open_images(
+        backend, source, batch=2, stored_size=64, size=64, device=CPU, threads=1, depth=2, meters=Meters()
+    )
+    for _ in range(3):
+        assert len(images.run()[0]) == 2
+    for _ in range(2):
+        with pytest.raises(ConnectionError, match="the link is down"):
+            images.run()
+    images.close()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_closing_in_the_middle_leaves_nothing(backend):
+    jpegs = [encode(picture(n)) for n in range(16)]
+
+    def once():
+        images = open_images(
+            backend, lambda: (jpegs, straight(16, 64), ["k"] * 16), batch=16, stored_size=64, size=64, device=CPU,
+            threads=2, depth=3, meters=Meters(),
+        )  # fmt: skip
+        images.run()
+        images.close()
+
+    once()
+    threads, files = threading.active_count(), psutil.Process().num_fds()
+    for _ in range(5):
+        once()
+    deadline = time.monotonic() + 5
+    while threading.active_count() > threads and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() <= threads
+    assert psutil.Process().num_fds() <= files

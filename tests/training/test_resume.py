@@ -1,0 +1,176 @@
+"""Going on from a checkpoint: what counts of the config, what is refused, what damage is called."""
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mrmfast.training import checkpoint, loop
+from mrmfast.training.run_log import RunConfig, RunLog
+from tests.helpers.common import ROOT, read_jsonl, tiny_run, train
+
+pytestmark = pytest.mark.slow
+
+# Builds the run once with other options than it was saved with, then loads damaged copies of its checkpoint.
+SCRIPT = """
+import json, sys
+from pathlib import Path
+from mrmfast import config as configs
+from mrmfast.errors import UserError
+from mrmfast.training import checkpoint
+from mrmfast.training.build import build
+from mrmfast.training.settings import TrainConfig
+
+job = build(configs.load(TrainConfig, "configs/demo.yaml", sys.argv[2:]), resume=True)
+groups = job.engine.optimizer.optimizer.param_groups
+found = {"options": [[group["weight_decay"], *group["betas"]] for group in groups],
+         "clip": job.engine.optimizer.clip_grad, "precision": job.state.precision}
+for copy in sorted(Path(sys.argv[1]).iterdir()):
+    try:
+        checkpoint.load(job.engine, copy / "step-00000002", job.state.dataset)
+        found[copy.name] = "loaded"
+    except UserError as error:
+        found[copy.name] = str(error)
+print(json.dumps(found))
+"""
+
+
+def damage(folder, copies):
+    """Copies of a checkpoint by what is wrong with them."""
+
+    def copy(name):
+        return shutil.copytree(folder, copies / name / folder.name)
+
+    (weights,) = copy("weights missing").glob("*model_states.pt")
+    weights.unlink()
+    for part in ("model", "optim"):
+        (states,) = copy(f"{part} cut short").glob(f"*{part}_states.pt")
+        states.write_bytes(states.read_bytes()[: states.stat().st_size // 2])
+    (copy("state damaged") / "state.json").write_bytes(b'{"step": "\xff\xfe"}')
+    path = copy("other precision") / "state.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"precision": "bf16"}))
+    path = copy("older") / "state.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "precision"}))
+
+
+def test_what_counts_and_what_is_refused(dataset, tmp_path):
+    arguments = tiny_run(tmp_path, dataset, steps=2)
+    done = train(*arguments)
+    assert done.returncode == 0, done.stderr[-3000:]
+    copies = tmp_path / "copies"
+    damage(tmp_path / "run/checkpoints/step-00000002", copies)
+    overrides = ["steps=4", "optimiser.weight_decay=0.3", "optimiser.betas=[0.8, 0.9]", "optimiser.clip=0.25"]
+    command = [sys.executable, "-c", SCRIPT, str(copies), *arguments[2:], *overrides]
+    no_gpu = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, cwd=ROOT, env=no_gpu, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["options"] == [[0.3, 0.8, 0.9], [0.0, 0.8, 0.9]]
+    assert found["clip"] == 0.25
+    assert found["precision"] == "fp32"
+    assert found["older"] == "loaded"
+    assert "a file is missing; remove this checkpoint" in found["weights missing"]
+    for part in ("model", "optim"):
+        assert "a file is damaged; remove this checkpoint" in found[f"{part} cut short"]
+    assert "state.json: missing or damaged; remove" in found["state damaged"]
+    assert "was written in bf16, this run is fp32; resume with engine.precision=bf16" in found["other precision"]
+
+
+def test_bf16_is_not_resumed_in_fp32_and_exports_its_float32_weights(dataset, tmp_path):
+    arguments = tiny_run(tmp_path, dataset, steps=2, **{"engine.zero_stage": 2})
+    assert train(*arguments, "engine.precision=bf16").returncode == 0
+    tensors = load_file(tmp_path / "run/encoder.safetensors")
+    assert all(one.dtype == torch.float32 for one in tensors.values())
+    weight = tensors["blocks.0.attn.qkv.weight"]
+    assert not torch.equal(weight, weight.bfloat16().float())
+    refused = train(*arguments, "steps=3", "engine.precision=fp32", "--resume", "auto")
+    assert refused.returncode == 2
+    assert "resume with engine.precision=bf16" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_what_one_rank_alone_meets_is_said_once(dataset, tmp_path):
+    arguments = tiny_run(tmp_path, dataset, steps=2)
+    assert train(*arguments, ranks=2).returncode == 0
+    (states,) = (tmp_path / "run/checkpoints/step-00000002").glob("zero_pp_rank_1_*optim_states.pt")
+    states.write_bytes(states.read_bytes()[:1000])
+    refused = train(*arguments, "steps=3", "--resume", "auto", ranks=2)
+    text = refused.stdout + refused.stderr
+    assert refused.returncode == 2
+    assert text.count("mrmfast: error:") == 1, text[-3000:]
+    assert "a file is damaged" in text
+
+
+def test_room_is_counted_where_checkpoints_lie(tmp_path, monkeypatch):
+    folder = tmp_path / "checkpoints"
+    for name in ("step-00000001", ".step-00000002.partial"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "states.pt").write_bytes(bytes(1600))
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9999, 9999, 400))
+    checkpoint.need_space(folder, 100, keep=1)  # 3,600 bytes, of which 3,200 are there
+    with pytest.raises(checkpoint.UserError, match="no space for checkpoints"):
+        checkpoint.need_space(folder, 101, keep=1)
+
+
+def test_a_second_signal_of_the_same_kind_ends_at_once():
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+    try:
+        interrupt = loop._on_interrupt()
+        signal.raise_signal(signal.SIGINT)
+        assert interrupt.asked
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
+        signal.raise_signal(signal.SIGTERM)  # the launcher's, after Ctrl-C: still a checkpoint
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+class Engine:
+    """A DeepSpeed engine that leaves its step out."""
+
+    skipped_steps = 3
+
+    def gradient_accumulation_steps(self):
+        return 1
+
+    def __call__(self, *_):
+        return torch.tensor(1.0), {}
+
+    def backward(self, _):
+        pass
+
+    step = gradient_accumulation_steps
+
+    def get_global_grad_norm(self):
+        return math.inf
+
+
+def test_gradients_that_are_not_finite_are_reported_and_stay_json(tmp_path, monkeypatch):
+    from types import SimpleNamespace as Some
+    from unittest.mock import MagicMock
+
+    monkeypatch.setattr(loop, "_mean_over_ranks", lambda totals, _: {"loss": 1.0})
+    job = MagicMock(engine=Engine(), state=checkpoint.TrainState())
+    job.schedule.optimizer.param_groups = [{"lr": 0.1}]
+    job.loader = MagicMock(plan=range(10), set_aside={})
+    job.config = Some(seed=0, batch_size=2, run=Some(log_samples=False))
+    job.world = Some(rank=0, size=1, device=torch.device("cpu"))
+    entry, _, _ = loop.train_step(job, iter([MagicMock(keys=["a"], end=2)]), loop._Interrupt())
+    assert entry["grad_norm"] is None
+    assert entry["skipped"] == 3
+    (tmp_path / "run").mkdir()
+    log = RunLog(RunConfig(dir=str(tmp_path), name="run"), 0)
+    log.log(entry, [])
+    log.close()
+    (line,) = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    assert json.loads(line, parse_constant=pytest.fail)["grad_norm"] is None
+    assert read_jsonl(tmp_path / "run/metrics.jsonl")[0]["skipped"] == 3
