@@ -20,7 +20,7 @@ BLOCKS = (Block, SNNLayer)
 OPTIONS = {"fallback_random": True}
 
 
-def compile_model(model: nn.Module, mode: CompileMode, *, zero_stage: int = 0) -> None:
+def compile_model(model: nn.Module, mode: CompileMode, *, zero_stage: int = 0, backend: str = "inductor") -> None:
     """Compile a model in place, before DeepSpeed wraps it; code is generated at the first step.
 
     Parameters
@@ -32,6 +32,9 @@ def compile_model(model: nn.Module, mode: CompileMode, *, zero_stage: int = 0) -
         forward and backward of the training graph.
     zero_stage : int
         ZeRO 3 gathers parameters in hooks of modules, which no graph can hold: there each block is gathered as a whole.
+
+    backend : str
+        Of ``torch.compile``.
 
     Raises
     ------
@@ -49,17 +52,28 @@ def compile_model(model: nn.Module, mode: CompileMode, *, zero_stage: int = 0) -
         raise UserError(
             "engine.compile=whole: ZeRO 3 gathers parameters between modules; take blocks, or zero_stage 0-2"
         )
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
+    _keep_code()
+    options: dict[str, Any] = {"fullgraph": True, "dynamic": False, "backend": backend}
+    if backend == "inductor":
+        options["options"] = OPTIONS
     if mode == "whole":
         name: str = model.compiled_method  # type: ignore[assignment]
-        setattr(model, name, torch.compile(getattr(model, name), fullgraph=True, dynamic=False, options=OPTIONS))
+        setattr(model, name, torch.compile(getattr(model, name), **options))
         return
     if zero_stage == 3:
         from deepspeed.utils import set_z3_leaf_modules
 
         set_z3_leaf_modules(model, list(BLOCKS))
     for block in blocks_of(model):
-        block.forward = torch.compile(block.forward, fullgraph=True, dynamic=False, options=OPTIONS)
+        block.forward = torch.compile(block.forward, **options)
+
+
+def _keep_code() -> None:
+    """Point Inductor at our cache; once imported, it has put its own default, a folder of temporary files, there."""
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    if os.environ.get("TORCHINDUCTOR_CACHE_DIR") in (None, default_cache_dir()):
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache_folder() / "inductor")
 
 
 def blocks_of(model: nn.Module) -> list[Any]:

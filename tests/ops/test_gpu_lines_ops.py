@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -109,6 +109,7 @@ def recorded_launches(monkeypatch):
         launches.append((self.__name__, options["grid"], tensors))
 
     monkeypatch.setattr(cubin.JITFunction, "run", record)
+    monkeypatch.setattr(torch.cuda, "device_of", lambda tensor: nullcontext())  # asks the driver
     yield launches
 
 
