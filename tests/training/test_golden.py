@@ -77,14 +77,15 @@ def test_twenty_steps_give_the_committed_losses():
     compare(run(), STEPS)
 
 
+@pytest.mark.timeout(900)  # two threads on a busy machine wait for each other
 @pytest.mark.parametrize("name", OTHER_PROCESSORS)
 def test_another_processor_gives_the_committed_losses(name):
     variables, onednn = OTHER_PROCESSORS[name]
-    command = [sys.executable, "tests/helpers/golden_run.py", "--steps", "6", *([] if onednn else ["--without-onednn"])]
+    command = [sys.executable, "tests/helpers/golden_run.py", "--steps", "4", *([] if onednn else ["--without-onednn"])]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **variables}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    compare(json.loads(done.stdout), 6)
+    compare(json.loads(done.stdout), 4)
 
 
 def test_the_golden_run_computes_in_float64_alone():
