@@ -14,7 +14,6 @@ from mrmfast.errors import UserError
 from mrmfast.models.genome_encoder import SNNLayer
 
 CompileMode = Literal["off", "blocks", "whole"]
-# Called through their forward(); relation blocks are not, and stay eager in mode "blocks".
 BLOCKS = (Block, SNNLayer)
 # Random numbers come from PyTorch's own generators, so that dropout is that of the eager model.
 OPTIONS = {"fallback_random": True}
@@ -26,7 +25,8 @@ def compile_model(model: nn.Module, mode: CompileMode, *, zero_stage: int = 0, b
     Parameters
     ----------
     model : Module
-        For ``whole``: with ``compiled_method``, the name of the method that is one graph.
+        For ``whole``: with ``compiled_method``, the name of the method that is one graph. For ``blocks``, optionally:
+        with ``blocks_run_in_parts()``, the blocks whose forward() is not what training calls, and which stay eager.
     mode : {"off", "blocks", "whole"}
         ``blocks`` compiles each transformer block and SNN layer, one graph a kind of block. ``whole`` compiles
         forward and backward of the training graph.
@@ -61,9 +61,10 @@ def compile_model(model: nn.Module, mode: CompileMode, *, zero_stage: int = 0, b
         setattr(model, name, torch.compile(getattr(model, name), **options))
         return
     if zero_stage == 3:
-        from deepspeed.utils import set_z3_leaf_modules
+        from deepspeed.utils import set_z3_leaf_module
 
-        set_z3_leaf_modules(model, list(BLOCKS))
+        for block in blocks_of(model):
+            set_z3_leaf_module(block, True)
     for block in blocks_of(model):
         block.forward = torch.compile(block.forward, **options)
 
@@ -77,5 +78,6 @@ def _keep_code() -> None:
 
 
 def blocks_of(model: nn.Module) -> list[Any]:
-    """Return the modules that mode ``blocks`` compiles."""
-    return [module for module in model.modules() if isinstance(module, BLOCKS)]
+    """Return the modules that mode ``blocks`` compiles: those that are run through their forward()."""
+    eager = {id(module) for module in getattr(model, "blocks_run_in_parts", list)()}
+    return [module for module in model.modules() if isinstance(module, BLOCKS) and id(module) not in eager]

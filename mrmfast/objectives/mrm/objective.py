@@ -84,6 +84,10 @@ class MRM(nn.Module):
         """The SNN side: Adam without weight decay is AdamW with decay 0 (method page, settings)."""
         return [] if self.genome is None else [self.genome, self.genome_decoder]
 
+    def blocks_run_in_parts(self) -> list[nn.Module]:
+        """Blocks whose sublayers are called one by one: the image's relation blocks."""
+        return list(self.image.blocks[: self.image.relation_blocks])
+
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Keep only the inputs of blocks for the backward pass, and run them again there."""
         self.checkpointing = self.image.checkpointing = self.image_decoder.checkpointing = enable

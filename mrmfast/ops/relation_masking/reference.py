@@ -72,10 +72,9 @@ def stacked_relation_attention(projections: Sequence[Tensor], ratio: float, form
     """Attend for both branches: see :func:`mrmfast.ops.relation_masking.stacked_relation_attention`."""
     q, k, v = projections[0].unbind() if len(projections) == 1 else projections
     if form == "halves":
-        first, second = zip(*(x.chunk(2) for x in (q, k, v)), strict=True)
-        intact, _ = relation_attention(*first, ratio, masked=False)
-        _, masked = relation_attention(*second, ratio, intact=False)
+        (q, q_masked), (k, k_masked), (v, v_masked) = (x.chunk(2) for x in (q, k, v))
+        intact, _ = relation_attention(q, k, v, ratio, masked=False)
+        _, masked = relation_attention(q_masked, k_masked, v_masked, ratio, intact=False)
     else:
-        wanted = {"intact": form != "masked", "masked": form != "intact"}
-        intact, masked = relation_attention(q, k, v, ratio, **wanted)
+        intact, masked = relation_attention(q, k, v, ratio, intact=form != "masked", masked=form != "intact")
     return torch.cat([out for out in (intact, masked) if out is not None])
