@@ -35,10 +35,10 @@ SMALL = {"depth": 3, "genome_layers": 1, "alpha_dropout": 0.1}
 @pytest.mark.parametrize(
     ("mode", "recompute", "backend"),
     [
-        ("blocks", False, "aot_eager"),
-        ("blocks", True, "aot_eager"),
-        ("whole", False, "aot_eager"),
-        ("whole", True, "aot_eager"),
+        ("blocks", False, "aot_eager_decomp_partition"),
+        ("blocks", True, "aot_eager_decomp_partition"),
+        ("whole", False, "aot_eager_decomp_partition"),
+        ("whole", True, "aot_eager_decomp_partition"),
         ("blocks", False, "inductor"),
         ("whole", False, "inductor"),
     ],
@@ -63,7 +63,7 @@ def test_compiled_bfloat16_is_as_close_to_float32_as_eager_bfloat16():
     torch._dynamo.reset()
     exact = step(build(**SMALL))
     plain, compiled = build(**SMALL).bfloat16(), build(**SMALL).bfloat16()
-    compile_model(compiled, "whole", backend="aot_eager")
+    compile_model(compiled, "whole", backend="aot_eager_decomp_partition")
     usual, ours = step(plain), step(compiled)
     assert abs(ours[0] - exact[0]) <= 0.02 * exact[0]
     assert error(ours[1], exact[1]) <= 1.25 * error(usual[1], exact[1])
