@@ -110,7 +110,7 @@ def _step_at(bench: Bench, device: str, sizes: Sizes, samples: int) -> None:
         return value
 
     def eager(call: Callable[[], Any]) -> Any:
-        with patch.object(relation_module, "relation_attention", reference.relation_attention):
+        with patch.object(relation_module, "stacked_relation_attention", reference.stacked_relation_attention):
             return call()
 
     ours, wanted = float(loss().detach()), float(eager(loss).detach())

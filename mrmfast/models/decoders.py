@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mrmfast.config import NonNegativeInt, PositiveInt
 from mrmfast.errors import UserError
 from mrmfast.models.activation_checkpointing import recomputed
+from mrmfast.models.attention import pack_attention
 from mrmfast.models.genome_encoder import SNNLayer
 from mrmfast.models.grouped_linear import GroupedLinearBack
 from mrmfast.models.image_encoder import ImageEncoder
@@ -76,7 +77,9 @@ class ImageDecoder(nn.Module):
             positions = build_sincos2d_pos_embed([encoder.grid, encoder.grid], dim=width)
         # The class token's position is zero.
         self.register_buffer("positions", nn.functional.pad(positions, (0, 0, 1, 0)), persistent=False)
-        self.blocks = nn.ModuleList(Block(width, config.heads, qkv_bias=True) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(
+            pack_attention(Block(width, config.heads, qkv_bias=True)) for _ in range(config.depth)
+        )
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.head = nn.Linear(width, encoder.patch * encoder.patch * 3)
         self.activation_checkpointing = False
@@ -155,7 +158,7 @@ class GenomeDecoder(nn.Module):
         width = config.width
         self.embed = nn.Linear(encoder_width, width)
         self.embed_image = nn.Linear(encoder_width, width)
-        self.mix = Block(width, math.gcd(width, 4), qkv_bias=True)
+        self.mix = pack_attention(Block(width, math.gcd(width, 4), qkv_bias=True))
         self.layers = nn.ModuleList(SNNLayer(width, dropout) for _ in range(config.layers))
         self.head = GroupedLinearBack(groups, width)
 

@@ -99,10 +99,13 @@ class TrainableModule(nn.Module):
         The part that is exported.
     max_zero_stage : int
         The highest ZeRO stage that the module supports: 2 where it needs whole parameters outside the forward pass.
+    compiled_method : str or None
+        The method that ``engine.compile=whole`` takes as one graph; None where there is no such method.
     """
 
     Config: ClassVar[type[Any]]
     max_zero_stage: ClassVar[int] = 3
+    compiled_method: ClassVar[str | None] = None
     encoder: ImageEncoder
 
     @classmethod
@@ -129,6 +132,10 @@ class TrainableModule(nn.Module):
 
     def no_weight_decay(self) -> Iterable[nn.Module]:
         """Return the modules whose parameters are trained without weight decay; vectors never have any."""
+        return ()
+
+    def blocks_run_in_parts(self) -> Iterable[nn.Module]:
+        """Return blocks whose forward() is not what training calls: ``engine.compile=blocks`` leaves them alone."""
         return ()
 
     def after_step(self, info: StepInfo) -> None:

@@ -50,6 +50,7 @@ class MAE(Objective):
     """Encoder of the visible patches, decoder of all, error of the masked ones."""
 
     Config = MAEConfig
+    compiled_method = "reconstruction_loss"
     config: MAEConfig
 
     def __init__(self, config: MAEConfig, encoder: ImageEncoder, genome: GenomeInput | None) -> None:

@@ -20,6 +20,7 @@ from mrmfast.objectives import build_objective, load_objective
 from mrmfast.objectives.base import TrainableModule
 from mrmfast.training import checkpoint
 from mrmfast.training.checkpoint import TrainState
+from mrmfast.training.compile import compile_model
 from mrmfast.training.engine import World, agreement, initialise_deepspeed, join_world, zero_stage_in_use
 from mrmfast.training.memory import example_inputs
 from mrmfast.training.mfu import Utilisation, measure_utilisation
@@ -82,6 +83,7 @@ def build(config: TrainConfig, *, resume: bool) -> Job:
     config = settle_micro_batch(config, model, spec, world, stage=stage, recorded=recorded.micro_batch)
     loader = build_loader(config, dataset, world)
     steps = config.total_steps(len(loader.plan))
+    compile_model(model, config.engine.compile, zero_stage=stage)
     engine, schedule = build_engine(config, model, world, stage=stage, steps=steps)
     state = TrainState(
         dataset=_fingerprint(dataset, config.data),

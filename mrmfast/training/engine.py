@@ -16,6 +16,7 @@ from pydantic import AllowInfNan
 
 from mrmfast.config import PositiveInt
 from mrmfast.errors import UserError
+from mrmfast.training.compile import CompileMode
 from mrmfast.training.flat_adamw import FlatAdamW
 
 ZeROStage = Annotated[int, Ge(0), Le(3)]
@@ -42,6 +43,9 @@ class EngineConfig:
     activation_checkpointing : bool
         Keep only the inputs of blocks for the backward pass and run them again there: about a third more arithmetic
         for a fraction of the memory (``python -m benchmarks.training.cost`` says how much).
+    compile : {"off", "blocks", "whole"}
+        What ``torch.compile`` takes: nothing, each block, or the whole training graph (not under ZeRO 3). Compiling
+        takes minutes in a first run, seconds in later ones of the same shapes.
     peak_tflops : float, optional
         Peak of one device in TFLOP/s, of which the log gives the used share (MFU). By default from a table of cards
         by name (``mrmfast/training/mfu.py``), in bf16; other devices have no MFU.
@@ -52,6 +56,7 @@ class EngineConfig:
     zero_stage: ZeROStage = 1
     micro_batch: PositiveInt | Literal["auto"] | None = None
     activation_checkpointing: bool = False
+    compile: CompileMode = "off"
     peak_tflops: Annotated[float, AllowInfNan(False), Gt(0)] | None = None
 
 

@@ -38,6 +38,7 @@ class MRM(RelationEncoders):
 
     Config = MRMConfig
     genetics = "optional"
+    compiled_method = "losses"
     fill: Tensor
 
     def __init__(self, config: MRMConfig, encoder: ImageEncoder, genome: GenomeInput | None) -> None:
@@ -66,36 +67,28 @@ class MRM(RelationEncoders):
         (image_BCHW,) = batch.views
         pairs = draw_pairs(len(image_BCHW), self.config.match.pairs, info.seed)
         pairs = pairs.to(image_BCHW.device, non_blocking=True)  # (b,)
-        unpacked = self.unpack(batch.packed, batch.present)
-        parts = self.losses(image_BCHW, unpacked, pairs, batch.present.any(1)[pairs])
+        parts = self.losses(image_BCHW, batch.packed, batch.present, pairs)
         weights = {"self": self.config.match.weight, "cross": self.config.match.weight}
         loss = torch.stack([weights.get(name, 1.0) * value for name, value in parts.items()]).sum()
         return LossOutput(loss, {name: value.detach() for name, value in parts.items()})
 
     def losses(
-        self,
-        image_BCHW: Tensor,
-        unpacked: tuple[Tensor, Tensor] | None,
-        pairs: Tensor,
-        known: Tensor | None = None,
+        self, image_BCHW: Tensor, packed: tuple[Tensor, ...], present: Tensor, pairs: Tensor
     ) -> dict[str, Tensor]:
-        """Compute the parts of the loss.
-
-        Everything that ``torch.compile`` can take in one graph: drawing pairs and unpacking stay outside.
+        """Compute the parts of the loss: one graph for ``torch.compile``, from packed genetics to scalars.
 
         Parameters
         ----------
         image_BCHW : Tensor, (B, 3, S, S)
-        unpacked : (x_G, observed) or None
-            Each (B, F).
+        packed, present
+            As in :class:`mrmfast.batch.Batch`.
         pairs : Tensor of int64, (b,)
-            The samples that are matched.
-        known : Tensor of bool, (b,), optional
-            Who of them has any genetics.
+            The samples that are matched: a graph cannot hold how they are drawn.
         """
+        unpacked = self.unpack(packed, present)  # x_G and what of it was observed, each (B, F)
         z_image, z_genome = self.encode(image_BCHW, unpacked[0] if unpacked else None)
         parts = self.reconstruct(z_image, z_genome, image_BCHW, unpacked)
-        return parts | self.match(z_image, z_genome, pairs, known)
+        return parts | self.match(z_image, z_genome, pairs, present.any(1)[pairs])
 
     def unpack(self, packed: tuple[Tensor, ...], present: Tensor) -> tuple[Tensor, Tensor] | None:
         """Return (x_G, observed), both (B, F), or None without a genome."""
@@ -127,15 +120,17 @@ class MRM(RelationEncoders):
             parts["genome"] = genome_error(predicted_BF, *unpacked, self.spec.kinds, c.binary_cross_entropy)
         return parts
 
-    def match(
-        self, z_image: Branches, z_genome: Branches | None, pairs: Tensor, known: Tensor | None
-    ) -> dict[str, Tensor]:
-        """Compute L_self and, with a genome, L_cross over the drawn pairs."""
+    def match(self, z_image: Branches, z_genome: Branches | None, pairs: Tensor, known: Tensor) -> dict[str, Tensor]:
+        """Compute L_self and, with a genome, L_cross over the drawn pairs; `known`, (b,): who has any genetics."""
         c = self.config.match
         image, genome = pool(z_image, pairs), pool(z_genome, pairs) if z_genome else None  # Branches of (b, D)
         matching = relation_matching(image, genome, c.stop_gradient, known)
         counted = {"self": c.self_relations, "cross": c.cross_relations}
         return {name: value for name, value in matching.items() if counted[name]}
+
+    def blocks_run_in_parts(self) -> list[nn.Module]:
+        """The image's relation blocks: their sublayers are called one by one."""
+        return list(self.encoder.blocks[: self.config.mask.blocks])
 
     def no_weight_decay(self) -> list[nn.Module]:
         """The SNN side: Adam without weight decay is AdamW with decay 0 (method page, settings)."""
