@@ -12,7 +12,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
 from tests.helpers.fake_cuda import CUDA, Devices, backward, mode, move_module, on_cuda
-from tests.helpers.objectives import batch, build_mrm
+from tests.helpers.objectives import batch, build_mrm, loss_of
 
 pytest.importorskip("triton")
 
@@ -45,9 +45,9 @@ def test_a_whole_training_step_runs_on_fake_cuda_tensors(options):
         packed, present = (), present[:, :0]
     optimiser = build_optimiser(model, OptimiserConfig(), CUDA)
     with fake:
-        moved = Batch(image, packed, present, (), (), 0).to(CUDA)
+        moved = Batch((image,), (None,), packed, present, None, (), (), 0).to(CUDA)
         with Devices() as devices:
-            loss, parts = model(moved.image_BCHW, moved.packed, moved.present, 3)
+            loss, parts = loss_of(model, moved.views[0], moved.packed, moved.present, seed=3)
             backward(loss)
         optimiser.step()
         optimiser.zero_grad(set_to_none=False)
@@ -65,7 +65,7 @@ def test_a_whole_training_step_runs_on_fake_cuda_tensors(options):
 @pytest.mark.parametrize("recompute", [False, True])
 def test_the_training_graph_is_one_graph_for_cuda_tensors(recompute):
     model, fake = build_mrm(alpha_dropout=0.05, depth=3), mode()
-    model.set_grad_checkpointing(recompute)
+    model.set_activation_checkpointing(recompute)
     move_module(fake, model)
     arguments, graphs = (*fake_inputs(fake), on_cuda(fake, torch.arange(6))), []
 
