@@ -180,7 +180,7 @@ def resume_position(
 
 
 def _checkpoint_to_resume(config: TrainConfig, resume: bool) -> Path | None:
-    """Return the latest complete checkpoint of the run, None where there is none; refuse a run that is there already."""
+    """Return the latest complete checkpoint, None where there is none; refuse to begin a run that exists already."""
     folder = config.run.folder
     if not resume:
         if (folder / "config.yaml").exists():
