@@ -151,8 +151,8 @@ class TrainableModule(nn.Module):
             if hasattr(module, "activation_checkpointing"):
                 setattr(module, "activation_checkpointing", enable)  # noqa: B010 - nn.Module's types know tensors alone
 
-    @final
-    def forward(  # type: ignore[misc]  # nn.Module declares a variable in place of a method
+    @final  # type: ignore[misc]  # nn.Module declares a variable in place of a method
+    def forward(
         self,
         views: tuple[Tensor, ...],
         packed: tuple[Tensor, ...],
