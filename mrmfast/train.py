@@ -21,7 +21,7 @@ from mrmfast.training.build import build
 from mrmfast.training.engine import first_to_say, leave_world
 from mrmfast.training.loop import run
 from mrmfast.training.out_of_memory import is_out_of_memory, out_of_memory_message
-from mrmfast.training.settings import TrainConfig, check
+from mrmfast.training.settings import TrainConfig
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -46,7 +46,6 @@ def _train(argv: list[str] | None) -> int:
     shared = False
     try:
         config = configs.load(TrainConfig, arguments.config, arguments.overrides)
-        check(config)
         if arguments.print_config:
             print(configs.dump(config), end="")
             return 0
@@ -57,7 +56,7 @@ def _train(argv: list[str] | None) -> int:
         if not is_out_of_memory(error):
             raise
         engine = config.engine
-        message = out_of_memory_message(error, engine.micro_batch, config.batch_size, engine.checkpoint_activations)
+        message = out_of_memory_message(error, engine.micro_batch, config.batch_size, engine.activation_checkpointing)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             where = error.filename or f"{config.run.folder}"

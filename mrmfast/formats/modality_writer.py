@@ -172,7 +172,7 @@ class ModalityWriter:
             shutil.rmtree(self.aside, ignore_errors=True)
 
     def _finish(self) -> None:
-        from mrmfast.formats.image_shards import write_columns
+        from mrmfast.formats.sample_table import write_columns
 
         rest = np.concatenate(self._held) if self._held else np.empty((0, self._rows.shape[1]), self._rows.dtype)
         written = self._written + len(rest)

@@ -8,15 +8,18 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from mrmfast.ops.genome_unpack import cpu, reference
+from mrmfast.batch import ModalitySpec
+from mrmfast.ops.genome_unpack import cpu, operators, reference
 
 __all__ = ["unpack_genome"]
+
+HAS_TRITON = find_spec("triton") is not None
 
 
 def unpack_genome(
     packed: Sequence[Tensor],
     present: Tensor,
-    kinds: Sequence[tuple[str, str, int]],
+    modalities: Sequence[ModalitySpec],
     fill: Tensor,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
@@ -24,7 +27,7 @@ def unpack_genome(
 
     Parameters
     ----------
-    packed, present, kinds, fill
+    packed, present, modalities, fill
         See :func:`mrmfast.ops.genome_unpack.reference.unpack_genome`.
     dtype : torch.dtype
         Of x_BF: float32 or bfloat16.
@@ -34,10 +37,12 @@ def unpack_genome(
     x_BF : Tensor, `dtype`, (B, F)
     observed_BF : Tensor, bool, (B, F)
     """
-    if present.is_cuda and find_spec("triton"):
-        from mrmfast.ops.genome_unpack import triton  # models import without Triton
-
-        return triton.unpack_genome(packed, present, kinds, fill, dtype)
-    path = cpu if present.device.type == "cpu" and cpu.available() else reference
-    x_BF, observed_BF = path.unpack_genome(packed, present, kinds, fill)
-    return x_BF.to(dtype), observed_BF
+    fused = HAS_TRITON if present.is_cuda else present.device.type == "cpu" and cpu.available()
+    if not fused:
+        x_BF, observed_BF = reference.unpack_genome(packed, present, modalities, fill)
+        return x_BF.to(dtype), observed_BF
+    per_number = [operators.PER_NUMBER[encoding] for _, encoding, _ in modalities]
+    out: tuple[Tensor, Tensor] = operators.unpack(
+        list(packed), present, fill, per_number, [count for _, _, count in modalities], dtype
+    )
+    return out
