@@ -26,7 +26,7 @@ from mrmfast.formats.checksums import file_sha256
 from mrmfast.formats.image_shards import Member, finalise_images, index_text, tar_samples
 from mrmfast.formats.manifest import Shard, SplitRule, claim_splits
 from mrmfast.formats.pseudonyms import Pseudonyms, add_argument
-from preprocess.images.command import share
+from preprocess.images.command import add_split_arguments
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg")
 
@@ -46,8 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="REGEX",
         help="take the participant from the sample's key instead: group (?P<participant>...), from the key's start",
     )
-    parser.add_argument("--split-seed", type=int, default=0, help="who is held out (default: %(default)s)")
-    parser.add_argument("--test-fraction", type=share(1), default=0.2, help="share held out (default: %(default)s)")
+    add_split_arguments(parser)
     add_argument(parser)
 
 

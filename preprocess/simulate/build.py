@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from mrmfast.errors import UserError
+from preprocess import parallel
 from preprocess.simulate import cohort, genotypes, phenotypes, photographs, rare_variants, scores, traits
 from preprocess.simulate.cohort import Settings
 from preprocess.simulate.files import write_json, write_table, writing
-from preprocess.simulate.pool import each
 
 _FORMAT = 1
 _TRUTH = "truth.json"
@@ -128,12 +128,21 @@ def _save(path: Path, array: np.ndarray) -> None:
         np.save(handle, array)
 
 
-def _write_one_chromosome(
-    out: Path, seed: int, ids: np.ndarray, rows: int, task: tuple[int, int, dict[int, np.ndarray]]
-) -> None:
+@dataclass(frozen=True)
+class _Genome:
+    """What the chromosomes share."""
+
+    out: Path
+    seed: int
+    ids: np.ndarray
+    rows: int
+
+
+def _write_one_chromosome(genome: _Genome, task: tuple[int, int, dict[int, np.ndarray]]) -> None:
     number, snps, weights = task
-    sums = genotypes.write_chromosome(out / "genotypes", seed, number, snps, ids, weights, rows)
-    _save(out / _WORK / f"chr{number}.npy", sums)  # last: it says that the chromosome is written
+    folder = genome.out / "genotypes"
+    sums = genotypes.write_chromosome(folder, genome.seed, number, snps, genome.ids, weights, genome.rows)
+    _save(genome.out / _WORK / f"chr{number}.npy", sums)  # last: its presence means that the chromosome is written
 
 
 def _write_genotypes(
@@ -145,9 +154,17 @@ def _write_genotypes(
         for number, snps in enumerate(counts, start=1)
         if not (out / _WORK / f"chr{number}.npy").exists()
     ]
-    job = partial(_write_one_chromosome, out, settings.seed, ids, len(plan.sd))
-    for _ in tqdm(each(job, tasks, workers), desc="genotypes", unit="chromosome", total=len(tasks)):
-        pass
+    genome = _Genome(out, settings.seed, ids, len(plan.sd))
+    parallel.run_parts(
+        _write_one_chromosome,
+        genome,
+        tasks,
+        [1] * len(tasks),
+        argparse.Namespace(workers=workers, scheduler=None),
+        "genotypes",
+        "chromosome",
+        processes=True,
+    )
     return sum(np.load(out / _WORK / f"chr{number}.npy") for number in range(1, 23))
 
 
