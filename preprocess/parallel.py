@@ -22,12 +22,14 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any
 
+import cloudpickle
 from dask.callbacks import Callback
 from tqdm import tqdm
 
 from mrmfast.errors import UserError
 
 LEAST_MEMORY, MOST_WORKERS = 64, 8  # MB a worker; more workers would wait for the disk
+SMALL_JOB = 1 << 20  # bytes, pickled
 Part = Callable[[Any, Any], Any]
 
 
@@ -254,6 +256,7 @@ def _die_with_parent() -> None:
 
 def _run_on_cluster(run: _Run, scheduler: str) -> None:
     from distributed import Client, as_completed  # a second to import, and only clusters need it
+    from distributed.client import FutureCancelledError
     from distributed.scheduler import KilledWorker
 
     try:
@@ -263,9 +266,9 @@ def _run_on_cluster(run: _Run, scheduler: str) -> None:
             f"--scheduler {scheduler}: no Dask scheduler answers there; start one with dask scheduler"
         ) from error
     with client:
-        job = client.scatter(next(iter(run.calls.values())).job, broadcast=True, hash=False)
+        shared = _share(client, next(iter(run.calls.values())).job)
         futures = {
-            client.submit(_call_on_cluster, call.part, job, call.task, pure=False): name
+            client.submit(_call_on_cluster, call.part, shared, call.task, pure=False): name
             for name, call in run.calls.items()
         }
         for future in as_completed(futures):
@@ -273,6 +276,20 @@ def _run_on_cluster(run: _Run, scheduler: str) -> None:
                 run.finish(futures[future], future.result())
             except KilledWorker as error:  # Dask ran it on several workers, and each one died
                 raise run.crash(futures[future]) from error
+            except FutureCancelledError as error:
+                raise UserError(
+                    f"--scheduler {scheduler}: the cluster lost its workers or its scheduler; start them again, then "
+                    "run the same command again: it resumes"
+                ) from error
+
+
+def _share(client: Any, job: Any) -> Any:
+    """Return a job to submit with each call: a large one as a reference to one copy per worker.
+
+    A small one goes with each call, because the copies are gone when all workers die at once.
+    """
+    small = len(cloudpickle.dumps(job)) < SMALL_JOB
+    return job if small else client.scatter(job, broadcast=True, hash=False)
 
 
 def _call_on_cluster(part: Part, job: Any, task: Any) -> Any:

@@ -23,11 +23,11 @@ from mrmfast.formats.manifest import read_manifest
 from preprocess.__main__ import main
 from preprocess.images.finalise import brightness_limits
 from preprocess.images.fundus.circle import DETECTORS, Circle, content_fault, crop, detect_outline
-from preprocess.images.pathology.command import PATTERN as TCGA_PATTERN
-from preprocess.images.pathology.command import one_slide_each
 from preprocess.images.image_file import read_image
 from preprocess.images.outcome import Unreadable
 from preprocess.images.participants import ParticipantRule
+from preprocess.images.pathology.command import PATTERN as TCGA_PATTERN
+from preprocess.images.pathology.command import one_slide_each
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT.parent / "shared" / "data"
