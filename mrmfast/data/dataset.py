@@ -16,7 +16,8 @@ from mrmfast.data.sampling.weights import read_weights
 from mrmfast.errors import UserError
 from mrmfast.formats.image_shards import SampleTable, read_sample_table
 from mrmfast.formats.manifest import Manifest
-from mrmfast.storage.source import FetchConfig, Source
+from mrmfast.storage.config import FetchConfig
+from mrmfast.storage.source import DatasetSource
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class Dataset:
 
     Attributes
     ----------
-    source : Source
+    source : DatasetSource
     manifest : Manifest
     table : SampleTable
         All samples.
@@ -106,7 +107,7 @@ class Dataset:
         Rows in the store per sample, -1 where absent.
     """
 
-    source: Source
+    source: DatasetSource
     manifest: Manifest
     table: SampleTable
     selected: np.ndarray
@@ -136,7 +137,7 @@ def open_dataset(config: DataConfig) -> Dataset:
     """
     if not config.path:
         raise UserError("data.path is empty; give data.path=FOLDER or data.path=s3://BUCKET/PREFIX")
-    source = Source(config.path, config.cache, {"anon": True} if config.anonymous else None, config.fetch)
+    source = DatasetSource(config.path, config.cache, {"anon": True} if config.anonymous else None, config.fetch)
     manifest = source.manifest()
     if not manifest.shards:
         raise UserError(

@@ -20,6 +20,7 @@ import zarr
 from zarr.abc.store import Store
 from zarr.codecs import ZstdCodec
 
+from mrmfast.arithmetic import ceil_div
 from mrmfast.atomic import rename_directory, write_aside
 from mrmfast.errors import ClosedError, UserError
 from mrmfast.formats.checksums import file_sha256, seal
@@ -240,7 +241,7 @@ def write_columns(group: zarr.Group, columns: dict[str, np.ndarray]) -> None:
             name,
             shape=(len(values),),
             chunks=(chunk,),
-            shards=(min(SHARD_ROWS, -(-length // chunk) * chunk),),
+            shards=(min(SHARD_ROWS, ceil_div(length, chunk) * chunk),),
             dtype="str" if values.dtype == object else values.dtype,
             compressors=[ZstdCodec(level=3, checksum=True)],
         )
@@ -255,7 +256,7 @@ def read_sample_table(url: str, store: Store | None = None) -> SampleTable:
     url : str
         Folder of the dataset; its URL for the errors, where `store` is given.
     store : Store, optional
-        The dataset's folder on an object store (:meth:`mrmfast.storage.source.Source.zarr_store`).
+        The dataset's folder on an object store (:meth:`mrmfast.storage.source.DatasetSource.zarr_store`).
 
     Raises
     ------

@@ -1,16 +1,10 @@
-"""Bytes of a dataset from a folder or an object store, whole shards through a checked cache of the node.
-
-A shard is fetched in one request, a large one in several at once, each streamed to its place in the file while it is
-hashed. What fails for a passing reason is asked for again from the byte where it broke off.
-"""
+"""Bytes of a dataset from a folder or an object store; complete shards through a checked cache of the node."""
 
 from __future__ import annotations
 
-import errno
 import threading
-import time
 from collections.abc import Iterable
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,25 +12,26 @@ import zarr.abc.store
 import zarr.storage
 
 from mrmfast.cache import cache_folder
-from mrmfast.errors import ClosedError, UserError
+from mrmfast.errors import UserError
 from mrmfast.formats import manifest as manifests
 from mrmfast.formats.genetics import STORE
 from mrmfast.formats.image_shards import INDEX
 from mrmfast.formats.manifest import Manifest, Shard
 from mrmfast.meters import Meters
-from mrmfast.storage.client import Client, FetchConfig
-from mrmfast.storage.node_cache import FullError, NodeCache, Partial, Pin
+from mrmfast.storage.client import Client
+from mrmfast.storage.config import FetchConfig
+from mrmfast.storage.file_lock import Pin
+from mrmfast.storage.node_cache import NodeCache
+from mrmfast.storage.shard_fetch import ShardFetcher
 from mrmfast.storage.zarr_store import RemoteStore
 
-__all__ = ["FetchConfig", "Source"]
+__all__ = ["DatasetSource", "FetchConfig"]
 
-REQUEST = 16 << 20  # bytes; the largest range of one request
-TRIES = 3  # downloads of a file whose SHA-256 is wrong
+TRIES = 3  # reads of a manifest that is damaged
 FIRST = 15.0  # seconds; the manifest is asked for no longer than this, since a typing error is likelier than a fault
-UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 
-class Source:
+class DatasetSource:
     """A dataset, wherever it is.
 
     Parameters
@@ -75,6 +70,7 @@ class Source:
             self._closing,
             lambda: self.meters.count("cache_evictions"),
         )
+        self._fetcher = ShardFetcher(self._client, self._cache, self.config, self.meters, self._closing)
         # Not the client's pool: a large shard's download waits for its ranges there.
         self._pool = ThreadPoolExecutor(self.config.requests, thread_name_prefix="mrmfast-shard")
         self._limit = limit
@@ -176,7 +172,9 @@ class Source:
 
     def _begin(self, shard: Shard, ahead: bool) -> Future[Path | Pin | None]:
         future: Future[Path | Pin | None] = (
-            self._pool.submit(self._fetch, shard, ahead) if self.remote else self._pool.submit(self._check, shard)
+            self._pool.submit(self._fetcher.fetch, shard, ahead)
+            if self.remote
+            else self._pool.submit(self._check, shard)
         )
         self._pins[shard.path] = future
         return future
@@ -207,85 +205,6 @@ class Source:
         if size != shard.bytes:
             raise UserError(f"{path}: has {size} bytes, the manifest says {shard.bytes}; copy the dataset again")
         return path
-
-    def _fetch(self, shard: Shard, ahead: bool) -> Path | Pin | None:
-        """Return the shard in use; None where it was fetched ahead and isn't held: see :meth:`prefetch`."""
-        since = time.monotonic()
-        try:
-            while True:
-                try:
-                    with self._cache.claim(shard.sha256, shard.bytes) as found:
-                        if isinstance(found, Pin):
-                            self.meters.count("cache_hits")
-                            pin: Pin | None = found
-                        else:
-                            with self.meters.time("fetch", shard.samples, shard.bytes):
-                                pin = self._download(found, shard)
-                        if pin is not None:
-                            break
-                except FullError:
-                    if ahead:
-                        return None
-                    self._wait_for_room(shard, since)
-        except InterruptedError:
-            raise ClosedError(f"{self.url}: closed") from None
-        except OSError as error:
-            raise self._explain(error, shard) from error
-        if ahead and self._limit is not None:
-            pin.close()
-            return None
-        return pin
-
-    def _download(self, partial: Partial, shard: Shard) -> Pin | None:
-        """Fetch what a shard lacks, check it, and give it its name."""
-        for attempt in range(TRIES):
-            runs = partial.missing(REQUEST)
-            if attempt == 0:
-                self.meters.count("resumed_bytes", shard.bytes - sum(stop - start for start, stop in runs))
-            if len(runs) == 1:
-                self._client.stream(shard.path, *runs[0], shard.bytes, partial.write)
-            else:
-                work = [
-                    self._client.pool.submit(self._client.stream, shard.path, *run, shard.bytes, partial.write)
-                    for run in runs
-                ]
-                _, waiting = wait(work, return_when=FIRST_EXCEPTION)
-                for future in waiting:
-                    future.cancel()
-                wait(waiting)  # nobody writes any more when an error leaves here
-                for future in work:
-                    future.result()
-            if partial.sha256() == shard.sha256:
-                return partial.finish(self._cache.final(shard.sha256))
-            self.meters.count("mismatches")
-            partial.restart()
-        partial.discard()
-        raise UserError(
-            f"{self.url}/{shard.path}: SHA-256 differs from the manifest, {TRIES} times; upload the dataset again"
-        )
-
-    def _wait_for_room(self, shard: Shard, since: float) -> None:
-        """Give others time to release what fills the cache; not for ever, since they may wait for us."""
-        limit = f"data.fetch.cache_gb={self.config.cache_gb}"
-        if shard.bytes > (self.config.cache_gb or 0) * 1e9:
-            raise UserError(f"{limit}: {shard.path} alone has {shard.bytes / 1e9:.3g} GB; raise the limit")
-        if time.monotonic() - since > self.config.deadline:
-            raise UserError(
-                f"{limit}: {self._cache.folder} is full of shards in use; raise it, or lower data.shuffle_window"
-            )
-        if self._closing.wait(0.1):
-            raise ClosedError(f"{self.url}: closed")
-
-    def _explain(self, error: OSError, shard: Shard) -> Exception:
-        """Say in one line what is wrong with the cache folder."""
-        folder = self._cache.folder
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return UserError(
-                f"{folder}: no space left for {shard.bytes} bytes; free space, set data.fetch.cache_gb, or data.cache"
-            )
-        if error.errno in UNWRITABLE:
-            return UserError(f"{folder}: cannot be written; set data.cache to a folder of this machine")
-        return error
 
 
 def _unpin(future: Future[Path | Pin | None]) -> None:
