@@ -84,9 +84,9 @@ class DatasetSource:
         self.close()
 
     def close(self) -> None:
-        """Stop downloading and let go of threads, connections and files; what was fetched stays for the next.
+        """Stop downloading and release threads, connections and files; the cache keeps complete shards.
 
-        Waits for requests under way to hand over what they have, at most ``config.stall`` seconds.
+        Waits at most ``config.stall`` seconds for requests under way to store the bytes that came.
         """
         self._closing.set()
         self._pool.shutdown(wait=True, cancel_futures=True)
@@ -110,7 +110,7 @@ class DatasetSource:
             if not path.exists():
                 raise UserError(
                     f"data.path={self.url}: no {manifests.NAME} there; "
-                    "make a dataset with python -m preprocess, or mend the path"
+                    "make a dataset with python -m preprocess, or fix the path"
                 )
             return Manifest.from_json(path.read_bytes(), str(path))
         for attempt in range(1, TRIES + 1):
@@ -129,9 +129,9 @@ class DatasetSource:
         return manifest
 
     def local(self, shard: Shard) -> Path:
-        """Return a local file with the shard's bytes, downloading it first where needed.
+        """Return a local file with the shard's bytes, downloading the shard first where needed.
 
-        It stays in the cache until :meth:`release`.
+        The file stays in the cache until :meth:`release`.
 
         Parameters
         ----------
@@ -141,31 +141,31 @@ class DatasetSource:
         Raises
         ------
         UserError
-            The file is missing, has the wrong length, fails its checksum, doesn't come, or finds no room.
+            The file is missing, has the wrong length, fails its checksum, does not come, or finds no room.
         """
-        stale = found = None
+        finished = file = None
         try:
-            while found is None:  # fetched ahead, and not held; or there was no room then
+            while file is None:  # prefetched without a pin, or there was no room then
                 with self._lock:
                     future = self._pins.get(shard.path)
-                    if future is None or future is stale:
+                    if future is None or future is finished:
                         future = self._begin(shard, ahead=False)
-                stale, found = future, future.result()
+                finished, file = future, future.result()
         except BaseException:
-            self.release(shard)  # asked for again, it is tried again
+            self.release(shard)  # the next call tries again
             raise
-        return found.path if isinstance(found, Pin) else found
+        return file.path if isinstance(file, Pin) else file
 
     def prefetch(self, shards: Iterable[Shard]) -> None:
         """Begin to download shards that :meth:`local` will be asked for; returns at once.
 
-        Without a limit of the cache they count as in use until :meth:`release`. With one they don't before they are
-        asked for, and those that find no room are left to :meth:`local`: what is only wanted later must never keep out
-        what somebody waits for.
+        Without a limit of the cache they are pinned until :meth:`release`. With a limit they are not pinned before
+        :meth:`local` asks for them, and those that find no room are left to :meth:`local`: a shard for later must never
+        keep out a shard that the training waits for.
         """
         with self._lock:
             for shard in shards:
-                # With more than the limit of one's own, fetching one ahead would evict another not yet used.
+                # Beyond the limit, prefetching one shard would evict another that is not yet used.
                 room = self._limit is None or (len(self._pins) + 1) * shard.bytes <= self._limit
                 if room and shard.path not in self._pins:
                     self._begin(shard, ahead=True)
@@ -180,7 +180,7 @@ class DatasetSource:
         return future
 
     def release(self, shard: Shard) -> None:
-        """Allow the cache to evict a shard, however often it was asked for; mapped memory stays valid."""
+        """Allow the cache to evict a shard, however often :meth:`local` returned it; mapped memory stays valid."""
         with self._lock:
             future = self._pins.pop(shard.path, None)
         if future is not None:
