@@ -72,50 +72,101 @@ def pictures(bench: Bench, device: str, sizes: Sizes) -> None:
 
 
 def training_step(bench: Bench, device: str, sizes: Sizes) -> None:
-    """Time MRM's forward, backward and update in bf16, with the dispatched relation and with the eager one.
+    """Time forward, backward and update in bf16 at each micro-batch: ours, compiled, eager relation, plain ViTs, MAE.
 
-    Weights are bf16, as DeepSpeed makes them for training; its float32 copies and its ZeRO are left out, on both sides.
+    Weights are bf16, as DeepSpeed makes them for training; its float32 copies and its ZeRO are left out, on all sides.
     """
-    from mrmfast.batch import GenomeSpec
-    from mrmfast.models import relation as models_relation
-    from mrmfast.objectives import OBJECTIVES
-    from mrmfast.objectives.mrm import ModelConfig, MRMConfig
+    for samples in sizes.micro_batches:
+        _step_at(bench, device, sizes, samples)
+        if device == "cuda":
+            torch.cuda.empty_cache()
 
-    tokens = min(48, sizes.features // 4)
-    groups = [len(part) for part in torch.arange(sizes.features).tensor_split(tokens)]
-    kinds = (("snps", "genotype", sizes.features),)
-    names = tuple(f"snps/{number}" for number in range(tokens))
-    spec = GenomeSpec(kinds, tuple(groups), names, torch.ones(sizes.features))
-    torch.manual_seed(0)
-    model = OBJECTIVES["mrm"](ModelConfig(arch=sizes.arch), MRMConfig(), sizes.pixels, spec).to(device).bfloat16()
-    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=device == "cuda")
-    shape = (sizes.images, 3, sizes.pixels, sizes.pixels)
-    image = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
-    packed = (torch.randint(0, 256, (sizes.images, -(-sizes.features // 4)), dtype=torch.uint8, device=device),)
-    present = torch.ones(sizes.images, 1, dtype=torch.bool, device=device)
+
+def _step_at(bench: Bench, device: str, sizes: Sizes, samples: int) -> None:
+    from benchmarks.train_step import GENOME_TOKENS, MAEPeer, PlainPeer
+    from mrmfast.models import relation as models_relation
+    from mrmfast.models.patch_embed import normalise
+    from mrmfast.objectives.mrm import ModelConfig
+
+    model, batch = _model_and_batch(device, sizes, samples)
+    config = ModelConfig(arch=sizes.arch)
+    plain = PlainPeer(config, sizes.pixels).to(device).bfloat16()
+    mae = MAEPeer(config, sizes.pixels).to(device).bfloat16()
+    pixels = normalise(batch[0]).bfloat16()
+    tokens = 1 + (sizes.pixels // 16) ** 2 + GENOME_TOKENS
+    image_tokens, genome_tokens = (
+        torch.randn(samples, tokens, width, device=device, dtype=torch.bfloat16, requires_grad=True)
+        for width in (config.decoder_width, config.genome_decoder_width)
+    )
 
     def loss() -> Tensor:
-        torch.manual_seed(0)  # the same dropout on both sides
-        value: Tensor = model(image, packed, present, 0)[0]
+        torch.manual_seed(0)  # the same dropout for all
+        value: Tensor = model(*batch, 0)[0]
         return value
+
+    def eager(call: Callable[[], Any]) -> Any:
+        with patch.object(models_relation, "relation_attention", reference.relation_attention):
+            return call()
+
+    ours, wanted = float(loss().detach()), float(eager(loss).detach())
+    apart = abs(ours - wanted) / abs(wanted)
+    bench.gate(f"loss of {samples} samples is the eager relation's within 1 % ({apart:.1e})", apart <= 0.01)
+    calls = {
+        "ours": _update(model, loss, device),
+        "plain ViTs and decoders": _update(plain, lambda: plain(pixels, image_tokens, genome_tokens), device),
+        "one ViT": _update(plain.vit, lambda: plain.vit.forward_features(pixels).float().square().mean(), device),
+        "MAE": _update(mae, lambda: mae(pixels), device),
+    }
+    if samples == min(sizes.micro_batches):
+        step = calls["ours"]
+        calls["eager relation"] = lambda: eager(step)
+    took = seconds(calls, device, sizes.rounds)
+    took["compiled"] = _compiled(bench, model, loss, device, sizes)
+    for name, value in took.items():
+        bench.figure(f"step, micro-batch {samples}: {name}", value * 1e3, "ms")
+    bench.figure(f"step, micro-batch {samples}: training", samples / took["ours"], "images/s")
+    share = took["ours"] / took["plain ViTs and decoders"]
+    bench.figure(f"step, micro-batch {samples}: ours / plain ViTs and decoders", share, "times")
+    if "eager relation" in took and device == "cuda":
+        bench.bar("training step: ours / eager relation", took["ours"] / took["eager relation"], "<=", 1)
+
+
+def _compiled(bench: Bench, model: Any, loss: Callable[[], Tensor], device: str, sizes: Sizes) -> float:
+    """Time the step with the training graph compiled as one; the CPU traces it without generating code."""
+    expected = float(loss().detach())  # of the weights as they are now
+    compiled = torch.compile(model.losses, fullgraph=True, backend="inductor" if device == "cuda" else "eager")
+    with patch.object(model, "losses", compiled):
+        apart = abs(float(loss().detach()) - expected) / abs(expected)
+        bench.gate(f"the compiled loss is the eager one within 1 % ({apart:.1e})", apart <= 0.01)
+        return seconds({"compiled": _update(model, loss, device)}, device, sizes.rounds)["compiled"]
+
+
+def _update(module: Any, loss: Callable[[], Tensor], device: str) -> Callable[[], None]:
+    """Return a whole step: forward, backward, AdamW."""
+    optimiser = torch.optim.AdamW(module.parameters(), lr=1e-4, fused=device == "cuda")
 
     def step() -> None:
         loss().backward()
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
 
-    def with_eager(call: Callable[[], Any]) -> Any:
-        with patch.object(models_relation, "relation_attention", reference.relation_attention):
-            return call()
+    return step
 
-    def eager() -> None:
-        with_eager(step)
 
-    ours, wanted = float(loss().detach()), float(with_eager(loss).detach())
-    apart = abs(ours - wanted) / abs(wanted)
-    bench.gate(f"the training step's loss is the eager relation's within 1 % ({apart:.1e})", apart <= 0.01)
-    took = seconds({"ours": step, "eager relation": eager}, device, sizes.rounds)
-    for name, value in took.items():
-        bench.figure(f"{sizes.arch}, batch {sizes.images}: step, {name}", value * 1e3, "ms")
-    bench.figure(f"{sizes.arch}: training", sizes.images / took["ours"], "images/s")
-    bench.bar("training step: ours / eager relation", took["ours"] / took["eager relation"], "<=", 1)
+def _model_and_batch(device: str, sizes: Sizes, samples: int) -> tuple[Any, tuple[Any, ...]]:
+    """Return MRM in bf16 and pixels, packed SNPs and who has them."""
+    from mrmfast.batch import GenomeSpec
+    from mrmfast.objectives import OBJECTIVES
+    from mrmfast.objectives.mrm import ModelConfig, MRMConfig
+
+    tokens = min(48, sizes.features // 4)
+    groups = tuple(len(part) for part in torch.arange(sizes.features).tensor_split(tokens))
+    names = tuple(f"snps/{number}" for number in range(tokens))
+    spec = GenomeSpec((("snps", "genotype", sizes.features),), groups, names, torch.ones(sizes.features))
+    torch.manual_seed(0)
+    model: Any = OBJECTIVES["mrm"](ModelConfig(arch=sizes.arch), MRMConfig(), sizes.pixels, spec)
+    shape = (samples, 3, sizes.pixels, sizes.pixels)
+    image = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
+    packed = (torch.randint(0, 256, (samples, -(-sizes.features // 4)), dtype=torch.uint8, device=device),)
+    present = torch.ones(samples, 1, dtype=torch.bool, device=device)
+    return model.to(device).bfloat16(), (image, packed, present)

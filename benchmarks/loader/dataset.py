@@ -53,7 +53,7 @@ def make(folder: Path, photographs: Path | None, tiles: int, size: int, seed: in
     """
     dataset = folder / f"tiles-{size}-{tiles}"
     if not (dataset / "genetics.zarr" / "burden").exists():
-        _write(dataset, _pictures(_cropped(folder, photographs)), tiles, size, np.random.default_rng(seed))
+        write(dataset, _pictures(_cropped(folder, photographs)), tiles, size, np.random.default_rng(seed))
     return dataset
 
 
@@ -83,7 +83,8 @@ def _pictures(dataset: Path) -> list[np.ndarray]:
     return pictures
 
 
-def _write(dataset: Path, pictures: list[np.ndarray], tiles: int, size: int, generator: np.random.Generator) -> None:
+def write(dataset: Path, pictures: list[np.ndarray], tiles: int, size: int, generator: np.random.Generator) -> None:
+    """Write a dataset of tiles cut from pictures, with 26,909 features a participant."""
     claim_splits(dataset, SplitRule(0, 0.0))
     participants = -(-tiles // 2)
     samples = []
