@@ -126,18 +126,15 @@ def run_parts(
     calls = {name: _Call(part, job, task) for name, task in zip(names, tasks, strict=True)}
     size_of = dict(zip(names, sizes, strict=True))
     with tqdm(total=done + sum(sizes), initial=done, desc=label, unit=unit, disable=None) as bar:
-        run = _Run(calls, lambda name: bar.update(size_of[name]), lambda name: f"{label}: {describe(calls[name].task)}")
+        run = _Run(label, calls, lambda name: bar.update(size_of[name]), describe)
         if not tasks:
             return []
         if arguments.scheduler:
             _run_on_cluster(run, arguments.scheduler)
-        elif not processes:
-            _run_on_threads(run, arguments.workers)
-        elif arguments.workers == 1:
-            for name, call in calls.items():
-                run.finish(name, call())
-        else:
+        elif processes:
             _run_on_processes(run, arguments.workers)
+        else:
+            _run_on_threads(run, arguments.workers)
     return [run.results[name] for name in names]
 
 
@@ -169,9 +166,13 @@ class _Run:
     """The calls of a job and the results so far."""
 
     def __init__(
-        self, calls: dict[str, _Call], progress: Callable[[str], object], describe: Callable[[str], str]
+        self,
+        label: str,
+        calls: dict[str, _Call],
+        progress: Callable[[str], object],
+        describe: Callable[[Any], str],
     ) -> None:
-        self.calls, self.describe, self._progress = calls, describe, progress
+        self.calls, self._label, self._progress, self._describe = calls, label, progress, describe
         self.results: dict[str, Any] = {}
 
     def finish(self, name: str, result: Any) -> None:
@@ -187,8 +188,9 @@ class _Run:
 
     def crash(self, name: str) -> UserError:
         """Return the error of a call that killed its worker each time."""
+        task = self._describe(self.calls[name].task)
         return UserError(
-            f"{self.describe(name)} killed its worker process each time; move a damaged file away, "
+            f"{self._label}: {task} killed its worker process each time; move a damaged file away, "
             "or take fewer --workers where memory is short, and run the same command again: it resumes"
         )
 
@@ -209,6 +211,9 @@ def _run_on_processes(run: _Run, workers: int) -> None:
     """
     from dask.multiprocessing import get
 
+    if workers == 1:
+        for name, call in run.calls.items():
+            run.finish(name, call())
     while graph := run.pending():
         started: set[str] = set()
         callback = Callback(

@@ -58,11 +58,7 @@ def simulate(out: Path, settings: Settings, workers: int) -> None:
     carriers = _write_burden(out, settings, genes, planted, ids)
     age = phenotypes.draw_age(seed, settings.participants)
     values = traits.realise(settings, plan, sums, planted_genes, carriers, age)
-    order = np.argsort(ids).tolist()
-    rows = ([str(ids[i]), *(f"{column[i]:.5g}" for column in values.values())] for i in order)
-    write_table(out / "traits.tsv", ["eid", *values], rows)
-    fields = phenotypes.draw_phenotypes(seed, age, values["vessel_width"], values["vessel_tortuosity"])
-    phenotypes.write_phenotypes(out / "phenotypes.tsv", ids, fields)
+    _write_traits(out, seed, ids, values, age)
     photographs.take_all(out / "fundus", seed, ids, values, workers)
 
     truth = {
@@ -73,15 +69,7 @@ def simulate(out: Path, settings: Settings, workers: int) -> None:
         "reference": "A2",
         "genotypes_missing_share": genotypes.MISSING_CHANCE,
         "keep_every": genotypes.KEEP_EVERY,
-        "sizes": {
-            "participants": settings.participants,
-            "photographs": 2 * settings.participants,
-            "snps": settings.snps,
-            "snps_by_chromosome": counts,
-            "scores": settings.scores,
-            "genes": settings.genes,
-            "rare_variants": sum(len(gene.variants) for gene in genes),
-        },
+        "sizes": _sizes(settings, counts, genes),
         "traits": described,
         "scores": {
             score.pgs_id: {"matched_rows": len(score.index), "absent_rows": absent[score.pgs_id]}
@@ -91,6 +79,27 @@ def simulate(out: Path, settings: Settings, workers: int) -> None:
     }
     write_json(out / _TRUTH, truth)
     shutil.rmtree(out / _WORK)
+
+
+def _sizes(settings: Settings, counts: list[int], genes: list[rare_variants.Gene]) -> dict[str, Any]:
+    return {
+        "participants": settings.participants,
+        "photographs": 2 * settings.participants,
+        "snps": settings.snps,
+        "snps_by_chromosome": counts,
+        "scores": settings.scores,
+        "genes": settings.genes,
+        "rare_variants": sum(len(gene.variants) for gene in genes),
+    }
+
+
+def _write_traits(out: Path, seed: int, ids: np.ndarray, values: dict[str, np.ndarray], age: np.ndarray) -> None:
+    """Write the tables of traits and of UK Biobank fields."""
+    order = np.argsort(ids).tolist()
+    rows = ([str(ids[i]), *(f"{column[i]:.5g}" for column in values.values())] for i in order)
+    write_table(out / "traits.tsv", ["eid", *values], rows)
+    fields = phenotypes.draw_phenotypes(seed, age, values["vessel_width"], values["vessel_tortuosity"])
+    phenotypes.write_phenotypes(out / "phenotypes.tsv", ids, fields)
 
 
 def estimate_bytes(settings: Settings) -> int:
