@@ -20,7 +20,7 @@ WRONG = {
     "the package never imports its tools": ("mrmfast/meters.py", "import benchmarks.harness"),
     "no circles inside a package": ("mrmfast/formats/manifest.py", "import mrmfast.formats.pseudonyms"),
     "layers of storage": ("mrmfast/storage/retry.py", "import mrmfast.storage.zarr_store"),
-    "layers of preprocess": ("preprocess/parallel.py", "import preprocess.images.outcome"),
+    "layers of preprocess": ("preprocess/parallel/calls.py", "import preprocess.images.outcome"),
     "layers of preprocess.images": ("preprocess/images/outcome.py", "import preprocess.images.index"),
 }
 

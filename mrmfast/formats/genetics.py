@@ -17,7 +17,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mrmfast.arithmetic import ceil_div
 from mrmfast.atomic import rename_directory, write_aside
 from mrmfast.errors import UserError
 from mrmfast.formats.checksums import seal
@@ -103,12 +102,12 @@ class FeatureTable:
 def shard_shape(participants: int) -> tuple[int, int]:
     """Return rows a chunk and chunks a shard file of ``rows``."""
     chunk = min(ROWS_PER_CHUNK, participants)
-    return chunk, min(CHUNKS_PER_SHARD, ceil_div(participants, chunk))
+    return chunk, min(CHUNKS_PER_SHARD, -(-participants // chunk))
 
 
 def packed_width(kind: Kind, n_features: int) -> int:
     """Return the number of columns of ``rows``: bytes for packed kinds, features for float."""
-    return {"genotype": ceil_div(n_features, 4), "binary": ceil_div(n_features, 8), "float": n_features}[kind]
+    return {"genotype": -(-n_features // 4), "binary": -(-n_features // 8), "float": n_features}[kind]
 
 
 def pack_rows(kind: Kind, values: np.ndarray, float_dtype: FloatDtype = "float32") -> np.ndarray:
@@ -220,7 +219,7 @@ def write_modality(
             compressors=[ZstdCodec(level=ZSTD_LEVEL, checksum=True)],
         )
         if callable(blocks):
-            for number in range(ceil_div(len(ids), chunk * chunks_per_shard)):
+            for number in range(-(-len(ids) // (chunk * chunks_per_shard))):
                 blocks(number, aside / "rows" / "c" / str(number) / "0")
         else:
             _write_in_whole_shards(

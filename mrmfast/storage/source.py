@@ -211,8 +211,8 @@ def _unpin(future: Future[Path | Pin | None]) -> None:
     """Close the file of a download, now or when it ends."""
 
     def close(done: Future[Path | Pin | None]) -> None:
-        if not done.cancelled() and done.exception() is None and isinstance(found := done.result(), Pin):
-            found.close()
+        if not done.cancelled() and done.exception() is None and isinstance(file := done.result(), Pin):
+            file.close()
 
     future.cancel()
     future.add_done_callback(close)
