@@ -27,7 +27,7 @@ from benchmarks.harness.servers import nginx
 from benchmarks.object_store import dataset
 from benchmarks.object_store.fault_proxy import KINDS, FaultProxy
 from mrmfast.meters import Meters
-from mrmfast.storage import source
+from mrmfast.storage import shard_fetch
 from mrmfast.storage.config import FetchConfig
 from mrmfast.storage.source import DatasetSource
 
@@ -76,7 +76,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     bench = Bench("faults: small epochs through a network that breaks a fifth of the answers", arguments.json)
-    source.REQUEST = REQUEST
+    shard_fetch.REQUEST = REQUEST
     with tempfile.TemporaryDirectory() as work, nginx(Path(work)) as server:
         for name, shape in (("small", (SHARDS, SAMPLES, SIZE)), ("large", LARGE)):
             _, digests = dataset.write(Path(work) / name, *shape)

@@ -105,8 +105,14 @@ def _index_tar(
     index = path.with_suffix(".idx")
     with write_aside(index) as file:
         file.write(index_text(samples))
-    names = (str(written.relative_to(dataset)) for written in (path, index))
-    return Shard(*names, path.stat().st_size, len(rows), file_sha256(path)), rows
+    entry = Shard(
+        path=str(path.relative_to(dataset)),
+        index=str(index.relative_to(dataset)),
+        bytes=path.stat().st_size,
+        samples=len(rows),
+        sha256=file_sha256(path),
+    )
+    return entry, rows
 
 
 def _pattern(text: str | None) -> re.Pattern[str] | None:

@@ -96,7 +96,7 @@ class _Contents:
     excluded: list[dict[str, str]] = field(default_factory=list)
     unreadable: list[dict[str, str]] = field(default_factory=list)
     notes: list[dict[str, Any]] = field(default_factory=list)
-    bytes: int = 0
+    size: int = 0
 
     def add(self, source: SourceFile, image: ProcessedImage, payload: IO[bytes]) -> None:
         """Append one image to the payload and list it."""
@@ -108,14 +108,24 @@ class _Contents:
                 "file": source.shown,
                 "participant": source.participant,
                 "metadata": {**source.metadata, **image.metadata},
-                "offset": self.bytes,
+                "offset": self.size,
                 "size": len(jpeg),
                 "sums": sums,
                 "squares": squares,
             }
         )
         payload.write(jpeg)
-        self.bytes += len(jpeg)
+        self.size += len(jpeg)
+
+    def record(self) -> dict[str, Any]:
+        """Return what the part's record holds besides the state of the source files."""
+        return {
+            "bytes": self.size,
+            "rows": self.rows,
+            "excluded": self.excluded,
+            "unreadable": self.unreadable,
+            "notes": self.notes,
+        }
 
 
 def process_part(process: Callable[[Path, SourceFile], Outcome], part: Part) -> None:
@@ -147,7 +157,7 @@ def process_part(process: Callable[[Path, SourceFile], Outcome], part: Part) -> 
                     contents.add(source, image, payload)
     with write_aside(part.record) as file:
         os.fchmod(file.fileno(), 0o600)  # file names and participants
-        json.dump({"state": state, **vars(contents)}, file)
+        json.dump({"state": state, **contents.record()}, file)
 
 
 @contextmanager
