@@ -12,7 +12,7 @@ import threading
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
-from preprocess.parallel.calls import Run
+from preprocess.parallel.calls import Call, Run
 
 
 def run_on_threads(run: Run, workers: int) -> None:
@@ -40,29 +40,34 @@ def run_on_processes(run: Run, workers: int) -> None:
         for name, call in run.calls.items():
             run.finish(name, call())
         return
-    from dask.callbacks import Callback
-    from dask.multiprocessing import get
-
     while graph := run.pending():
-        started: set[str] = set()
-        callback = Callback(
-            pretask=lambda name, *_, started=started: started.add(name),
-            posttask=lambda name, result, *_: run.finish(name, result),
-        )
         with _Pool(min(workers, len(graph))) as pool:
-            try:
-                with callback:
-                    get(graph, list(graph), pool=pool, chunksize=1, optimize_graph=False)
-            except BrokenProcessPool:
-                suspects = sorted(started - run.results.keys())
-            else:
-                suspects = []
+            suspects = _run_graph(run, graph, pool)
         for name in suspects:
             with _Pool(1) as pool:
                 try:
                     run.finish(name, pool.submit(run.calls[name]).result())
                 except BrokenProcessPool as error:
                     raise run.crash(name) from error
+
+
+def _run_graph(run: Run, graph: dict[str, tuple[Call]], pool: _Pool) -> list[str]:
+    """Run calls until all are finished or a worker was killed; return those that were under way then."""
+    pool.submit(int)  # starts the processes, which import their libraries while this one imports Dask
+    from dask.callbacks import Callback
+    from dask.multiprocessing import get
+
+    started: set[str] = set()
+    callback = Callback(
+        pretask=lambda name, *_: started.add(name),
+        posttask=lambda name, result, *_: run.finish(name, result),
+    )
+    try:
+        with callback:
+            get(graph, list(graph), pool=pool, chunksize=1, optimize_graph=False)
+    except BrokenProcessPool:
+        return sorted(started - run.results.keys())
+    return []
 
 
 class _Pool(ProcessPoolExecutor):
