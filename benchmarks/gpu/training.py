@@ -105,7 +105,7 @@ def _step_at(bench: Bench, device: str, sizes: Sizes, samples: int) -> None:
         return value
 
     def eager(call: Callable[[], Any]) -> Any:
-        with patch.object(models_relation, "relation_attention", reference.relation_attention):
+        with patch.object(models_relation, "stacked_relation_attention", reference.stacked_relation_attention):
             return call()
 
     ours, wanted = float(loss().detach()), float(eager(loss).detach())

@@ -10,6 +10,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from mrmfast.models.activation_checkpointing import recomputed
+from mrmfast.models.attention import pack_attention
 from mrmfast.models.genome_encoder import SNNLayer
 from mrmfast.models.grouped_linear import GroupedLinearBack
 
@@ -40,7 +41,7 @@ class ImageDecoder(nn.Module):
         # Fixed sine-cosine positions; the class token's is zero.
         sincos = build_sincos2d_pos_embed([grid, grid], dim=width)
         self.register_buffer("positions", nn.functional.pad(sincos, (0, 0, 1, 0)), persistent=False)
-        self.blocks = nn.ModuleList(Block(width, heads, qkv_bias=True) for _ in range(depth))
+        self.blocks = nn.ModuleList(pack_attention(Block(width, heads, qkv_bias=True)) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.head = nn.Linear(width, patch * patch * 3)
         self.checkpointing = False
@@ -89,7 +90,7 @@ class GenomeDecoder(nn.Module):
         super().__init__()
         self.embed = nn.Linear(encoder_width, width)
         self.embed_image = nn.Linear(encoder_width, width)
-        self.mix = Block(width, heads, qkv_bias=True)
+        self.mix = pack_attention(Block(width, heads, qkv_bias=True))
         self.layers = nn.ModuleList(SNNLayer(width, dropout) for _ in range(layers))
         self.head = GroupedLinearBack(groups, width)
 

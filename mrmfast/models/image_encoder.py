@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mrmfast.errors import UserError
 from mrmfast.models.activation_checkpointing import recomputed
+from mrmfast.models.attention import pack_attention
 from mrmfast.models.patch_embed import PixelProjection
 from mrmfast.models.relation import Residual
 
@@ -100,6 +101,8 @@ class ImageEncoder(nn.Module):
         self.heads: int = vit.blocks[0].attn.num_heads
         self.patch: int = vit.patch_embed.patch_size[0]
         self.grid: int = image_size // self.patch
+        for block in vit.blocks:
+            pack_attention(block)
         self.tokens, self.blocks, self.norm = PatchTokens(vit), vit.blocks, vit.norm
         self.checkpointing = False
 

@@ -19,6 +19,7 @@ from mrmfast.errors import UserError
 from mrmfast.objectives import OBJECTIVES
 from mrmfast.training import checkpoint
 from mrmfast.training.checkpoint import TrainState
+from mrmfast.training.compile import compile_model
 from mrmfast.training.engine import World, agreement, build_engine, join_world, zero_stage_in_use
 from mrmfast.training.memory import example_inputs
 from mrmfast.training.mfu import Utilisation, measure_utilisation
@@ -106,6 +107,7 @@ def build(config: TrainConfig, *, resume: bool) -> Job:
         agree=agreement(world),
     )
     steps = config.total_steps(len(loader.plan))
+    compile_model(model, config.engine.compile, zero_stage=stage)
     optimiser = build_optimiser(model, config.optimiser, world.device, flat_over=world.size if stage == 0 else None)
     schedule = build_schedule(optimiser, config.optimiser, steps)
     engine = build_engine(

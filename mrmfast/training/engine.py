@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 
 from mrmfast.errors import UserError
+from mrmfast.training.compile import CompileMode
 from mrmfast.training.flat_adamw import FlatAdamW
 
 
@@ -38,6 +39,9 @@ class EngineConfig:
     checkpoint_activations : bool
         Keep only the inputs of blocks for the backward pass and run them again there: about a third more arithmetic
         for a fraction of the memory (``python -m benchmarks.training.cost`` says how much).
+    compile : {"off", "blocks", "whole"}
+        What ``torch.compile`` takes: nothing, each block, or the whole training graph (not under ZeRO 3). Compiling
+        takes minutes in a first run, seconds in later ones of the same shapes.
     peak_tflops : float, optional
         Peak of one device in TFLOP/s, of which the log gives the used share (MFU). By default from a table of cards
         by name (``mrmfast/training/mfu.py``), in bf16; other devices have no MFU.
@@ -48,6 +52,7 @@ class EngineConfig:
     zero_stage: int = 1
     micro_batch: int | Literal["auto"] | None = None
     checkpoint_activations: bool = False
+    compile: CompileMode = "off"
     peak_tflops: float | None = None
 
 

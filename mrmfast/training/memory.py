@@ -44,13 +44,12 @@ def count_flops(call: Callable[[], Any]) -> int:
 def step_flops(model: Any, inputs: Inputs) -> tuple[int, int]:
     """Count the forward pass of `inputs`, and forward and backward together, on the meta device."""
     image, packed, present = inputs
-    unpacked = model.unpack(packed, present)
     model = copy.deepcopy(model).to("meta")
-    genome = None if unpacked is None else (unpacked[0].to("meta"), unpacked[1].to("meta"))
+    arguments = (image.to("meta"), tuple(part.to("meta") for part in packed), present.to("meta"))
     chosen = torch.zeros(len(image), dtype=torch.long, device="meta")
 
     def forward() -> Tensor:
-        return torch.stack(list(model.losses(image.to("meta"), genome, chosen).values())).sum()
+        return torch.stack(list(model.losses(*arguments, chosen).values())).sum()
 
     return count_flops(forward), count_flops(lambda: forward().backward())
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,7 @@ class MRM(nn.Module):
         None trains on images alone: cross relations and everything genome-side are absent. [ours]
     """
 
+    compiled_method: ClassVar[str] = "losses"  # what training/compile.py takes as one graph
     fill: Tensor
     cross_image: nn.ModuleList
     cross_genome: nn.ModuleList
@@ -82,6 +83,10 @@ class MRM(nn.Module):
     def without_decay(self) -> list[nn.Module]:
         """The SNN side: Adam without weight decay is AdamW with decay 0 (method page, settings)."""
         return [] if self.genome is None else [self.genome, self.genome_decoder]
+
+    def blocks_run_in_parts(self) -> list[nn.Module]:
+        """Blocks whose sublayers are called one by one: the image's relation blocks."""
+        return list(self.image.blocks[: self.image.relation_blocks])
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Keep only the inputs of blocks for the backward pass, and run them again there."""
@@ -180,22 +185,24 @@ class MRM(nn.Module):
         chosen = draw_pairs(len(image_BCHW), self.config.matched_pairs, seed)
         chosen = chosen.to(image_BCHW.device, non_blocking=True)
         with wide_products(next(self.parameters())):
-            parts = self.losses(image_BCHW, self.unpack(packed, present), chosen, present.any(1)[chosen])
+            parts = self.losses(image_BCHW, packed, present, chosen)
         weights = {"self": self.config.matching_weight, "cross": self.config.matching_weight}
         loss = torch.stack([weights.get(name, 1.0) * value for name, value in parts.items()]).sum()
         return loss, {name: value.detach() for name, value in parts.items()}
 
     def losses(
-        self,
-        image_BCHW: Tensor,
-        unpacked: tuple[Tensor, Tensor] | None,
-        chosen: Tensor,
-        known: Tensor | None = None,
+        self, image_BCHW: Tensor, packed: tuple[Tensor, ...], present: Tensor, chosen: Tensor
     ) -> dict[str, Tensor]:
-        """Compute the parts of the loss from an unpacked genome, the chosen pairs, and who of them has any genetics.
+        """Compute the parts of the loss: one graph for ``torch.compile``, from packed genetics to scalars.
 
-        Everything that ``torch.compile`` can take in one graph: drawing pairs and unpacking stay outside.
+        Parameters
+        ----------
+        image_BCHW, packed, present
+            As in :meth:`forward`.
+        chosen : Tensor, int64, (b,)
+            The samples that are matched: drawing them is what a graph cannot hold.
         """
+        unpacked = self.unpack(packed, present)
         c = self.config
         z_image, z_genome = self.encode(image_BCHW, unpacked[0] if unpacked else None)
         image_intact, image_masked = z_image.halves()
@@ -212,7 +219,7 @@ class MRM(nn.Module):
             parts["genome"] = genome_error(predicted_BF, *unpacked, self.spec.kinds, c.binary_cross_entropy)
         pooled = [pool(tokens, chosen) if tokens else None for tokens in (z_image, z_genome)]
         assert pooled[0] is not None
-        matching = relation_matching(pooled[0], pooled[1], c.stop_gradient, known)
+        matching = relation_matching(pooled[0], pooled[1], c.stop_gradient, present.any(1)[chosen])
         wanted = {"self": c.match_self, "cross": c.match_cross}
         return {**parts, **{name: value for name, value in matching.items() if wanted[name]}}
 
