@@ -21,7 +21,8 @@ from mrmfast.errors import UserError
 from mrmfast.formats.genetics import STORE
 from mrmfast.formats.manifest import NAME
 from mrmfast.meters import Meters
-from mrmfast.storage.client import Client, FetchConfig
+from mrmfast.storage.client import Client
+from mrmfast.storage.config import FetchConfig
 from mrmfast.storage.object_store import Entry, MissingError
 from preprocess.genetics.genotypes.files import format_of
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from preprocess.__main__ import main
+from preprocess.genetics.genotypes import twobit_cpu
 from tests.helpers.genetics_cases import cohort_and_scores
 from tests.preprocess.genetics.test_genotypes import write_bgen
 from tests.preprocess.genetics.test_snps import (
@@ -128,6 +129,7 @@ def test_parts_are_used_again_and_dropped_when_options_change(tmp_path, capsys):
     source, reference = source_of("bed", tmp_path)
     command = ["snps", source, "--reference", reference, "--workers", 1, "--memory", 64, "--out", tmp_path / "d"]
     arguments = [str(argument) for argument in (*command, "--stride", 1)]
+    twobit_cpu.library()  # compiled before: its rename would count
     subprocess.run([sys.executable, "-c", DYING, "3", "after", *arguments], cwd=ROOT, capture_output=True, check=False)
     parts = sorted((tmp_path / "d/.snps.parts").glob("rows-*"))
     assert len(parts) == 2, "the folder's mark, then two parts"
