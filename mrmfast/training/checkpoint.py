@@ -71,7 +71,7 @@ def need_space(folder: Path, parameters: int, keep: int) -> None:
     Parameters
     ----------
     folder : Path
-        Where the checkpoints lie. The last `keep` there, and what killed saves left, make room for later ones.
+        Where the checkpoints lie. The last `keep` there, and what killed saves left, are deleted for later ones.
     parameters : int
         A checkpoint holds weights, their float32 copy and two moments, 16 bytes a parameter, and the export 4.
     keep : int
@@ -178,8 +178,8 @@ def load(engine: Any, checkpoint: Path, dataset: str, precision: str) -> TrainSt
         )
     try:
         with tensors_only():
-            found, _ = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
-        if found is None:
+            loaded, _ = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
+        if loaded is None:
             raise FileNotFoundError(checkpoint)
     except pickle.UnpicklingError as error:
         raise UserError(
