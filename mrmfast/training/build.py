@@ -184,7 +184,7 @@ def _checkpoint_to_resume(config: TrainConfig, resume: bool) -> Path | None:
     folder = config.run.folder
     if not resume:
         if (folder / "config.yaml").exists():
-            raise UserError(f"{folder}: holds a run already; go on with --resume auto, or choose another run.name")
+            raise UserError(f"{folder}: holds a run already; resume it with --resume auto, or choose another run.name")
         return None
     complete = checkpoint.checkpoints(folder / "checkpoints")
     if not complete:
