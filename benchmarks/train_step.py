@@ -13,7 +13,9 @@ contenders take turns in one process, and the medians are compared:
 Bars: ours at most 1.15 times (b), at most as long as (a). bf16 is measured on one small picture: the backward products
 of a CPU without bf16 instructions are a hundred times slower than float32's, whoever asks for them.
 
-    python -m benchmarks.train_step [--json FILE]
+``--host`` measures something else: the host time of a whole step, see :mod:`benchmarks.training.host_step`.
+
+    python -m benchmarks.train_step [--host] [--json FILE]
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from torch import Tensor, nn
 
 from benchmarks.harness import Bench
 from benchmarks.harness.turns import in_turns
+from benchmarks.training.host_step import host
 from benchmarks.training.literal_mrm import literal_loss
 from benchmarks.training.ukb_genome import ukb_batch, ukb_genome
 from mrmfast.models.decoders import ImageDecoder
@@ -185,7 +188,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--only", choices=[case.name for case in CASES], action="append", help="cases; default all")
+    parser.add_argument("--host", action="store_true", help="host time of a step, our engine against a plain loop")
     arguments = parser.parse_args()
+    if arguments.host:
+        bench = Bench("train_step --host: host time of a training step with tiny tensors, on the CPU", arguments.json)
+        host(bench)
+        return bench.finish()
     bench = Bench("train_step: forward and backward of MRM against its peers, on the CPU", arguments.json)
     for case in CASES:
         if not arguments.only or case.name in arguments.only:

@@ -70,6 +70,10 @@ class Batch:
     epochs: tuple[int, ...]
     end: int
 
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return all that is copied to a device: pictures, packed genetics, and who has which."""
+        return (self.image_BCHW, *self.packed, self.present)
+
     def to(self, device: torch.device) -> Batch:
         """Copy the tensors to a device, without waiting where the memory is pinned."""
         return replace(

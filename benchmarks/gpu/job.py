@@ -156,12 +156,12 @@ def main_job(bench: Bench, device: str, sizes: Sizes) -> None:
 
 def _arithmetic(sizes: Sizes) -> int:
     """Count the operations of an image in the main job's model."""
-    from benchmarks.training.cost import step_flops
-    from benchmarks.training.ukb_genome import ukb_genome
+    from benchmarks.training.ukb_genome import ukb_batch, ukb_genome
     from mrmfast.objectives.mrm import MRM, ModelConfig, MRMConfig
+    from mrmfast.training.memory import step_flops
 
     model = MRM(ModelConfig(arch=sizes.arch), MRMConfig(), sizes.pixels, ukb_genome())
-    return step_flops(model, sizes.pixels)[1]
+    return step_flops(model, ukb_batch(1, sizes.pixels))[1]
 
 
 def run_job(tiles: Path, folder: Path, micro_batch: int, device: str, sizes: Sizes) -> list[dict[str, Any]]:

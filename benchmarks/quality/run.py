@@ -23,8 +23,8 @@ from mrmfast.data.dataset import open_dataset
 from mrmfast.data.loader import Loader
 from mrmfast.models.patch_embed import normalise
 from mrmfast.objectives.mrm import MRM, ModelConfig
-from mrmfast.training.loop import step_seed
 from mrmfast.training.optimiser import OptimiserConfig, build_optimiser, build_schedule
+from mrmfast.training.step import step_seed
 
 
 @dataclass(frozen=True)

@@ -57,8 +57,8 @@ class DataConfig:
     pixels : {"uint8", "float32"}
         What the loader hands over: bytes, which the model normalises, or normalised floats. Bytes are a quarter to copy
         to a GPU.
-    threads : int
-        CPU threads for decoding, per rank.
+    threads : int, optional
+        CPU threads for decoding, per rank; by default as many as the rank's share of the machine's cores, 8 at most.
     prefetch : int
         Micro-batches under way at once.
     cache : str, optional
@@ -82,7 +82,7 @@ class DataConfig:
     unreadable: float = 0.01
     backend: Backend = "auto"
     pixels: Pixels = "uint8"
-    threads: int = 2
+    threads: int | None = None
     prefetch: int = 3
     cache: str | None = None
     anonymous: bool = False

@@ -21,6 +21,7 @@ from mrmfast.data.images.augment import draw_matrices
 from mrmfast.data.images.backend import Fed, Images, Pixels, open_images
 from mrmfast.data.reader import ShardReader
 from mrmfast.data.sampling.sampler import Slice
+from mrmfast.data.threads import decode_threads
 from mrmfast.errors import UserError
 from mrmfast.meters import Meters
 
@@ -113,7 +114,7 @@ class Loader:
         Yields
         ------
         Batch
-            Genetics on the CPU, still packed; images where the backend works.
+            Genetics on the CPU (in pinned memory for a GPU), still packed; images where the backend works.
 
         Raises
         ------
@@ -141,7 +142,11 @@ class Loader:
             return self._fed(reader, step.piece, self.config.rotation, self.config.flip)
 
         images = self._images(
-            feed, -(-self.batch // self.world), self.config.threads, self.config.prefetch, self.config.pixels
+            feed,
+            -(-self.batch // self.world),
+            decode_threads(self.config.threads),
+            self.config.prefetch,
+            self.config.pixels,
         )
         try:
             while end is None or position < end:
@@ -224,7 +229,11 @@ class Loader:
         rows = self.dataset.genome_rows[piece.sample]
         with self.meters.time("join", len(piece)):
             packed = self.dataset.store.gather(rows) if self.dataset.store is not None else []
-            return [torch.from_numpy(part) for part in packed], torch.from_numpy(rows >= 0)
+            tensors = [torch.from_numpy(part) for part in (*packed, rows >= 0)]
+            if self.device.type == "cuda":
+                # From pageable memory a copy to the GPU makes this process wait for all work queued before it.
+                tensors = [tensor.pin_memory() for tensor in tensors]
+            return tensors[:-1], tensors[-1]
 
     def _split(self, image_BCHW: Tensor, step: Step, size: int | None = None) -> Iterator[Batch]:
         size = size or self.micro_batch

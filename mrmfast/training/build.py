@@ -19,7 +19,10 @@ from mrmfast.errors import UserError
 from mrmfast.objectives import OBJECTIVES
 from mrmfast.training import checkpoint
 from mrmfast.training.checkpoint import TrainState
-from mrmfast.training.engine import World, agreement, build_engine, join_world
+from mrmfast.training.engine import World, agreement, build_engine, join_world, zero_stage_in_use
+from mrmfast.training.memory import example_inputs
+from mrmfast.training.mfu import Utilisation, measure_utilisation
+from mrmfast.training.micro_batch import settle_micro_batch
 from mrmfast.training.optimiser import build_optimiser, build_schedule, reapply
 from mrmfast.training.settings import TrainConfig, check
 
@@ -39,6 +42,8 @@ class Job:
     state : TrainState
     steps : int
         Where the run ends.
+    utilisation : Utilisation or None
+        Turns samples per second into MFU, where the device's peak is known.
     lock : FileLock or None
         Held by rank 0 as long as the job lives.
     """
@@ -51,6 +56,7 @@ class Job:
     loader: Loader
     state: TrainState
     steps: int
+    utilisation: Utilisation | None
     lock: FileLock | None
 
 
@@ -68,10 +74,25 @@ def build(config: TrainConfig, *, resume: bool) -> Job:
     lock = _only_run(folder)
     if (folder / "config.yaml").exists() and not resume:
         raise UserError(f"{folder}: holds a run already; go on with --resume auto, or choose another run.name")
+    recorded = TrainState()
     if resume and found:
         _same_model(config)
+        recorded = checkpoint.read_state(found[-1])
     dataset = open_dataset(config.data)
     world = join_world(config.engine)
+    config.micro_batch(world.size)  # what no device could run is refused before anything is built
+    stage = zero_stage_in_use(config.engine.zero_stage, world.size, recorded.zero_stage)
+    spec = dataset.genome_spec()
+    torch.manual_seed(config.seed)
+    model = OBJECTIVES[config.objective](config.model, config.mrm, config.data.image_size, spec)
+    checkpoint.need_space(folder / "checkpoints", sum(p.numel() for p in model.parameters()), config.run.keep)
+    model.set_grad_checkpointing(config.engine.checkpoint_activations)
+    one_sample = example_inputs(spec, config.data.image_size, 1, torch.device("cpu"))
+    utilisation = measure_utilisation(
+        model, one_sample, world.device, bf16=world.bf16, ranks=world.size, peak=config.engine.peak_tflops
+    )
+    model.to(world.device, torch.bfloat16 if world.bf16 else None)
+    config = settle_micro_batch(config, model, spec, world, stage=stage, recorded=recorded.micro_batch)
     micro_batch = config.micro_batch(world.size)
     loader = Loader(
         dataset,
@@ -85,18 +106,13 @@ def build(config: TrainConfig, *, resume: bool) -> Job:
         agree=agreement(world),
     )
     steps = config.total_steps(len(loader.plan))
-    torch.manual_seed(config.seed)
-    model = OBJECTIVES[config.objective](config.model, config.mrm, config.data.image_size, dataset.genome_spec())
-    checkpoint.need_space(folder / "checkpoints", sum(p.numel() for p in model.parameters()), config.run.keep)
-    model.set_grad_checkpointing(config.engine.checkpoint_activations)
-    model.to(world.device)
-    optimiser = build_optimiser(model, config.optimiser, world.device)
+    optimiser = build_optimiser(model, config.optimiser, world.device, flat_over=world.size if stage == 0 else None)
     schedule = build_schedule(optimiser, config.optimiser, steps)
     engine = build_engine(
         model,
         optimiser,
         world,
-        zero_stage=config.engine.zero_stage,
+        zero_stage=stage,
         batch_size=config.batch_size,
         micro_batch=micro_batch,
         clip=config.optimiser.clip,
@@ -105,16 +121,18 @@ def build(config: TrainConfig, *, resume: bool) -> Job:
     state = TrainState(
         dataset=fingerprint,
         world=world.size,
-        zero_stage=config.engine.zero_stage,
+        zero_stage=stage,
         precision="bf16" if world.bf16 else "fp32",
+        micro_batch=micro_batch,
     )
     if resume and found:
-        state = checkpoint.load(engine, found[-1], fingerprint)
+        state = checkpoint.load(engine, found[-1], fingerprint, state.precision)
+        state.micro_batch = micro_batch
         # Weight decay, betas and clipping come back with the state; those of this config count, as its rate does.
         reapply(optimiser, config.optimiser)
         if hasattr(engine.optimizer, "clip_grad"):
             engine.optimizer.clip_grad = config.optimiser.clip
-    return Job(config, world, dataset, engine, schedule, loader, state, steps, lock)
+    return Job(config, world, dataset, engine, schedule, loader, state, steps, utilisation, lock)
 
 
 def _fingerprint(dataset: Dataset, config: DataConfig) -> str:

@@ -28,7 +28,7 @@ def write_results(engine: Any, loader: Loader, config: TrainConfig, world: World
         Optimiser steps done.
     """
     folder = config.run.folder
-    tensors = whole_parameters(engine.module.image, world)
+    tensors = whole_parameters(engine, engine.module.image, world)
     if world.rank == 0:
         export_encoder(folder / "encoder.safetensors", tensors, engine.module.image, config.model.residual)
     engine.module.eval()

@@ -9,6 +9,7 @@ from timm.scheduler import CosineLRScheduler
 from torch import nn
 
 from mrmfast.objectives.base import Objective
+from mrmfast.training.flat_adamw import FlatAdamW
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,22 @@ class OptimiserConfig:
     final: float = 0.01
 
 
-def build_optimiser(objective: Objective, config: OptimiserConfig, device: torch.device) -> torch.optim.AdamW:
+def build_optimiser(
+    objective: Objective, config: OptimiserConfig, device: torch.device, *, flat_over: int | None = None
+) -> torch.optim.AdamW:
     """Make one AdamW with two groups.
 
+    Parameters
+    ----------
+    objective : Objective
+    config : OptimiserConfig
+    device : torch.device
+    flat_over : int, optional
+        Number of ranks: make it a :class:`FlatAdamW`, which averages gradients over them and clips. By default the
+        optimiser is one for ZeRO to take apart.
+
+    Notes
+    -----
     The paper trains the ViT with AdamW and the SNN with Adam, both at the same rate. Adam without weight decay is
     AdamW with weight decay 0, so one fused optimiser serves both: the SNN's parameters are in the group without decay.
     """
@@ -56,6 +70,8 @@ def build_optimiser(objective: Objective, config: OptimiserConfig, device: torch
         {"params": with_decay, "weight_decay": config.weight_decay},
         {"params": without, "weight_decay": 0.0},
     ]
+    if flat_over is not None:
+        return FlatAdamW(groups, clip=config.clip, ranks=flat_over, lr=config.lr, betas=config.betas)
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=device.type == "cuda")
 
 

@@ -50,8 +50,12 @@ class TrainConfig:
         """Return the number of optimiser steps for a training set of `samples` images."""
         return self.steps if self.steps is not None else max(1, round(self.epochs * samples / self.batch_size))
 
+    def _limit(self, share: int) -> int:
+        size = self.engine.micro_batch
+        return share if size is None or size == "auto" else min(size, share)
+
     def micro_batch(self, world: int) -> int:
-        """Return samples per forward pass of a rank.
+        """Return samples per forward pass of a rank; "auto" counts as a rank's whole share until it is settled.
 
         Raises
         ------
@@ -63,7 +67,7 @@ class TrainConfig:
                 f"batch_size={self.batch_size} does not divide over {world} ranks; take a multiple of {world}"
             )
         share = self.batch_size // world
-        limit = min(self.engine.micro_batch or share, share)
+        limit = self._limit(share)
         size = next(size for size in range(limit, 0, -1) if share % size == 0)
         matching = self.mrm.match_self and self.mrm.matching_weight > 0
         if matching and min(size, self.mrm.matched_pairs) < 2:
@@ -78,7 +82,7 @@ class TrainConfig:
     def small_passes(self, world: int) -> str | None:
         """Say it where the share of a rank has no divisor near ``engine.micro_batch``; else None."""
         share, size = self.batch_size // world, self.micro_batch(world)
-        limit = min(self.engine.micro_batch or share, share)
+        limit = self._limit(share)
         if 2 * size > limit:
             return None
         return (
@@ -109,7 +113,7 @@ def check(config: TrainConfig) -> None:
         ("data.rotation", config.data.rotation, 0, 180),
         ("data.flip", config.data.flip, 0, 1),
         ("data.prefetch", config.data.prefetch, 1, 64),
-        ("data.threads", config.data.threads, 1, 1024),
+        ("data.threads", 1 if config.data.threads is None else config.data.threads, 1, 1024),
         ("data.shuffle_window", config.data.shuffle_window, 0, None),
         ("model.relation_blocks", m.relation_blocks, 1, None),
         ("model.depth", 1 if m.depth is None else m.depth, 1, None),
@@ -126,7 +130,13 @@ def check(config: TrainConfig) -> None:
         ("optimiser.warmup", o.warmup, 0, 1),
         ("optimiser.final", o.final, 0, 1),
         *(("optimiser.betas", beta, 0, 1 - 1e-9) for beta in o.betas),
-        ("engine.micro_batch", 1 if config.engine.micro_batch is None else config.engine.micro_batch, 1, None),
+        (
+            "engine.micro_batch",
+            micro_batch if isinstance(micro_batch := config.engine.micro_batch, int) else 1,
+            1,
+            None,
+        ),
+        ("engine.peak_tflops", 1.0 if config.engine.peak_tflops is None else config.engine.peak_tflops, 1e-6, None),
         ("engine.zero_stage", config.engine.zero_stage, 0, 3),
         ("run.checkpoint_every", config.run.checkpoint_every, 1, None),
         ("run.keep", config.run.keep, 1, None),

@@ -5,18 +5,11 @@ import sys
 import pytest
 import torch
 
-from benchmarks.training.cost import (
-    count_flops,
-    kept_bytes,
-    main,
-    parameters_by_part,
-    state_bytes,
-    step_flops,
-    vit_flops,
-)
+from benchmarks.training.cost import main, parameters_by_part, vit_flops
 from benchmarks.training.ukb_genome import ukb_batch, ukb_genome
 from mrmfast.models.image_encoder import ImageEncoder
 from mrmfast.objectives.mrm import MRM, MRMConfig
+from mrmfast.training.memory import count_flops, kept_bytes, state_bytes, step_flops
 from tests.helpers.common import ROOT
 from tests.objectives.test_objectives import SMALL
 
@@ -49,18 +42,18 @@ def test_a_models_account():
     torch.manual_seed(0)
     model = MRM(SMALL, MRMConfig(), 32, ukb_genome())
     assert sum(parameters_by_part(model).values()) == sum(p.numel() for p in model.parameters())
-    one, two = kept_bytes(model, 32, 1), kept_bytes(model, 32, 2)
+    one, two = (kept_bytes(model, ukb_batch(samples, 32)) for samples in (1, 2))
     assert one < two < 2.1 * one
     model.set_grad_checkpointing()
-    assert kept_bytes(model, 32, 2) < two
-    forward, both = step_flops(model, 32)
+    assert kept_bytes(model, ukb_batch(2, 32)) < two
+    forward, both = step_flops(model, ukb_batch(1, 32))
     assert 3.5 * forward < both < 4 * forward  # blocks run twice
     model.set_grad_checkpointing(False)
-    forward, both = step_flops(model, 32)
+    forward, both = step_flops(model, ukb_batch(1, 32))
     assert 2.5 * forward < both < 3 * forward  # no gradient of pixels and features
 
 
 def test_zero_divides_states_then_gradients_then_weights():
     totals = [sum(state_bytes(1000, True, stage, 4).values()) for stage in range(4)]
-    assert totals == [16_000, 4_000 + 3_000, 2_000 + 500 + 3_000, 4_000]
-    assert sum(state_bytes(1000, False, 0, 4).values()) == 16_000
+    assert totals == [20_000, 4_000 + 3_000, 2_000 + 500 + 3_000, 4_000]
+    assert sum(state_bytes(1000, False, 0, 4).values()) == 20_000

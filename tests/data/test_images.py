@@ -1,5 +1,6 @@
 """The image backends keep one contract: same pictures, the same ones flagged, nothing left behind."""
 
+import io
 import threading
 import time
 
@@ -7,6 +8,7 @@ import cv2
 import numpy as np
 import psutil
 import pytest
+import simplejpeg
 import torch
 
 from mrmfast.data.images import cpu
@@ -14,6 +16,7 @@ from mrmfast.data.images.augment import warp_matrices
 from mrmfast.data.images.backend import open_images
 from mrmfast.data.images.buffers import Buffers
 from mrmfast.data.images.cpu import warp, warp_reference
+from mrmfast.data.images.decode_memory import DecodeMemory
 from mrmfast.meters import Meters
 from mrmfast.models.patch_embed import normalise
 from tests.helpers.common import real_data
@@ -278,3 +281,77 @@ def test_closing_in_the_middle_leaves_nothing(backend):
         time.sleep(0.01)
     assert threading.active_count() <= threads
     assert psutil.Process().num_fds() <= files
+
+
+@pytest.mark.parametrize("pixels", ["uint8", "float32"])
+def test_pictures_of_a_group_do_not_touch_each_other(pixels):
+    """Unreadable ones among readable ones, in groups and chunks of every length: each is what it is alone."""
+    jpegs = [encode(picture(n)) for n in range(19)]
+    jpegs[1] = jpegs[6] = jpegs[7] = np.zeros(9, np.uint8)
+    matrices = warp_matrices(np.linspace(-20, 20, 19), np.arange(19) % 2 == 1, 64)
+    together, bad = decode("cpu", jpegs, matrices=matrices, pixels=pixels)
+    assert np.flatnonzero(bad).tolist() == [1, 6, 7]
+    for n in range(19):
+        alone = decode("cpu", jpegs[n : n + 1], matrices=matrices[n : n + 1], threads=1, pixels=pixels)[0][0]
+        assert np.array_equal(together[n], alone), n
+
+
+@pytest.mark.parametrize("stored", [64, 150])
+def test_a_picture_larger_than_the_dataset_says_is_decoded_all_the_same(stored):
+    """It does not fit the memory that a thread keeps, and neither does its neighbour take its place."""
+    small, large = encode(picture(1)), encode(picture(2, size=100))
+    matrices = warp_matrices(np.full(4, 9.0), np.zeros(4, bool), 64)
+    got, bad = decode("cpu", [small, large, large, small], stored=stored, matrices=matrices)
+    assert not bad.any()
+    assert np.array_equal(got[0], got[3]) and np.array_equal(got[1], got[2])
+    expected = cv2.resize(picture(2, size=100)[..., ::-1], (64, 64), interpolation=cv2.INTER_AREA)
+    spare = np.empty(64 * 64 * 3 + cpu.SPARE, np.uint8)[: 64 * 64 * 3].reshape(64, 64, 3)
+    spare[:] = expected
+    assert np.abs(got[1].astype(int) - warp_reference(spare, matrices[1], 64)).mean() <= 3
+
+
+def test_cmyk_is_decoded_by_the_cpu():
+    """Simplejpeg converts it into memory of its own, which has no bytes to spare after it."""
+    from PIL import Image
+
+    image = Image.fromarray(picture(3)[..., ::-1]).convert("CMYK")
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=95)
+    got, bad = decode("cpu", [np.frombuffer(file.getvalue(), np.uint8), encode(picture(3))])
+    assert not bad.any()
+    assert got[0].std() > 10 and np.array_equal(got[1], decode("cpu", [encode(picture(3))])[0][0])
+
+
+def test_an_error_of_a_decoding_thread_reaches_the_caller(monkeypatch):
+    monkeypatch.setattr(DecodeMemory, "decode", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        decode("cpu", [encode(picture(0))])
+
+
+@pytest.mark.parametrize("size", [64, 32])
+def test_sound_pictures_stay_where_they_are_decoded(size):
+    """No copy, no memory of their own: that costs more than all the Python around it."""
+    memory = DecodeMemory(3, 64, size)
+    for turn in range(3):
+        for number in range(3):
+            assert memory.decode(encode(picture(number)), 3 * turn + number)
+        assert memory._reduced == [None] * 3
+        assert list(memory.items) == [
+            value for n in range(3) for value in (3 * turn + n, memory._slots[n].address, size)
+        ]
+        assert all(address % 64 == 0 for address in memory.items[1::3])
+        assert [number for number, _ in memory.pictures()] == [3 * turn + n for n in range(3)]
+        memory.clear()
+
+
+def test_a_picture_is_decoded_without_a_look_at_its_header(monkeypatch):
+    """Each call of simplejpeg's takes the interpreter lock: a sound picture needs one."""
+    calls = []
+    header = simplejpeg.decode_jpeg_header
+    monkeypatch.setattr(simplejpeg, "decode_jpeg_header", lambda jpeg: calls.append(1) or header(jpeg))
+    jpegs = [encode(picture(n)) for n in range(8)]
+    assert not decode("cpu", jpegs)[1].any()
+    assert not decode("cpu", jpegs, size=32)[1].any()
+    assert not calls
+    assert decode("cpu", [jpegs[0][:-9]])[1].all()
+    assert calls

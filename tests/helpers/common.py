@@ -83,7 +83,7 @@ def launch(*arguments, ranks=0, timeout=240, environment=None):
     env = {**os.environ, "PATH": f"{python}:{os.environ['PATH']}", "GLOO_SOCKET_IFNAME": "lo", **(environment or {})}
     env["CUDA_VISIBLE_DEVICES"] = ""
     start = (
-        ["deepspeed", "--num_accelerators", str(ranks), "--master_port", str(free_port())]
+        ["deepspeed", "--quiet", "--num_accelerators", str(ranks), "--master_port", str(free_port())]
         if ranks
         else [sys.executable]
     )

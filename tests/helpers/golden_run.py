@@ -30,8 +30,8 @@ from mrmfast.batch import GenomeSpec
 from mrmfast.objectives import OBJECTIVES
 from mrmfast.objectives.mrm import ModelConfig, MRMConfig
 from mrmfast.ops.genome_unpack import cpu as unpack_kernel
-from mrmfast.training.loop import step_seed
 from mrmfast.training.optimiser import OptimiserConfig, build_optimiser, build_schedule
+from mrmfast.training.step import step_seed
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "mrm_losses.json"
 STEPS, SAMPLES, IMAGE_SIZE = 20, 8, 64

@@ -1,7 +1,9 @@
 """The CPU path: libjpeg-turbo decodes (at reduced scale where that is enough), one fused warp in C does the rest.
 
-Neither holds the interpreter lock, so plain threads suffice: no processes, no copies between them. Memory of batches is
-used again once nobody holds them.
+Neither holds the interpreter lock, so plain threads suffice: no processes, no copies between them. What limits their
+number is the lock itself: how often a picture takes it, and for how long (``python -m benchmarks.loader.threads``).
+So a thread decodes GROUP pictures into memory of its own and warps them in one call, and no address is asked for twice.
+Memory of batches is used again once nobody holds them.
 """
 
 from __future__ import annotations
@@ -11,28 +13,27 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
 import cv2
 import numpy as np
-import simplejpeg
 import torch
 from torch import Tensor
 
 from mrmfast import native
 from mrmfast.batch import PIXEL_MEAN, PIXEL_STD
-from mrmfast.data.images.backend import LARGEST, Fed, Pixels
+from mrmfast.data.images.backend import Fed, Pixels
 from mrmfast.data.images.buffers import Buffers
+from mrmfast.data.images.decode_memory import SPARE, DecodeMemory
 from mrmfast.meters import Meters
 
 CHUNK = 8  # pictures a task: few enough to share a batch among threads, enough to make hand-overs cheap
-SPARE = 32  # bytes after a decoded picture that the warp may read
-FUSED = 1.3  # largest reduction that a bilinear warp does without visible aliasing; beyond, pixels are averaged first
+GROUP = 4  # decoded pictures that one call warps: the time of a picture is the same from 1 to 8, the lock is taken less
 FLAGS = ("-O3", "-march=native", "-std=c11", "-ffp-contract=off")
 # Normalised = byte * scale + shift: three scales, then three shifts.
 NORMAL = np.concatenate([1 / (255 * np.array(PIXEL_STD)), -np.array(PIXEL_MEAN) / PIXEL_STD]).astype(np.float32)
+NORMAL_ADDRESS = NORMAL.ctypes.data
 
 
 class CPUImages:
@@ -56,10 +57,18 @@ class CPUImages:
         self._shape = (batch, 3, size, size) if self._floats else (batch, size, size, 3)
         # One in the caller's hands, one being taken, `depth` waiting and one being filled.
         self._buffers = Buffers(self._shape, pixels, keep=depth + 3)
-        self._scratch = threading.local()
+        self._slot_side = min(
+            stored_size, 2 * size
+        )  # libjpeg's next smaller scale would still do beyond twice the size
         self._closed = threading.Event()
         self._ready: queue.Queue[_Batch | BaseException] = queue.Queue(maxsize=depth)
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="mrmfast-decode")
+        self._tasks: queue.SimpleQueue[tuple[_Batch, int] | None] = queue.SimpleQueue()
+        self._decoders = [
+            threading.Thread(target=self._work, name=f"mrmfast-decode-{number}", daemon=True)
+            for number in range(threads)
+        ]
+        for thread in self._decoders:
+            thread.start()
         self._feeder = threading.Thread(target=self._feed, name="mrmfast-feed", daemon=True)
         self._feeder.start()
 
@@ -80,61 +89,66 @@ class CPUImages:
                 return
 
     def _begin(self, jpegs: list[np.ndarray], matrices: np.ndarray, keys: list[str]) -> _Batch:
-        images = self._memory()[: len(jpegs)]
-        bad = np.zeros(len(jpegs), dtype=bool)
-        matrices = np.ascontiguousarray(matrices, dtype=np.float32)
-        work = [
-            self._pool.submit(self._chunk, jpegs, matrices, images.numpy(), bad, start)
-            for start in range(0, len(jpegs), CHUNK)
-        ]
-        return _Batch(images, bad, work)
+        batch = _Batch(jpegs, np.ascontiguousarray(matrices, dtype=np.float32), self._memory()[: len(jpegs)])
+        for start in range(0, len(jpegs), CHUNK):
+            self._tasks.put((batch, start))
+        return batch
 
     def _memory(self) -> Tensor:
-        if self._device.type != "cuda":
-            return torch.from_numpy(self._buffers.take())
-        # Pinned memory is torch's to reuse: it knows when a copy to the GPU has ended.
-        return torch.empty(self._shape, dtype=torch.float32 if self._floats else torch.uint8, pin_memory=True)
+        if self._device.type == "cuda":
+            # Pinned memory is torch's to reuse: it knows when a copy to the GPU has ended.
+            return torch.empty(self._shape, dtype=torch.float32 if self._floats else torch.uint8, pin_memory=True)
+        return torch.from_numpy(self._buffers.take())
 
-    def _chunk(
-        self, jpegs: list[np.ndarray], matrices: np.ndarray, images: np.ndarray, bad: np.ndarray, first: int
-    ) -> None:
+    def _work(self) -> None:
+        """Take chunks of batches until there are no more."""
+        memory = DecodeMemory(GROUP, self._slot_side, self._size)
+        while (task := self._tasks.get()) is not None:
+            batch, start = task
+            try:
+                if not self._closed.is_set():
+                    self._chunk(memory, batch, start)
+            except BaseException as error:  # it belongs to the caller of run()
+                batch.error = error
+            batch.finish()
+            del task, batch  # the memory of a batch comes back when nobody holds it, and this thread may wait for long
+
+    def _chunk(self, memory: DecodeMemory, batch: _Batch, start: int) -> None:
         """Decode and warp CHUNK pictures of a batch into their places."""
-        last = min(first + CHUNK, len(jpegs))
+        end = min(start + CHUNK, len(batch.jpegs))
         decoding = warping = 0.0
-        begun = time.perf_counter()
-        for number in range(first, last):
-            if self._closed.is_set():
-                return
-            picture = self._decode(jpegs[number])
+        began = time.perf_counter()
+        for first in range(start, end, GROUP):
+            last = min(first + GROUP, end)
+            for number in range(first, last):
+                if not memory.decode(batch.jpegs[number], number):
+                    batch.bad[number] = True
+                    batch.array[number] = NORMAL[3:, None, None] if self._floats else 0
             decoded = time.perf_counter()
-            decoding += decoded - begun
-            if picture is None:
-                bad[number] = True
-                images[number] = NORMAL[3:, None, None] if self._floats else 0
-            else:
-                warp(picture, matrices[number], images[number])
-            begun = time.perf_counter()
-            warping += begun - decoded
-        self._meters.add("decode", decoding, last - first, start=begun - decoding - warping)
-        self._meters.add("augment", warping, last - first, start=begun - warping)
+            self._warp(memory, batch)
+            decoding, warping, began = decoding + decoded - began, warping - decoded, time.perf_counter()
+            warping += began
+        self._meters.add("decode", decoding, end - start, start=began - decoding - warping)
+        self._meters.add("augment", warping, end - start, start=began - warping)
 
-    def _decode(self, jpeg: np.ndarray) -> np.ndarray | None:
-        """Decode to RGB, at the smallest of libjpeg's scales that is not below the output; None if it cannot be."""
-        try:
-            height, width, _, _ = simplejpeg.decode_jpeg_header(jpeg)
-            if height * width > LARGEST:
-                return None
-            room = height * width * 3 + SPARE
-            scratch: np.ndarray | None = getattr(self._scratch, "buffer", None)
-            if scratch is None or len(scratch) < room:
-                scratch = self._scratch.buffer = np.empty(room, dtype=np.uint8)
-            # strict: what libjpeg only warns of (a truncated or damaged stream, filled up with grey) is an error here.
-            picture = simplejpeg.decode_jpeg(
-                jpeg, "RGB", min_height=self._size, min_width=self._size, buffer=scratch, strict=True
+    def _warp(self, memory: DecodeMemory, batch: _Batch) -> None:
+        kernel = library()
+        if kernel is None:
+            for number, picture in memory.pictures():
+                warp(picture, batch.matrices[number], batch.array[number])
+        else:
+            scale = NORMAL_ADDRESS if self._floats else None
+            kernel.warp_group(
+                memory.count,
+                memory.items,
+                batch.matrices_at,
+                batch.images_at,
+                batch.step,
+                self._size,
+                scale,
+                memory.line,
             )
-        except ValueError:
-            return None
-        return _reduced(picture, self._size)
+        memory.clear()
 
     def run(self) -> tuple[Tensor, np.ndarray]:
         """Wait for the next batch: see :class:`mrmfast.data.images.backend.Images`."""
@@ -142,12 +156,13 @@ class CPUImages:
         if isinstance(item, BaseException):
             self._ready.put(item)  # asked again, it answers the same
             raise item
-        for future in item.work:
-            future.result()
+        item.done.wait()
+        if item.error is not None:
+            raise item.error
         return (item.images if self._floats else item.images.permute(0, 3, 1, 2)), item.bad
 
     def close(self) -> None:
-        """Stop the threads: those that decode after the picture at hand, the feeder once its source answers."""
+        """Stop the threads: those that decode after the chunk at hand, the feeder once its source answers."""
         self._closed.set()
         while True:
             try:
@@ -155,24 +170,32 @@ class CPUImages:
             except queue.Empty:
                 break
         self._feeder.join()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        for _ in self._decoders:
+            self._tasks.put(None)
+        for thread in self._decoders:
+            thread.join()
 
 
 class _Batch:
-    """A batch under way."""
+    """A batch under way; its addresses are asked for once, since NumPy takes microseconds to tell one."""
 
-    def __init__(self, images: Tensor, bad: np.ndarray, work: list[Future[None]]) -> None:
-        self.images, self.bad, self.work = images, bad, work
+    def __init__(self, jpegs: list[np.ndarray], matrices: np.ndarray, images: Tensor) -> None:
+        self.jpegs, self.matrices, self.images, self.array = jpegs, matrices, images, images.numpy()
+        self.bad = np.zeros(len(jpegs), dtype=bool)
+        self.matrices_at, self.images_at = matrices.ctypes.data, images.data_ptr()
+        self.step = images[:1].nbytes
+        self.error: BaseException | None = None
+        self.done = threading.Event()
+        self._left, self._lock = len(range(0, len(jpegs), CHUNK)), threading.Lock()
+        if not jpegs:
+            self.done.set()
 
-
-def _reduced(picture: np.ndarray, size: int) -> np.ndarray:
-    """Average a picture that is much larger than the output, or not square, down to it."""
-    height, width = picture.shape[:2]
-    if height == width and height <= FUSED * size:
-        return picture
-    reduced = np.empty(size * size * 3 + SPARE, dtype=np.uint8)[: size * size * 3].reshape(size, size, 3)
-    larger = height >= size and width >= size
-    return cv2.resize(picture, (size, size), dst=reduced, interpolation=cv2.INTER_AREA if larger else cv2.INTER_LINEAR)
+    def finish(self) -> None:
+        """Count a chunk as done."""
+        with self._lock:
+            self._left -= 1
+            if not self._left:
+                self.done.set()
 
 
 def warp(picture: np.ndarray, matrix: np.ndarray, out: np.ndarray) -> None:
@@ -238,4 +261,6 @@ def library() -> ctypes.CDLL | None:
         pointer, size = ctypes.c_void_p, ctypes.c_ssize_t
         loaded.warp.argtypes = [pointer, size, size, pointer, pointer, size, pointer, pointer]
         loaded.warp.restype = None
+        loaded.warp_group.argtypes = [size, pointer, pointer, pointer, size, size, pointer, pointer]
+        loaded.warp_group.restype = None
     return loaded

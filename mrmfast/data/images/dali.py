@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,48 @@ from torch import Tensor
 from mrmfast.batch import PIXEL_MEAN, PIXEL_STD
 from mrmfast.data.images.backend import LARGEST, Fed, Pixels
 from mrmfast.meters import Meters
+
+DECODER = {False: "cpu", True: "mixed"}  # on a GPU the CPU parses and the GPU decodes
+
+
+def build_graph(
+    feed: Callable[[], tuple[list[np.ndarray], np.ndarray]], *, gpu: bool, stored_size: int, size: int, floats: bool
+) -> DataNode:
+    """Add the operators to the current DALI pipeline; the operators of a GPU and of a CPU are built by the same lines.
+
+    Parameters
+    ----------
+    feed : callable
+        Returns JPEG bytes (list of B uint8 arrays) and warp matrices (float32, (B, 2, 3)), once per batch.
+    gpu : bool
+        Decode with the ``mixed`` decoder; every later operator follows its input to the GPU.
+    stored_size, size : int
+        Side of the pictures in the shards and of the output, pixels.
+    floats : bool
+        Normalise to float32, channels first; bytes, channels last, otherwise.
+
+    Returns
+    -------
+    DataNode
+        (B, 3, size, size) float32 or (B, size, size, 3) uint8.
+
+    Raises
+    ------
+    ValueError
+        An operator is given what DALI does not take; a GPU is not needed to see that.
+    """
+    types: Any = dali_types  # its members are made at run time
+    jpegs, matrices = fn.external_source(source=feed, num_outputs=2, dtype=[types.UINT8, types.FLOAT])
+    # Pixels as they are stored: the CPU path does not turn them by an EXIF tag, so this path does not either.
+    images: Any = fn.decoders.image(jpegs, device=DECODER[gpu], output_type=types.RGB, adjust_orientation=False)
+    if stored_size != size:
+        images = fn.resize(images, size=(size, size), interp_type=types.INTERP_LINEAR, antialias=True)
+    # The matrices stay on the CPU, also on a GPU: DALI takes named arguments from there only.
+    images = fn.warp_affine(images, matrix=matrices, fill_value=0, interp_type=types.INTERP_LINEAR)
+    if not floats:
+        return images
+    mean, std = ([255 * value for value in values] for values in (PIXEL_MEAN, PIXEL_STD))
+    return fn.crop_mirror_normalize(images, dtype=types.FLOAT, output_layout="CHW", mean=mean, std=std)
 
 
 class DALIImages:
@@ -40,15 +83,18 @@ class DALIImages:
         meters: Meters,
         pixels: Pixels = "uint8",
     ) -> None:
-        self._floats = pixels == "float32"
-        self._source, self._gpu, self._meters = source, device.type == "cuda", meters
-        self._stored_size, self._size = stored_size, size
+        self._source, self._device, self._meters = source, device, meters
+        self._size, self._floats = size, pixels == "float32"
+        gpu = device.type == "cuda"
+        self._graph = partial(build_graph, self._feed, gpu=gpu, stored_size=stored_size, size=size, floats=self._floats)
         self._settings: dict[str, Any] = {
             "batch_size": batch,
             "num_threads": threads,
-            "device_id": (device.index or 0) if self._gpu else None,
+            "device_id": None,
             "prefetch_queue_depth": depth,
         }
+        if gpu:
+            self._settings["device_id"] = device.index or 0
         black = np.zeros((stored_size, stored_size, 3), dtype=np.uint8)
         self._black = np.frombuffer(simplejpeg.encode_jpeg(black), dtype=np.uint8)
         # Batches that DALI works on, and those that it has to be given again after a failure.
@@ -63,21 +109,6 @@ class DALIImages:
             pipeline.set_outputs(self._graph())
         pipeline.build()
         return pipeline
-
-    def _graph(self) -> DataNode:
-        types: Any = dali_types  # its members are made at run time
-        size = self._size
-        jpegs, matrices = fn.external_source(source=self._feed, num_outputs=2, dtype=[types.UINT8, types.FLOAT])
-        images: Any = fn.decoders.image(jpegs, device="mixed" if self._gpu else "cpu", output_type=types.RGB)
-        if self._stored_size != size:
-            images = fn.resize(images, size=(size, size), interp_type=types.INTERP_LINEAR, antialias=True)
-        if self._gpu:
-            matrices = matrices.gpu()
-        images = fn.warp_affine(images, matrix=matrices, fill_value=0, interp_type=types.INTERP_LINEAR)
-        if not self._floats:
-            return images
-        mean, std = ([255 * one for one in values] for values in (PIXEL_MEAN, PIXEL_STD))
-        return fn.crop_mirror_normalize(images, dtype=types.FLOAT, output_layout="CHW", mean=mean, std=std)
 
     def _feed(self) -> tuple[list[np.ndarray], np.ndarray]:
         if self._again:
@@ -116,13 +147,13 @@ class DALIImages:
                 self._under_way.clear()
                 self._pipeline = self._build()
         bad = self._under_way.popleft().bad
-        # DALI reuses its buffers, so the batch is copied out.
-        if self._gpu:
-            images = torch.from_dlpack(output.as_tensor()).clone()
-        else:
-            images = torch.from_numpy(np.array(output.as_array()))
-        # A rank without a sample in the last step: DALI's empty batch has no shape.
         size = self._size
+        if len(bad):
+            # Copied on the current stream: DALI frees its own memory in the order of that stream.
+            images = torch.from_dlpack(output.as_tensor()).clone()
+        else:  # a rank without a sample in the last step: an empty batch of DALI has no shape
+            dtype = torch.float32 if self._floats else torch.uint8
+            images = torch.empty(0, dtype=dtype, device=self._device)
         if self._floats:
             return images.reshape(len(bad), 3, size, size), bad
         return images.reshape(len(bad), size, size, 3).permute(0, 3, 1, 2), bad
