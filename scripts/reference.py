@@ -83,7 +83,7 @@ def _parameters(command: click.Command, context: click.Context) -> Iterator[str]
     rows = [(left, right) for left, right in filter(None, records) if left != "--help"]
     if rows:
         yield "| argument | meaning |\n|---|---|"
-        yield "\n".join(f"| `{_cell(left)}` | {_cell(right)} |" for left, right in rows) + "\n"
+        yield "\n".join(f"| {_cell(f'`{left}`')} | {_cell(right)} |" for left, right in rows) + "\n"
 
 
 def _epilog(epilog: str) -> str:
@@ -156,6 +156,9 @@ def type_text(hint: Any) -> str:
 
 def _range(marks: tuple[Any, ...]) -> str:
     """Say the bounds that annotated_types or pydantic put on a field."""
+    marks = tuple(
+        part for mark in marks for part in getattr(mark, "metadata", [mark])
+    )  # pydantic's Field holds several
     bounds = {name: getattr(mark, name) for mark in marks for name in ("ge", "gt", "le", "lt") if hasattr(mark, name)}
     bounds = {name: bound for name, bound in bounds.items() if bound is not None}
     if bounds.keys() == {"ge", "le"}:

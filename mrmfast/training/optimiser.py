@@ -23,6 +23,7 @@ class OptimiserConfig:
     weight_decay : float
         Of the ViT's matrices [ours]; vectors and the SNN side have none.
     betas : tuple of two floats
+        Decay rates of AdamW's running means of the gradient and of its square.
     clip : float
         Largest gradient norm; 0 turns clipping off.
     warmup : float
