@@ -20,7 +20,8 @@ step "Wheel"
 mkdir "$folder/source"
 git -C "$root" archive HEAD | tar -x -C "$folder/source"
 "${PYTHON:-python3}" -m venv "$folder/venv"
-pip=("$folder/venv/bin/python" -m pip --quiet --disable-pip-version-check)
+# Warnings about package locations that a machine is set up with are noise here; errors still show.
+pip=("$folder/venv/bin/python" -m pip --quiet --quiet --disable-pip-version-check)
 "${pip[@]}" wheel --no-deps --wheel-dir "$folder" "$folder/source"
 rm -r "$folder/source"
 
