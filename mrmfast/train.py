@@ -1,4 +1,4 @@
-"""The door: ``deepspeed mrmfast/train.py --config configs/demo.yaml [key=value ...]``.
+"""``mrmfast train`` in one process: ``deepspeed mrmfast/train.py --config configs/demo.yaml [key=value ...]``.
 
 Parses, builds, runs; everything else lives in ``mrmfast/training``.
 """
@@ -21,7 +21,7 @@ from mrmfast.training.build import build
 from mrmfast.training.engine import first_to_say, leave_world
 from mrmfast.training.loop import run
 from mrmfast.training.out_of_memory import is_out_of_memory, out_of_memory_message
-from mrmfast.training.settings import TrainConfig, check
+from mrmfast.training.settings import TrainConfig
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,7 +38,7 @@ def _train(argv: list[str] | None) -> int:
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML; see configs/")
     parser.add_argument("--print-config", action="store_true", help="print the resolved config and exit")
     parser.add_argument(
-        "--resume", choices=("auto", "never"), default="never", help="auto: go on from the newest checkpoint"
+        "--resume", choices=("auto", "never"), default="never", help="auto: resume from the latest complete checkpoint"
     )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # given by the deepspeed launcher
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. data.path=DATASET batch_size=64")
@@ -46,7 +46,6 @@ def _train(argv: list[str] | None) -> int:
     shared = False
     try:
         config = configs.load(TrainConfig, arguments.config, arguments.overrides)
-        check(config)
         if arguments.print_config:
             print(configs.dump(config), end="")
             return 0
@@ -57,11 +56,11 @@ def _train(argv: list[str] | None) -> int:
         if not is_out_of_memory(error):
             raise
         engine = config.engine
-        message = out_of_memory_message(error, engine.micro_batch, config.batch_size, engine.checkpoint_activations)
+        message = out_of_memory_message(error, engine.micro_batch, config.batch_size, engine.activation_checkpointing)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             where = error.filename or f"{config.run.folder}"
-            message = f"{where}: no space left on device; free space, then go on with --resume auto"
+            message = f"{where}: no space left on device; free space, then resume with --resume auto"
         elif error.filename is not None:
             message = (
                 f"{error.filename}: {(error.strerror or 'cannot be used').lower()}; check the path and its permissions"

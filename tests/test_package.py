@@ -9,6 +9,8 @@ from importlib import metadata
 import pytest
 
 import mrmfast
+from mrmfast.data.dataset import DataConfig
+from mrmfast.errors import UserError
 from tests.helpers.common import ROOT
 
 
@@ -21,6 +23,16 @@ def test_public_names():
     assert set(mrmfast.__all__) == {"__version__", "load_encoder", "open_dataset"}
     with pytest.raises(AttributeError, match="no attribute 'Loader'"):
         mrmfast.Loader  # noqa: B018
+
+
+def test_a_dataset_opens_by_its_folder(dataset):
+    opened = mrmfast.open_dataset(str(dataset), split="all", modalities=["pgs"])
+    assert len(opened.selected) == 24
+    assert [modality.name for modality in opened.store.modalities] == ["pgs"]
+    with pytest.raises(UserError, match="did you mean split?"):
+        mrmfast.open_dataset(str(dataset), splits="all")
+    with pytest.raises(TypeError, match="go with a folder or URL"):
+        mrmfast.open_dataset(DataConfig(path=str(dataset)), split="all")
 
 
 @pytest.fixture(scope="module")

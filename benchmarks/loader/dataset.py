@@ -18,8 +18,9 @@ import numpy as np
 from benchmarks.genetics.dataset import KINDS, values, write_store
 from benchmarks.harness import python
 from mrmfast.data.genetics.store import pack_rows
-from mrmfast.formats.image_shards import Sample, finalise_images, read_sample_table, write_shard
+from mrmfast.formats.image_shards import Sample, finalise_images, write_shard
 from mrmfast.formats.manifest import SplitRule, claim_splits
+from mrmfast.formats.sample_table import read_sample_table
 
 SOURCE_SIDE, QUALITY = 768, 94
 SHARES = (0.7, 1.0)  # of the side of a picture that a tile shows

@@ -16,7 +16,6 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -24,9 +23,10 @@ import simplejpeg
 import torch
 
 from benchmarks.harness import Bench
+from mrmfast.batch import ViewSpec
 from mrmfast.data.images import cpu
 from mrmfast.data.images.augment import warp_matrices
-from mrmfast.data.images.backend import Images, open_images
+from mrmfast.data.images.backend import DecodeRequest, DecodeSpec, Images, open_images
 from mrmfast.meters import Meters
 
 SIDE, BATCH, ROUNDS = 224, 256, 7
@@ -40,10 +40,8 @@ def open_cpu(threads: int) -> Images:
     jpegs = [np.frombuffer(simplejpeg.encode_jpeg(np.ascontiguousarray(one)), np.uint8) for one in smooth]
     batch = [jpegs[number % len(jpegs)] for number in range(BATCH)]
     matrices = warp_matrices(generator.uniform(-20, 20, BATCH), generator.random(BATCH) < 0.5, SIDE)
-    options: dict[str, Any] = {"batch": BATCH, "stored_size": SIDE, "size": SIDE, "device": torch.device("cpu")}
-    return open_images(
-        "cpu", lambda: (batch, matrices, [""] * BATCH), threads=threads, depth=3, meters=Meters(), **options
-    )
+    spec = DecodeSpec((ViewSpec(SIDE),), BATCH, SIDE, torch.device("cpu"), threads, depth=3)
+    return open_images("cpu", lambda: DecodeRequest(batch, (matrices,)), spec, Meters())
 
 
 class NoWarp:

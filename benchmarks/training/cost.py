@@ -24,12 +24,12 @@ import torch
 from torch import nn
 
 from benchmarks.harness import Bench
-from benchmarks.training.ukb_genome import ukb_batch, ukb_genome
+from benchmarks.training.ukb_genome import ukb_genome
 from mrmfast import config as configs
 from mrmfast.errors import UserError
-from mrmfast.objectives.mrm import MRM
-from mrmfast.training.memory import count_flops, kept_bytes, state_bytes, step_flops
-from mrmfast.training.settings import TrainConfig, check
+from mrmfast.objectives import build_objective
+from mrmfast.training.memory import count_flops, example_inputs, kept_bytes, state_bytes, step_flops
+from mrmfast.training.settings import TrainConfig
 
 
 def parameters_by_part(model: nn.Module) -> dict[str, int]:
@@ -73,7 +73,6 @@ def main() -> int:
     arguments = parser.parse_intermixed_args()
     try:
         config = configs.load(TrainConfig, arguments.config, arguments.overrides)
-        check(config)
         config.micro_batch(arguments.ranks)
     except UserError as error:
         parser.error(str(error))
@@ -87,9 +86,9 @@ def main() -> int:
 def account(bench: Bench, config: TrainConfig, bf16: bool, tflops: float, ranks: int) -> None:
     """Measure and record everything."""
     size, micro_batch = config.data.image_size, config.micro_batch(ranks)
-    genome = None if config.data.modalities == [] else ukb_genome()
-    model = MRM(config.model, config.mrm, size, genome)
-    model.set_grad_checkpointing(config.engine.checkpoint_activations)
+    genome, cpu = None if config.data.modalities == [] else ukb_genome(), torch.device("cpu")
+    model = build_objective(config.objective, config.model, size, genome)
+    model.set_activation_checkpointing(config.engine.activation_checkpointing)
     for part, count in parameters_by_part(model).items():
         bench.figure(f"parameters: {part}", count / 1e6, "M")
     parameters = sum(p.numel() for p in model.parameters())
@@ -97,7 +96,7 @@ def account(bench: Bench, config: TrainConfig, bf16: bool, tflops: float, ranks:
 
     if bf16:
         model.bfloat16()
-    one, two = (kept_bytes(model, ukb_batch(samples, size)) for samples in (1, 2))
+    one, two = (kept_bytes(model, example_inputs(model, genome, samples, cpu)) for samples in (1, 2))
     activations = one + (two - one) * (micro_batch - 1)
     precision = "bf16" if bf16 else "fp32"
     bench.figure(f"activations kept, {precision}: a sample", (two - one) / 1e6, "MB")
@@ -108,7 +107,7 @@ def account(bench: Bench, config: TrainConfig, bf16: bool, tflops: float, ranks:
         together = " + ".join(f"{name} {value / 1e9:.2f}" for name, value in parts.items())
         bench.figure(f"ZeRO {stage}{chosen}, {ranks} ranks: {together}", sum(parts.values()) / 1e9, "GB a rank")
 
-    forward, both = step_flops(model, ukb_batch(1, size))
+    forward, both = step_flops(model, example_inputs(model, genome, 1, cpu))
     bench.figure("arithmetic: a sample forward", forward / 1e9, "GFLOP")
     bench.figure("arithmetic: a sample forward and backward", both / 1e9, "GFLOP")
     step = both * config.batch_size

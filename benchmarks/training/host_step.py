@@ -32,12 +32,16 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from benchmarks.harness import Bench
-from mrmfast.batch import Batch, GenomeSpec
+from mrmfast.batch import Batch, GenomeSpec, ViewSpec
 from mrmfast.data.prefetch import DevicePrefetcher
 from mrmfast.meters import Meters
-from mrmfast.objectives.mrm import MRM, ModelConfig, MRMConfig
+from mrmfast.models.config import ModelConfig
+from mrmfast.models.decoders import GenomeDecoderConfig, ImageDecoderConfig
+from mrmfast.objectives import build_objective
+from mrmfast.objectives.base import Objective
+from mrmfast.objectives.mrm import MRMConfig, ReconstructConfig
 from mrmfast.training.checkpoint import TrainState
-from mrmfast.training.engine import EngineConfig, World, build_engine, join_world, leave_world
+from mrmfast.training.engine import EngineConfig, World, initialise_deepspeed, join_world, leave_world
 from mrmfast.training.late_metrics import LAG
 from mrmfast.training.memory import example_inputs
 from mrmfast.training.optimiser import OptimiserConfig, build_optimiser, build_schedule
@@ -62,20 +66,23 @@ def narrow_genome() -> GenomeSpec:
     return GenomeSpec((("snps", "genotype", 144),), (3,) * 48, tuple(map(str, range(48))), torch.ones(144))
 
 
-def build_model(bf16: bool) -> MRM:
+def build_model(bf16: bool) -> Objective:
     """Build the model with the same weights each time."""
     torch.manual_seed(0)
-    sizes = {"decoder_width": 32, "decoder_heads": 2, "genome_decoder_width": 32}
-    model = MRM(ModelConfig(arch="vit_narrow_patch16", **sizes), MRMConfig(), SIZE, narrow_genome())  # type: ignore[arg-type]
+    decoders = ReconstructConfig(
+        image_decoder=ImageDecoderConfig(width=32, heads=2), genome_decoder=GenomeDecoderConfig(width=32)
+    )
+    config = MRMConfig(reconstruct=decoders)
+    model = build_objective(config, ModelConfig(arch="vit_narrow_patch16"), SIZE, narrow_genome())
     return model.bfloat16() if bf16 else model
 
 
 def one_batch() -> Batch:
     """Return the batch that all steps train on."""
     generator = torch.Generator().manual_seed(1)
-    image, packed, present = example_inputs(narrow_genome(), SIZE, SAMPLES, torch.device("cpu"))
-    image = torch.randint(0, 256, image.shape, dtype=torch.uint8, generator=generator)
-    return Batch(image, packed, present, ("0",) * SAMPLES, (0,) * SAMPLES, SAMPLES)
+    _, packed, present, *_ = example_inputs(build_model(bf16=False), narrow_genome(), SAMPLES, torch.device("cpu"))
+    image = torch.randint(0, 256, (SAMPLES, 3, SIZE, SIZE), dtype=torch.uint8, generator=generator)
+    return Batch((image,), (None,), packed, present, None, ("0",) * SAMPLES, (0,) * SAMPLES, SAMPLES)
 
 
 class Ours:
@@ -92,7 +99,7 @@ class Ours:
         model = build_model(world.bf16)
         optimiser = build_optimiser(model, OPTIONS, world.device, flat_over=world.size if stage is None else None)
         batch_size = SAMPLES * world.size
-        engine = build_engine(
+        engine = initialise_deepspeed(
             model,
             optimiser,
             world,
@@ -101,7 +108,7 @@ class Ours:
             micro_batch=SAMPLES,
             clip=OPTIONS.clip,
         )
-        loader = SimpleNamespace(plan=range(1 << 30), meters=Meters(), set_aside={})
+        loader = SimpleNamespace(plan=range(1 << 30), meters=Meters(), set_aside={}, views=(ViewSpec(),))
         run = SimpleNamespace(log_samples=False)
         self._job: Any = SimpleNamespace(
             config=SimpleNamespace(seed=0, batch_size=batch_size, run=run),
@@ -158,8 +165,7 @@ class Plain:
         batch, trained = self._batch, self._masters or self._parameters
         self._schedule.step_update(self._number)
         seed = step_seed(0, self._number, 0, self._rank)
-        torch.manual_seed(seed)
-        loss, _ = self._model(batch.image_BCHW, batch.packed, batch.present, seed)
+        loss, _ = self._model(batch.views, batch.packed, batch.present, None, seed, self._number, SCHEDULE)
         loss.backward()
         for master, parameter in zip(self._masters, self._parameters, strict=False):
             assert parameter.grad is not None

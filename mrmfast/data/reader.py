@@ -6,14 +6,14 @@ from collections import OrderedDict
 
 import numpy as np
 
-from mrmfast.formats.image_shards import SampleTable
 from mrmfast.formats.manifest import Shard
+from mrmfast.formats.sample_table import MaskColumn, SampleTable
 from mrmfast.meters import Meters
 from mrmfast.storage.source import Source
 
 
 class ShardReader:
-    """Hand out JPEG bytes by sample number.
+    """Hand out the bytes of JPEGs and masks by sample number.
 
     Parameters
     ----------
@@ -47,6 +47,16 @@ class ShardReader:
             numbers, starts = table.shard[samples].tolist(), table.offset[samples].tolist()
             ends = (table.offset[samples] + table.size[samples]).tolist()
             return [self._map(number)[start:end] for number, start, end in zip(numbers, starts, ends, strict=True)]
+
+    def read_masks(self, samples: np.ndarray, mask: MaskColumn) -> list[np.ndarray | None]:
+        """Return the PNG bytes of one mask of samples; None where a sample has no such mask."""
+        sizes = mask.size[samples]
+        with self._meters.time("read", 0, int(sizes.sum())):
+            numbers, starts = self._table.shard[samples].tolist(), mask.offset[samples].tolist()
+            return [
+                self._map(number)[start : start + size] if size else None
+                for number, start, size in zip(numbers, starts, sizes.tolist(), strict=True)
+            ]
 
     def _map(self, number: int) -> np.ndarray:
         mapped = self._open.get(number)

@@ -177,7 +177,7 @@ def load(engine: Any, checkpoint: Path, dataset: str, precision: str) -> TrainSt
             f"resume with engine.precision={state.precision}, or start anew with another run.name"
         )
     try:
-        with _tensors_only():
+        with tensors_only():
             found, _ = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
         if found is None:
             raise FileNotFoundError(checkpoint)
@@ -196,7 +196,7 @@ def load(engine: Any, checkpoint: Path, dataset: str, precision: str) -> TrainSt
 
 
 @contextmanager
-def _tensors_only() -> Iterator[None]:
+def tensors_only() -> Iterator[None]:
     """Keep torch.load from running code out of a checkpoint: DeepSpeed asks for full unpickling."""
     from deepspeed.runtime.fp16.loss_scaler import LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum

@@ -8,12 +8,18 @@ import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Ge, Gt, Le
+from pydantic import AllowInfNan
 
+from mrmfast.config import PositiveInt
 from mrmfast.errors import UserError
+from mrmfast.training.compile import CompileMode
 from mrmfast.training.flat_adamw import FlatAdamW
+
+ZeROStage = Annotated[int, Ge(0), Le(3)]
 
 
 @dataclass(frozen=True)
@@ -32,12 +38,14 @@ class EngineConfig:
         Largest number of samples per forward pass of a rank (the largest divisor of its share up to that is taken;
         the rest of the batch is accumulated). By default the rank's whole share. "auto" takes the largest that fits
         the memory, when the run starts; a resumed run keeps it. The batch of a step and the order of samples do not
-        depend on it, nor does the reconstruction loss of images, beyond rounding. Relation matching compares samples
-        of one pass, and the genome's loss is a mean over the observed values of one pass, so these parts of the loss
-        change a little with it: set a number where two runs must be compared to the last digit.
-    checkpoint_activations : bool
+        depend on it. What an objective compares within a pass does: MRM's relation matching and the mean over observed
+        genome values, the negatives of SimCLR. Set a number where two runs must be compared to the last digit.
+    activation_checkpointing : bool
         Keep only the inputs of blocks for the backward pass and run them again there: about a third more arithmetic
         for a fraction of the memory (``python -m benchmarks.training.cost`` says how much).
+    compile : {"off", "blocks", "whole"}
+        What ``torch.compile`` takes: nothing, each block, or the whole training graph (not under ZeRO 3). Compiling
+        takes minutes in a first run, seconds in later ones of the same shapes.
     peak_tflops : float, optional
         Peak of one device in TFLOP/s, of which the log gives the used share (MFU). By default from a table of cards
         by name (``mrmfast/training/mfu.py``), in bf16; other devices have no MFU.
@@ -45,10 +53,11 @@ class EngineConfig:
 
     device: Literal["auto", "cuda", "cpu"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    zero_stage: int = 1
-    micro_batch: int | Literal["auto"] | None = None
-    checkpoint_activations: bool = False
-    peak_tflops: float | None = None
+    zero_stage: ZeROStage = 1
+    micro_batch: PositiveInt | Literal["auto"] | None = None
+    activation_checkpointing: bool = False
+    compile: CompileMode = "off"
+    peak_tflops: Annotated[float, AllowInfNan(False), Gt(0)] | None = None
 
 
 @dataclass(frozen=True)
@@ -153,7 +162,7 @@ def leave_world() -> None:
         torch.distributed.destroy_process_group()
 
 
-def build_engine(
+def initialise_deepspeed(
     model: torch.nn.Module,
     optimiser: torch.optim.Optimizer,
     world: World,

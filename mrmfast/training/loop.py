@@ -82,8 +82,9 @@ def _summary(job: Job) -> str:
     genome = "no genetics" if spec is None else f"{spec.n_features:,} genetic features in {len(spec.groups)} tokens"
     parameters = sum(getattr(p, "ds_numel", p.numel()) for p in job.engine.module.parameters())
     return (
-        f"mrmfast: {len(job.dataset.selected):,} images, {genome}; {job.config.model.arch} with decoders, "
-        f"{parameters / 1e6:.1f} M parameters; {job.world.size} x {job.world.device.type}, "
+        f"mrmfast: {len(job.dataset.selected):,} images, {genome}; "
+        f"{job.config.objective.name} of {job.config.model.arch}, {parameters / 1e6:.1f} M parameters; "
+        f"{job.world.size} x {job.world.device.type}, "
         f"{'bf16' if job.world.bf16 else 'fp32'}, ZeRO {job.state.zero_stage}, passes of {job.state.micro_batch}; "
         f"steps {job.state.step + 1} to {job.steps} of {job.config.batch_size} images -> {job.config.run.folder}"
     )

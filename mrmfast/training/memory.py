@@ -11,27 +11,42 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from mrmfast.batch import GenomeSpec
+from mrmfast.models.activation_checkpointing import observe_recomputed
+from mrmfast.objectives.base import TrainableModule
+from mrmfast.objectives.collectives import alone
 
-# (image_BCHW, packed, present) of mrmfast.batch.Batch.
-Inputs = tuple[Tensor, tuple[Tensor, ...], Tensor]
+# What TrainableModule.forward takes.
+Inputs = tuple[tuple[Tensor, ...], tuple[Tensor, ...], Tensor, None, int, int, int]
 
 
-def example_inputs(spec: GenomeSpec | None, image_size: int, samples: int, device: torch.device) -> Inputs:
-    """Make inputs of the right shapes: random pixels, genetics of zeros that everyone has."""
-    image = torch.randint(0, 256, (samples, 3, image_size, image_size), dtype=torch.uint8, device=device)
+def example_inputs(model: TrainableModule, spec: GenomeSpec | None, samples: int, device: torch.device) -> Inputs:
+    """Make inputs of the right shapes: random views, genetics of zeros that everyone has.
+
+    Parameters
+    ----------
+    model : TrainableModule
+        Says which views it takes.
+    spec : GenomeSpec or None
+    samples : int
+    device : torch.device
+    """
+    sizes = [view.size or model.encoder.image_size for view in model.views(model.config)]
+    options: dict[str, Any] = {"dtype": torch.uint8, "device": device}
+    views = tuple(torch.randint(0, 256, (samples, 3, size, size), **options) for size in sizes)
     per_byte = {"genotype": 4, "binary": 8}
     packed = []
     for _, kind, features in spec.kinds if spec is not None else ():
         if kind in per_byte:
             width = (features + per_byte[kind] - 1) // per_byte[kind]
-            packed.append(torch.zeros(samples, width, dtype=torch.uint8, device=device))
+            packed.append(torch.zeros(samples, width, **options))
         else:
             packed.append(torch.zeros(samples, features, device=device))
-    return image, tuple(packed), torch.ones(samples, len(packed), dtype=torch.bool, device=device)
+    present = torch.ones(samples, len(packed), dtype=torch.bool, device=device)
+    return views, tuple(packed), present, None, 0, 0, 1
 
 
 def count_flops(call: Callable[[], Any]) -> int:
@@ -41,32 +56,22 @@ def count_flops(call: Callable[[], Any]) -> int:
     return counter.get_total_flops()
 
 
-def step_flops(model: Any, inputs: Inputs) -> tuple[int, int]:
+def step_flops(model: TrainableModule, inputs: Inputs) -> tuple[int, int]:
     """Count the forward pass of `inputs`, and forward and backward together, on the meta device."""
-    image, packed, present = inputs
-    unpacked = model.unpack(packed, present)
+    views, packed, present, *rest = inputs
     model = copy.deepcopy(model).to("meta")
-    genome = None if unpacked is None else (unpacked[0].to("meta"), unpacked[1].to("meta"))
-    chosen = torch.zeros(len(image), dtype=torch.long, device="meta")
+    moved: Any = (tuple(x.to("meta") for x in views), tuple(x.to("meta") for x in packed), present.to("meta"), *rest)
 
     def forward() -> Tensor:
-        return torch.stack(list(model.losses(image.to("meta"), genome, chosen).values())).sum()
+        loss: Tensor = model(*moved)[0]
+        return loss
 
-    return count_flops(forward), count_flops(lambda: forward().backward())
-
-
-def _recomputed_modules(model: Any) -> list[nn.Module]:
-    """Return modules whose input is the input of something that is recomputed."""
-    first: list[Any] = list(model.image.blocks[: model.image.relation_blocks])
-    others: list[nn.Module] = [*model.image.blocks[model.image.relation_blocks :], *model.image_decoder.blocks]
-    if model.genome is not None:
-        first += model.genome.blocks
-        others += model.genome.layers[:1]
-    return [*(block.norm1 for block in first), *others]
+    with alone():
+        return count_flops(forward), count_flops(lambda: forward().backward())
 
 
-def kept_bytes(model: Any, inputs: Inputs) -> int:
-    """Return the bytes of storages that autograd keeps after a forward pass, parameters left out."""
+def kept_bytes(model: TrainableModule, inputs: Inputs) -> int:
+    """Return the bytes of storages that autograd keeps after a forward pass, without those of parameters."""
     own = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}
     kept: dict[int, Tensor] = {}  # holds on to what it has seen, or an address could come up twice
 
@@ -75,12 +80,8 @@ def kept_bytes(model: Any, inputs: Inputs) -> int:
         return tensor
 
     # What is recomputed keeps its inputs outside autograd's sight.
-    watched = _recomputed_modules(model) if model.checkpointing else []
-    handles = [module.register_forward_pre_hook(lambda _, inputs: (see(inputs[0]), None)[1]) for module in watched]
-    with torch.autograd.graph.saved_tensors_hooks(see, lambda tensor: tensor):
-        model(*inputs, 0)
-    for handle in handles:
-        handle.remove()
+    with alone(), observe_recomputed(see), torch.autograd.graph.saved_tensors_hooks(see, lambda tensor: tensor):
+        model(*inputs)
     return sum(t.untyped_storage().nbytes() for address, t in kept.items() if address not in own)
 
 

@@ -5,10 +5,12 @@ Recomputed activations are not counted: they are a cost of the run, not work of 
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
 
+from mrmfast.objectives.base import TrainableModule
 from mrmfast.training.memory import Inputs, step_flops
 
 # Dense bf16 products with float32 sums, TFLOP/s, by a part of the name that the driver gives the card. From NVIDIA's
@@ -59,13 +61,13 @@ class Utilisation:
 
 
 def measure_utilisation(
-    model: torch.nn.Module, inputs: Inputs, device: torch.device, *, bf16: bool, ranks: int, peak: float | None
+    model: TrainableModule, inputs: Inputs, device: torch.device, *, bf16: bool, ranks: int, peak: float | None
 ) -> Utilisation | None:
     """Count the model's products, where the peak of the device is known.
 
     Parameters
     ----------
-    model : Objective
+    model : TrainableModule
     inputs : tuple
         One sample.
     device : torch.device
@@ -79,10 +81,7 @@ def measure_utilisation(
         peak = peak_tflops(torch.cuda.get_device_name(device))
     if peak is None:
         return None
-    model_checkpointing = getattr(model, "checkpointing", False)
-    model.set_grad_checkpointing(False)  # type: ignore[operator]
-    try:
-        flops = step_flops(model, inputs)[1] // len(inputs[0])
-    finally:
-        model.set_grad_checkpointing(model_checkpointing)  # type: ignore[operator]
+    counted = copy.deepcopy(model)
+    counted.set_activation_checkpointing(False)
+    flops = step_flops(counted, inputs)[1] // len(inputs[2])
     return Utilisation(flops, peak * 1e12 * ranks)

@@ -2,7 +2,7 @@
 
 The account of :mod:`mrmfast.training.memory` gives a first size. On a GPU a trial pass of that size corrects it once by
 the measured peak. The size is settled before training starts and written to the checkpoint, so a resumed run keeps it:
-relation matching draws its pairs per micro-batch, and another size would be another loss.
+an objective may compare the samples of a pass, and another size would be another loss.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import torch
 
 from mrmfast.batch import GenomeSpec
 from mrmfast.errors import UserError
+from mrmfast.objectives.base import TrainableModule
+from mrmfast.objectives.collectives import alone
 from mrmfast.training.engine import World
 from mrmfast.training.memory import example_inputs, kept_bytes, state_bytes
 from mrmfast.training.settings import TrainConfig
@@ -81,7 +83,7 @@ def fit_micro_batch(share: int, budget: Budget, kept: Callable[[int], int], meas
         raise UserError(
             f"engine.micro_batch=auto: one sample needs {(one * TEMPORARIES) / 1e9:.1f} GB beside "
             f"{(budget.gradients + budget.states) / 1e9:.1f} GB of states, {budget.available / 1e9:.1f} GB are free; "
-            "set engine.checkpoint_activations=true, or raise engine.zero_stage with more ranks"
+            "set engine.activation_checkpointing=true, or raise engine.zero_stage with more ranks"
         )
     return min(size, share)
 
@@ -125,14 +127,14 @@ def _container_bytes(root: Path = Path("/sys/fs/cgroup")) -> float:
 
 
 def settle_micro_batch(
-    config: TrainConfig, model: Any, spec: GenomeSpec | None, world: World, *, stage: int, recorded: int
+    config: TrainConfig, model: TrainableModule, spec: GenomeSpec | None, world: World, *, stage: int, recorded: int
 ) -> TrainConfig:
     """Replace ``engine.micro_batch=auto`` by a number; every rank gets the same.
 
     Parameters
     ----------
     config : TrainConfig
-    model : Objective
+    model : TrainableModule
         On the device, in the precision of the run.
     spec : GenomeSpec or None
     world : World
@@ -153,7 +155,9 @@ def settle_micro_batch(
     return replace(config, engine=replace(config.engine, micro_batch=size))
 
 
-def _largest(config: TrainConfig, model: Any, spec: GenomeSpec | None, world: World, stage: int, share: int) -> int:
+def _largest(
+    config: TrainConfig, model: TrainableModule, spec: GenomeSpec | None, world: World, stage: int, share: int
+) -> int:
     parts = state_bytes(sum(p.numel() for p in model.parameters()), world.bf16, stage, world.size)
     gradients, weights = parts.pop("gradients"), parts.pop("weights")
     del weights  # on the device already
@@ -161,7 +165,7 @@ def _largest(config: TrainConfig, model: Any, spec: GenomeSpec | None, world: Wo
     budget = Budget(available_bytes(world.device, local_ranks), gradients, sum(parts.values()))
 
     def inputs(samples: int) -> Any:
-        return example_inputs(spec, config.data.image_size, samples, world.device)
+        return example_inputs(model, spec, samples, world.device)
 
     def peak(samples: int) -> float:
         try:
@@ -185,10 +189,11 @@ def _largest(config: TrainConfig, model: Any, spec: GenomeSpec | None, world: Wo
     return size
 
 
-def _trial_peak(model: Any, inputs: Any, device: torch.device) -> float:
+def _trial_peak(model: TrainableModule, inputs: Any, device: torch.device) -> float:
     """Return the peak of bytes that a forward and backward pass adds to what is allocated."""
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
-    model(*inputs, 0)[0].backward()
+    with alone():
+        model(*inputs)[0].backward()
     torch.cuda.synchronize(device)
     return float(torch.cuda.max_memory_allocated(device) - before)

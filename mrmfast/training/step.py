@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mrmfast.batch import Batch
+from mrmfast.batch import Batch, ViewSpec
 from mrmfast.data.prefetch import DevicePrefetcher
+from mrmfast.objectives.base import StepInfo
+from mrmfast.ops import photometric
 from mrmfast.training.build import Job
 from mrmfast.training.flat_adamw import FlatAdamW
 from mrmfast.training.late_metrics import LateMetrics
@@ -52,6 +54,12 @@ class Launched:
     norm: float | None
 
 
+def change_colours(batch: Batch, specs: tuple[ViewSpec, ...]) -> tuple[Tensor, ...]:
+    """Return the views of a batch with the photometric changes that the loader drew, on their device."""
+    triples = zip(batch.views, batch.photometric, specs, strict=True)
+    return tuple(photometric.apply(view, drawn, spec.photometric) for view, drawn, spec in triples)
+
+
 def launch_step(job: Job, batches: DevicePrefetcher, late: LateMetrics, interrupted: Interrupt) -> None:
     """Issue one optimiser step without waiting for its result; `late` gets its scalars.
 
@@ -69,8 +77,8 @@ def launch_step(job: Job, batches: DevicePrefetcher, late: LateMetrics, interrup
         batch = next(batches)
         micro_batches.append(batch)
         seed = step_seed(job.config.seed, state.step, micro, world.rank)
-        torch.manual_seed(seed)
-        loss, parts = engine(batch.image_BCHW, batch.packed, batch.present, seed)
+        views = change_colours(batch, job.loader.views)
+        loss, parts = engine(views, batch.packed, batch.present, batch.target, seed, state.step, job.steps)
         engine.backward(loss)
         engine.step()
         names = ("loss", *(f"loss/{name}" for name in parts))
@@ -79,6 +87,7 @@ def launch_step(job: Job, batches: DevicePrefetcher, late: LateMetrics, interrup
         if micro + 1 < accumulation or state.step + 1 < job.steps:
             batches.stage()  # the device has its work: waiting for the next batch and copying it hide behind that
     assert total is not None
+    engine.module.after_step(StepInfo(step_seed(job.config.seed, state.step, 0, 0), state.step, job.steps))
     state.step += 1
     state.samples = micro_batches[-1].end
     share = job.config.batch_size // world.size

@@ -16,14 +16,16 @@ import torch
 from nvidia.dali import Pipeline
 
 import mrmfast.data
-from mrmfast.batch import Batch
+from mrmfast.batch import Batch, Photometric, ViewSpec
 from mrmfast.data.dataset import DataConfig, open_dataset
 from mrmfast.data.images import backend as image_backends
 from mrmfast.data.images.augment import warp_matrices
+from mrmfast.data.images.backend import DecodeRequest
 from mrmfast.data.images.dali import DALIImages
 from mrmfast.data.loader import Loader
 from mrmfast.data.prefetch import DevicePrefetcher
 from mrmfast.meters import Meters
+from tests.helpers.images import encode, spec_for
 from tests.helpers.without_gpu import python_half_of_build, record_streams
 
 ROOM = Path(mrmfast.data.__file__).parent
@@ -31,6 +33,9 @@ WHOLE = {"dali.py", "prefetch.py"}
 ARGUED: dict[str, list[str]] = {}  # file -> texts of lines that need not be executed, each with its reason beside it
 GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
 SIDE = 32
+SIDES = (SIDE, SIDE // 2, 12)
+VIEWS = (ViewSpec(SIDE), ViewSpec(SIDE // 2, crop=(0.5, 1.0)), ViewSpec(12))  # as stored, reduced by crop, reduced
+MASK = encode(np.ones((SIDE, SIDE), np.uint8), ".png")
 
 
 def asks_for_a_gpu(node):
@@ -69,7 +74,8 @@ def source_of(*batches):
         batch = next(left, None)
         if batch is None:
             raise ConnectionError("the link is down")
-        return batch, matrices(len(batch)), ["k"] * len(batch)
+        masks = ([MASK if number % 2 else None for number in range(len(batch))],)
+        return DecodeRequest(batch, (matrices(len(batch)),) * 3, masks)
 
     return source
 
@@ -84,9 +90,8 @@ def run_dali(device, **options):
     bomb[at : at + 4] = 0xFF  # 65,535 x 65,535 pixels
     # As in training, an empty batch comes last.
     source = source_of(good, [good[0], garbage, bomb, good[1][:-9]], [])
-    images = DALIImages(
-        source, batch=4, stored_size=SIDE, device=device, threads=1, depth=4, meters=Meters(), **options
-    )  # fmt: skip
+    spec = spec_for(device=device, views=VIEWS, masks=(1,), stored=SIDE, threads=1, depth=4, **options)
+    images = DALIImages(source, spec, Meters())
     # The source has ended by the time that DALI fails on the second, and DALI has to begin anew all the same.
     got = [images.run() for _ in range(3)]
     with pytest.raises(ConnectionError, match="the link is down"):
@@ -96,25 +101,29 @@ def run_dali(device, **options):
 
 
 def exercise_cpu_operators():
-    pixels = run_dali(CPU, size=SIDE)
-    floats = run_dali(CPU, size=SIDE // 2, pixels="float32")
+    pixels, floats = run_dali(CPU), run_dali(CPU, pixels="float32")
     for got in (pixels, floats):
-        assert [bad.tolist() for _, bad in got] == [[False] * 4, [False, True, True, True], []]
-    assert [tuple(image.shape) for image, _ in floats] == [(4, 3, 16, 16), (4, 3, 16, 16), (0, 3, 16, 16)]
+        assert [decoded.bad.tolist() for decoded in got] == [[False] * 4, [False, True, True, True], []]
+        for view, side in enumerate(SIDES):
+            assert [tuple(decoded.views[view].shape) for decoded in got] == [(n, 3, side, side) for n in (4, 4, 0)]
+        assert [tuple(decoded.mask.shape) for decoded in got] == [(n, 1, SIDE, SIDE) for n in (4, 4, 0)]
 
 
 def exercise_gpu_graph(monkeypatch):
     """The graph of a GPU is built but for its driver; what DALI gives back is a tensor of here."""
 
     class Output:
-        @staticmethod
-        def as_tensor():
-            return torch.full((4, SIDE, SIDE, 3), 7, dtype=torch.uint8)
+        def __init__(self, *shape):
+            self.shape = shape
+
+        def as_tensor(self):
+            return torch.full(self.shape, 7, dtype=torch.uint8)
 
     def run(pipeline):
-        batch, at = images._feed()
-        assert len(batch) == 4 and at.shape == (4, 2, 3)
-        return (Output(),)
+        batch, *at, sides, masks, mask_at = images._feed()
+        assert len(batch) == len(masks) == 4 and sides.shape == (4,)
+        assert all(matrix.shape == (4, 2, 3) for matrix in (*at, mask_at))
+        return *(Output(4, side, side, 3) for side in SIDES), Output(4, SIDE, SIDE, 1)
 
     def broken(pipeline):
         raise RuntimeError("broken")
@@ -122,13 +131,13 @@ def exercise_gpu_graph(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Pipeline, "build", python_half_of_build)
         patch.setattr(Pipeline, "run", run)
-        images = image_backends.open_images(
-            "auto", source_of(jpegs(4)), batch=4, stored_size=SIDE, size=SIDE, device=GPU, threads=1, depth=1,
-            meters=Meters(),
-        )  # fmt: skip
+        spec = spec_for(device=GPU, views=VIEWS, masks=(1,), stored=SIDE, threads=1, depth=1)
+        images = image_backends.open_images("auto", source_of(jpegs(4)), spec, Meters())
         assert isinstance(images, DALIImages)
-        picture, bad = images.run()
-        assert picture.shape == (4, 3, SIDE, SIDE) and (picture == 7).all() and not bad.any()
+        decoded = images.run()
+        assert [tuple(view.shape) for view in decoded.views] == [(4, 3, side, side) for side in SIDES]
+        assert all((view == 7).all() for view in decoded.views) and not decoded.bad.any()
+        assert decoded.mask.shape == (4, 1, SIDE, SIDE) and (decoded.mask == 7).all()
         patch.setattr(Pipeline, "run", broken)
         with pytest.raises(RuntimeError, match="broken"):
             images.run()  # none of the pictures is at fault
@@ -147,20 +156,21 @@ def exercise_pinned_memory(monkeypatch, dataset):
         patch.setattr(torch, "empty", allocate)
         patch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append("genetics") or self)
         config = DataConfig(path=str(dataset), image_size=SIDE, threads=1, backend="cpu")
-        options = {"seed": 0, "batch": 6, "micro_batch": 6, "rank": 0, "world": 1}
+        views = (ViewSpec(photometric=Photometric(blur=0.5)), ViewSpec())
+        options = {"seed": 0, "batch": 6, "micro_batch": 6, "rank": 0, "world": 1, "views": views}
         batches = Loader(open_dataset(config), config, device=GPU, **options).batches(0)
         got = next(batches)
         batches.close()
         expected = next(Loader(open_dataset(config), config, device=CPU, **options).batches(0))
     assert True in pinned and pinned.count("genetics") >= 4  # three modalities and who has which
-    assert got.keys == expected.keys and torch.equal(got.image_BCHW, expected.image_BCHW)
+    assert got.keys == expected.keys and torch.equal(got.views[0], expected.views[0])
     assert all(torch.equal(a, b) for a, b in zip(got.tensors(), expected.tensors(), strict=True))
 
 
 def exercise_prefetcher():
     def loader():
         for number in (1, 2):
-            yield Batch(torch.zeros(1, 3, 2, 2), (), torch.zeros(1, 0), ("a",), (0,), number)
+            yield Batch((torch.zeros(1, 3, 2, 2),), (None,), (), torch.zeros(1, 0), None, ("a",), (0,), number)
 
     for device in (CPU, GPU):
         batches = DevicePrefetcher(loader(), device)

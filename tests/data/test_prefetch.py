@@ -13,7 +13,7 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
 def batch(number):
     image = torch.full((2, 3, 4, 4), number, dtype=torch.uint8)
-    return Batch(image, (torch.zeros(2, 1),), torch.ones(2, 1), ("a", "b"), (0, 0), number)
+    return Batch((image,), (None,), (torch.zeros(2, 1),), torch.ones(2, 1), None, ("a", "b"), (0, 0), number)
 
 
 def loader(count, pulled, error=None):

@@ -1,5 +1,6 @@
 """The Triton kernels without a GPU: interpreted against the references, compiled for GPUs that would run them."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -78,10 +79,29 @@ def test_odd_shapes_fit_into_shared_memory(shape):
 
 def test_forward_and_backward_multiply_scores_with_the_same_instruction():
     """The selection's bits: no kernel may compute Q K^T with wgmma while another does with mma."""
-    for keys in (48, 197):
-        rows = {floor.path.row_tiles(keys, 64, torch.bfloat16, backward=b).constants["ROWS"] for b in (False, True)}
-        rows.add(floor.path.key_tiles(64, torch.bfloat16).constants["ROWS"])
+    for queries, keys in itertools.product((48, 197), repeat=2):
+        path = floor.path
+        rows = {path.row_tiles(queries, keys, 64, torch.bfloat16, backward=b).constants["ROWS"] for b in (False, True)}
+        rows.add(path.key_tiles(queries, 64, torch.bfloat16).constants["ROWS"])
         assert max(rows) < 64, "wgmma takes tiles of 64 rows and more"
+
+
+# Rows, warps, stages of the row kernels forward and backward; rows of the key kernel. Measured on an H200: docs/log.md.
+MEASURED = {
+    (197, 197): ((16, 4, 2), (32, 4, 2), 32),
+    (197, 48): ((16, 1, 1), (32, 4, 2), 32),
+    (48, 197): ((16, 4, 2), (16, 4, 2), 16),
+}
+
+
+@pytest.mark.parametrize("shape", MEASURED, ids=str)
+def test_tiles_are_those_that_were_measured(shape):
+    def of(backward):
+        tiles = floor.path.row_tiles(*shape, 64, torch.bfloat16, backward=backward)
+        return (tiles.constants["ROWS"], *tiles.options.values())
+
+    key_rows = floor.path.key_tiles(shape[0], 64, torch.bfloat16).constants["ROWS"]
+    assert (of(False), of(True), key_rows) == MEASURED[shape]
 
 
 def test_bytes_and_operations_are_counted_as_the_method_page_counts_them():

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 SCRIPT = """
 import json, torch
 from torch import nn
-from mrmfast.training.engine import EngineConfig, build_engine, join_world, leave_world
+from mrmfast.training.engine import EngineConfig, initialise_deepspeed, join_world, leave_world
 
 world = join_world(EngineConfig(device="cpu", precision="bf16"))
 found = {}
@@ -22,7 +22,7 @@ for stage in (1, 2):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
     optimiser = torch.optim.AdamW(model.parameters(), lr=0.1)
-    engine = build_engine(model, optimiser, world, zero_stage=stage, batch_size=2, micro_batch=2, clip=1.0)
+    engine = initialise_deepspeed(model, optimiser, world, zero_stage=stage, batch_size=2, micro_batch=2, clip=1.0)
     for scale in (1.0, float("inf"), float("nan"), 1.0):
         before = [p.detach().clone() for p in engine.module.parameters()]
         engine.backward((engine(torch.ones(2, 4, dtype=torch.bfloat16)) * scale).sum())

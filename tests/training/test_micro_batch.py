@@ -5,7 +5,6 @@ import torch
 
 from mrmfast import config as configs
 from mrmfast.errors import UserError
-from mrmfast.objectives.mrm import MRM, MRMConfig
 from mrmfast.training import micro_batch as sizes
 from mrmfast.training.engine import World, zero_stage_in_use
 from mrmfast.training.memory import example_inputs
@@ -13,7 +12,7 @@ from mrmfast.training.mfu import measure_utilisation, peak_tflops
 from mrmfast.training.micro_batch import Budget, fit_micro_batch, settle_micro_batch
 from mrmfast.training.out_of_memory import is_out_of_memory, out_of_memory_message
 from mrmfast.training.settings import TrainConfig
-from tests.objectives.test_objectives import SMALL, SPEC
+from tests.helpers.objectives import SPEC, build_mrm
 
 CPU = World(0, 1, torch.device("cpu"), False)
 
@@ -56,15 +55,14 @@ def test_a_trial_that_runs_out_of_memory_is_halved_and_one_sample_too_much_is_re
     def never(samples):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    with pytest.raises(UserError, match=r"micro_batch=auto: one sample needs .* set engine.checkpoint_activations"):
+    with pytest.raises(UserError, match=r"micro_batch=auto: one sample needs .* set engine.activation_checkpointing"):
         fit_micro_batch(1000, budget, account, never)
     with pytest.raises(UserError, match="one sample needs"):
         fit_micro_batch(1000, Budget(800, 300, 400), account, None)
 
 
 def test_auto_becomes_a_number_and_a_resumed_run_keeps_it(monkeypatch):
-    torch.manual_seed(0)
-    model = MRM(SMALL, MRMConfig(), 32, SPEC)
+    model = build_mrm()
     options = ["batch_size=24", "data.image_size=32", "engine.micro_batch=auto"]
     config = configs.load(TrainConfig, None, options)
 
@@ -73,7 +71,7 @@ def test_auto_becomes_a_number_and_a_resumed_run_keeps_it(monkeypatch):
 
     assert settled() == 24  # everything fits
     assert settled(recorded=6) == 6
-    one, two = (sizes.kept_bytes(model, example_inputs(SPEC, 32, n, CPU.device)) for n in (1, 2))
+    one, two = (sizes.kept_bytes(model, example_inputs(model, SPEC, n, CPU.device)) for n in (1, 2))
     states = sum(sizes.state_bytes(sum(p.numel() for p in model.parameters()), False, 0, 1).values())
     states -= 4 * sum(p.numel() for p in model.parameters())
     little = states + sizes.TEMPORARIES * (one + 7.5 * (two - one))
@@ -122,16 +120,16 @@ def test_peaks_of_cards(name, peak):
 
 
 def test_utilisation_is_the_models_products_over_the_peak():
-    model = MRM(SMALL, MRMConfig(), 32, SPEC)
-    inputs = example_inputs(SPEC, 32, 1, torch.device("cpu"))
+    model = build_mrm()
+    inputs = example_inputs(model, SPEC, 1, torch.device("cpu"))
     options = {"bf16": False, "ranks": 2}
     assert measure_utilisation(model, inputs, torch.device("cpu"), **options, peak=None) is None
     plain = measure_utilisation(model, inputs, torch.device("cpu"), **options, peak=0.5)
     assert plain.of(100) == pytest.approx(plain.flops * 100 / 1e12)
-    model.set_grad_checkpointing(True)
+    model.set_activation_checkpointing(True)
     again = measure_utilisation(model, inputs, torch.device("cpu"), **options, peak=0.5)
     assert again.flops == plain.flops  # what is computed again is not counted
-    assert model.checkpointing
+    assert model.activation_checkpointing
 
 
 @pytest.mark.parametrize(
@@ -154,7 +152,7 @@ def test_out_of_memory_is_one_line_with_the_setting(error, memory, monkeypatch, 
     monkeypatch.chdir(ROOT)
     assert train.main(["--config", "configs/demo.yaml", "engine.micro_batch=4"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"out of {memory}; lower engine.micro_batch (it is 4), or set engine.checkpoint_activations=true" in line
+    assert f"out of {memory}; lower engine.micro_batch (it is 4), or set engine.activation_checkpointing=true" in line
 
 
 def test_other_errors_keep_their_traceback(monkeypatch):

@@ -12,9 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mrmfast.batch import ViewSpec
 from mrmfast.data.prefetch import DevicePrefetcher
 from mrmfast.errors import SharedError
 from mrmfast.meters import Meters
+from mrmfast.objectives.base import TrainableModule
 from mrmfast.training import checkpoint, loop
 from mrmfast.training.late_metrics import LAG, LateMetrics
 from mrmfast.training.recorder import StepRecorder
@@ -30,6 +32,8 @@ import json, sys
 from pathlib import Path
 from mrmfast import config as configs
 from mrmfast.errors import UserError
+from mrmfast.batch import ViewSpec
+from mrmfast.objectives.base import TrainableModule
 from mrmfast.training import checkpoint
 from mrmfast.training.build import build
 from mrmfast.training.settings import TrainConfig
@@ -144,6 +148,7 @@ class Engine:
     skipped_steps = 3
     optimizer = None
     loss = 1.0
+    module = TrainableModule()
 
     def gradient_accumulation_steps(self):
         return 1
@@ -166,10 +171,13 @@ def made_up_job(engine):
 
     job = MagicMock(engine=engine, state=checkpoint.TrainState(), steps=9, utilisation=None)
     job.schedule.optimizer.param_groups = [{"lr": 0.1}]
-    job.loader = MagicMock(plan=range(10), set_aside={}, meters=Meters())
+    job.loader = MagicMock(plan=range(10), set_aside={}, meters=Meters(), views=(ViewSpec(),))
     job.config = Some(seed=0, batch_size=2, run=Some(log_samples=False))
     job.world = Some(rank=0, size=1, device=torch.device("cpu"))
-    batches = DevicePrefetcher(iter([MagicMock(keys=["a"], end=2 * n) for n in range(1, 9)]), job.world.device)
+    batches = DevicePrefetcher(
+        iter([MagicMock(keys=["a"], views=(torch.zeros(1),), photometric=(None,), end=2 * n) for n in range(1, 9)]),
+        job.world.device,
+    )
     return job, batches
 
 

@@ -9,7 +9,7 @@ import pytest
 import timm
 from safetensors.torch import load_file
 
-from mrmfast.formats.image_shards import read_sample_table
+from mrmfast.formats.sample_table import read_sample_table
 from mrmfast.training.checkpoint import TrainState, checkpoints
 from mrmfast.training.run_log import JSONLines, read_lines
 from mrmfast.training.step import step_seed
@@ -179,7 +179,7 @@ def test_every_sample_once_over_changing_ranks_and_kills(dataset, tmp_path):
 def test_recomputed_activations_train_alike_under_zero_3(dataset, tmp_path):
     settings = {"steps": 4, "engine.zero_stage": 3, "model.alpha_dropout": 0.05}
     for name, enable in (("kept", "false"), ("recomputed", "true")):
-        arguments = tiny_run(tmp_path, dataset, name=name, **settings, **{"engine.checkpoint_activations": enable})
+        arguments = tiny_run(tmp_path, dataset, name=name, **settings, **{"engine.activation_checkpointing": enable})
         succeed(*arguments, ranks=2)
     assert np.abs(losses(tmp_path / "kept") - losses(tmp_path / "recomputed")).max() <= 1e-6
 
@@ -203,7 +203,7 @@ def test_zero_3_resumes_too(dataset, tmp_path):
 
 
 def test_accumulation_and_bf16_run(dataset, tmp_path):
-    settings = {"engine.micro_batch": 3, "engine.precision": "bf16", "model.residual": "none"}
+    settings = {"engine.micro_batch": 3, "engine.precision": "bf16", "objective.mask.residual": "none"}
     succeed(*tiny_run(tmp_path, dataset, steps=3, **settings))
     assert np.isfinite(losses(tmp_path / "run")).all()
     sizes = [len(keys) for _, _, _, keys in logged_keys(tmp_path / "run")]
