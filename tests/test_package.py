@@ -29,7 +29,7 @@ def test_a_dataset_opens_by_its_folder(dataset):
     opened = mrmfast.open_dataset(str(dataset), split="all", modalities=["pgs"])
     assert len(opened.selected) == 24
     assert [modality.name for modality in opened.store.modalities] == ["pgs"]
-    with pytest.raises(UserError, match="did you mean split?"):
+    with pytest.raises(UserError, match="did you mean split"):
         mrmfast.open_dataset(str(dataset), splits="all")
     with pytest.raises(TypeError, match="go with a folder or URL"):
         mrmfast.open_dataset(DataConfig(path=str(dataset)), split="all")
