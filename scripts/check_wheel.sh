@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds the wheel, installs it into an empty environment, and runs the demo's steps with it from an empty folder.
-# Usage: bash scripts/check_wheel.sh [FOLDER]     FOLDER (default: a temporary one) takes 8 GB and is removed at the end
+# Usage: bash scripts/check_wheel.sh [FOLDER]     FOLDER (default: a temporary one) takes 8 GB; removed unless a step fails
 # The time is mostly pip's: PyTorch and what it needs are 7 GB.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -11,7 +11,7 @@ if [ -n "$(ls -A "$folder")" ]; then
     echo "check_wheel: $folder is not empty; name an empty or a new folder" >&2
     exit 2
 fi
-trap 'rm -rf "$folder"' EXIT
+trap 'status=$?; [ "$status" = 0 ] || echo "check_wheel: failed; remove $folder when you have looked at it" >&2' EXIT
 
 step() { printf '\n[%d s] %s\n' "$SECONDS" "$1"; }
 
@@ -36,7 +36,7 @@ unset PYTHONPATH
 export PATH="$folder/venv/bin:$PATH" MRMFAST_CACHE="$folder/cache"
 mrmfast --version
 mrmfast --help >/dev/null
-mrmfast preprocess simulate --out raw --participants 16
+mrmfast preprocess simulate --out raw --participants 64 # burden: fewer have no rare carriers
 mrmfast preprocess fundus raw/fundus --out dataset
 mrmfast preprocess snps raw/genotypes --reference a2 --out dataset
 mrmfast preprocess pgs raw/pgs --genotypes raw/genotypes --out dataset
@@ -51,4 +51,6 @@ import mrmfast
 encoder = mrmfast.load_encoder("runs/demo/encoder.safetensors")
 print(f"{sum(p.numel() for p in encoder.parameters()) / 1e6:.1f} M parameters, from {mrmfast.__file__}")
 PY
+cd "$root"
+rm -rf "$folder"
 step "Done"
