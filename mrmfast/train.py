@@ -1,4 +1,4 @@
-"""The door: ``deepspeed mrmfast/train.py --config configs/demo.yaml [key=value ...]``.
+"""``mrmfast train`` in one process: ``deepspeed mrmfast/train.py --config configs/demo.yaml [key=value ...]``.
 
 Parses, builds, runs; everything else lives in ``mrmfast/training``.
 """

@@ -25,6 +25,7 @@ class RunConfig:
     name : str
         The run's folder is ``dir/name``.
     dir : str
+        Folder that holds the runs.
     checkpoint_every : int
         Optimiser steps.
     keep : int
