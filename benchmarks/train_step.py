@@ -8,12 +8,15 @@ contenders take turns in one process, and the medians are compared:
 - (a) literal: the equations one branch after the other, whole relations in memory, patches copied (no dropout);
 - (b) plain: timm's ViT twice, and plain blocks in the place of the decoders, from normalised floats: no genome
   encoder, no cross relations, no embeddings and heads around the decoders, so the least that two branches could cost;
-- (c) MAE: a quarter of the tokens through the encoder, all through a decoder of 8 blocks.
+- (c) MAE: :class:`mrmfast.objectives.mae.MAE`, a quarter of the tokens through the encoder, all through a decoder of 8
+  blocks.
 
 Bars: ours at most 1.15 times (b), at most as long as (a). bf16 is measured on one small picture: the backward products
 of a CPU without bf16 instructions are a hundred times slower than float32's, whoever asks for them.
 
-    python -m benchmarks.train_step [--json FILE]
+``--host`` measures something else: the host time of a whole step, see :mod:`benchmarks.training.host_step`.
+
+    python -m benchmarks.train_step [--host] [--json FILE]
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +36,14 @@ from torch import Tensor, nn
 
 from benchmarks.harness import Bench
 from benchmarks.harness.turns import in_turns
+from benchmarks.training.host_step import host
 from benchmarks.training.literal_mrm import literal_loss
 from benchmarks.training.ukb_genome import ukb_batch, ukb_genome
-from mrmfast.models.decoders import ImageDecoder
-from mrmfast.models.patch_embed import normalise, patchify
-from mrmfast.objectives.mrm import MRM, ModelConfig, MRMConfig
+from mrmfast.models.config import ModelConfig
+from mrmfast.models.patch_embed import normalise
+from mrmfast.objectives import build_objective
+from mrmfast.objectives.mae import MAEConfig
+from mrmfast.objectives.mrm import MRM, MRMConfig, ReconstructConfig
 
 GENOME_TOKENS = 48
 
@@ -64,15 +71,13 @@ CASES = (
 class PlainPeer(nn.Module):
     """Twice a timm ViT, and plain blocks of the decoders' sizes on as many tokens."""
 
-    def __init__(self, model: ModelConfig, image_size: int) -> None:
+    def __init__(self, arch: str, sizes: ReconstructConfig, image_size: int) -> None:
         super().__init__()
-        self.vit: Any = timm.create_model(model.arch, num_classes=0, img_size=image_size)
-        depth, layers = model.decoder_depth, model.genome_decoder_layers
-        self.image = nn.Sequential(
-            *(Block(model.decoder_width, model.decoder_heads, qkv_bias=True) for _ in range(depth))
-        )
-        self.mix = Block(model.genome_decoder_width, 4, qkv_bias=True)
-        self.genome = nn.Sequential(*(Block(model.genome_decoder_width, 4, qkv_bias=True) for _ in range(layers)))
+        self.vit: Any = timm.create_model(arch, num_classes=0, img_size=image_size)
+        image, genome = sizes.image_decoder, sizes.genome_decoder
+        self.image = nn.Sequential(*(Block(image.width, image.heads, qkv_bias=True) for _ in range(image.depth)))
+        self.mix = Block(genome.width, 4, qkv_bias=True)
+        self.genome = nn.Sequential(*(Block(genome.width, 4, qkv_bias=True) for _ in range(genome.layers)))
 
     def forward(self, image_BCHW: Tensor, image_tokens: Tensor, genome_tokens: Tensor) -> Tensor:
         """Add up something of every output, so that all gradients are computed."""
@@ -81,32 +86,10 @@ class PlainPeer(nn.Module):
         return torch.stack([output.float().square().mean() for output in outputs]).sum()
 
 
-class MAEPeer(nn.Module):
-    """Masked autoencoder (He et al. 2022): a quarter of the patches in, all out, the loss on those left out."""
-
-    def __init__(self, model: ModelConfig, image_size: int) -> None:
-        super().__init__()
-        vit: Any = timm.create_model(model.arch, num_classes=0, img_size=image_size)
-        self.vit, self.patch = vit, vit.patch_embed.patch_size[0]
-        sizes = (model.decoder_width, model.decoder_depth, model.decoder_heads)
-        width, grid = vit.embed_dim, image_size // self.patch
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.decoder = ImageDecoder(width, grid, self.patch, *sizes, with_genome=False)
-
-    def forward(self, image_BCHW: Tensor) -> Tensor:
-        """Return the mean squared error on masked patches."""
-        vit: Any = self.vit
-        x = vit.patch_embed(image_BCHW) + vit.pos_embed[:, 1:]
-        order = torch.rand(x.shape[:2]).argsort(1)
-        kept, left_out = order.split([x.shape[1] // 4, x.shape[1] - x.shape[1] // 4], 1)
-        first = (vit.cls_token + vit.pos_embed[:, :1]).expand(len(x), -1, -1)
-        x = torch.cat([first, x.gather(1, kept[..., None].expand(-1, -1, x.shape[-1]))], 1)
-        x = vit.norm(vit.blocks(x))
-        filled = torch.cat([x[:, 1:], self.mask_token.expand(len(x), left_out.shape[1], -1)], 1)
-        places = order.argsort(1)[..., None].expand(-1, -1, x.shape[-1])
-        predicted = self.decoder(torch.cat([x[:, :1], filled.gather(1, places)], 1), None)
-        error = (predicted.float() - patchify(image_BCHW.float(), self.patch)).square().mean(-1)
-        return error.gather(1, left_out).mean()
+def mrm_loss(model: MRM, image_BCHW: Tensor, packed: Any, present: Tensor, seed: int) -> tuple[Tensor, Any]:
+    """Run the objective on one view."""
+    loss, parts = model((image_BCHW,), packed, present, None, seed, 0, 1)
+    return loss, parts
 
 
 def gate(bench: Bench, case: Case, model: MRM, batch: Any) -> None:
@@ -123,7 +106,7 @@ def gate(bench: Bench, case: Case, model: MRM, batch: Any) -> None:
 
     exact = measure(lambda *arguments: literal_loss(model, *arguments))
     if case.dtype == torch.float32:
-        loss, gradient = error(measure(model), exact)
+        loss, gradient = error(measure(partial(mrm_loss, model)), exact)
         bench.figure(f"{case.name}: loss, relative difference to the literal one", loss, "")
         bench.figure(f"{case.name}: gradients, relative difference to the literal ones", gradient, "")
         bench.gate(
@@ -133,7 +116,7 @@ def gate(bench: Bench, case: Case, model: MRM, batch: Any) -> None:
         return
     model.to(case.dtype)
     usual = error(measure(lambda *arguments: literal_loss(model, *arguments)), exact)
-    ours = error(measure(model), exact)
+    ours = error(measure(partial(mrm_loss, model)), exact)
     bench.figure(f"{case.name}: gradients, ours to float32", ours[1], "")
     bench.figure(f"{case.name}: gradients, the literal ones' to float32", usual[1], "")
     close = ours[0] <= 0.02 and ours[1] <= 1.25 * usual[1]
@@ -145,22 +128,24 @@ def gate(bench: Bench, case: Case, model: MRM, batch: Any) -> None:
 def measure(bench: Bench, case: Case) -> None:
     """Gate, then let the contenders take turns."""
     torch.manual_seed(0)
-    sizes, spec = ModelConfig(arch=case.arch), ukb_genome()
-    model = MRM(sizes, MRMConfig(), case.image_size, spec).eval()
+    sizes, config = ModelConfig(arch=case.arch), MRMConfig()
+    model = build_objective(config, sizes, case.image_size, ukb_genome()).eval()
+    assert isinstance(model, MRM)
     batch = ukb_batch(case.samples, case.image_size)
     gate(bench, case, model, batch)
-    plain, mae = PlainPeer(sizes, case.image_size).to(case.dtype), MAEPeer(sizes, case.image_size).to(case.dtype)
+    plain = PlainPeer(sizes.arch, config.reconstruct, case.image_size).to(case.dtype)
+    mae = build_objective(MAEConfig(norm_pixels=False), sizes, case.image_size, None).to(case.dtype)
     pixels = normalise(batch[0]).to(case.dtype)
-    tokens = 1 + model.image.grid**2 + GENOME_TOKENS
+    tokens = 1 + model.encoder.grid**2 + GENOME_TOKENS
     image_tokens, genome_tokens = (
         torch.randn(case.samples, tokens, width, dtype=case.dtype, requires_grad=True)
-        for width in (sizes.decoder_width, sizes.genome_decoder_width)
+        for width in (config.reconstruct.image_decoder.width, config.reconstruct.genome_decoder.width)
     )
     losses: dict[str, Callable[[], Tensor]] = {
-        "ours": lambda: model.train()(*batch, 0)[0],
+        "ours": lambda: mrm_loss(model.train(), *batch, 0)[0],
         "(a) literal": lambda: literal_loss(model.eval(), *batch, 0)[0],
         "(b) plain": lambda: plain(pixels, image_tokens, genome_tokens),
-        "(c) MAE": lambda: mae(pixels),
+        "(c) MAE": lambda: mae((pixels,), (), batch[2], None, 0, 0, 1)[0],
     }
     modules = (model, plain, mae)
 
@@ -185,7 +170,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--only", choices=[case.name for case in CASES], action="append", help="cases; default all")
+    parser.add_argument("--host", action="store_true", help="host time of a step, our engine against a plain loop")
     arguments = parser.parse_args()
+    if arguments.host:
+        bench = Bench("train_step --host: host time of a training step with tiny tensors, on the CPU", arguments.json)
+        host(bench)
+        return bench.finish()
     bench = Bench("train_step: forward and backward of MRM against its peers, on the CPU", arguments.json)
     for case in CASES:
         if not arguments.only or case.name in arguments.only:

@@ -18,12 +18,21 @@ if __name__ == "__main__":
 from mrmfast import config as configs
 from mrmfast.errors import SharedError, UserError
 from mrmfast.training.build import build
-from mrmfast.training.engine import first_to_say
+from mrmfast.training.engine import first_to_say, leave_world
 from mrmfast.training.loop import run
-from mrmfast.training.settings import TrainConfig, check
+from mrmfast.training.out_of_memory import is_out_of_memory, out_of_memory_message
+from mrmfast.training.settings import TrainConfig
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Train as the command line says, and leave the process group; return the exit status."""
+    try:
+        return _train(argv)
+    finally:
+        leave_world()
+
+
+def _train(argv: list[str] | None) -> int:
     """Train as the command line says; return the exit status (2: the user can mend it)."""
     parser = argparse.ArgumentParser(description="Pre-train an image encoder with genetics (Masked Relation Modeling).")
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML; see configs/")
@@ -37,13 +46,17 @@ def main(argv: list[str] | None = None) -> int:
     shared = False
     try:
         config = configs.load(TrainConfig, arguments.config, arguments.overrides)
-        check(config)
         if arguments.print_config:
             print(configs.dump(config), end="")
             return 0
         return run(build(config, resume=arguments.resume == "auto"))
     except UserError as error:
         message, shared = str(error), isinstance(error, SharedError)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        engine = config.engine
+        message = out_of_memory_message(error, engine.micro_batch, config.batch_size, engine.activation_checkpointing)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             where = error.filename or f"{config.run.folder}"

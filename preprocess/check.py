@@ -20,9 +20,10 @@ from tqdm import tqdm
 from mrmfast.errors import UserError
 from mrmfast.formats.checksums import damage, file_sha256
 from mrmfast.formats.genetics import ROOT_METADATA, STORE, packed_width
-from mrmfast.formats.image_shards import INDEX, index_text, read_sample_table, tar_samples
+from mrmfast.formats.image_shards import index_text, tar_samples
 from mrmfast.formats.manifest import NAME, Manifest, Shard
 from mrmfast.formats.pseudonyms import SHAPE
+from mrmfast.formats.sample_table import INDEX, read_sample_table
 
 REMEDY = "copy the dataset again, or run its preprocessor again"
 

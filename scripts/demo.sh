@@ -25,7 +25,7 @@ python -m preprocess burden demo/raw/burden/rare.vep.vcf.gz --out demo/dataset
 
 step 5 "Pre-training with Masked Relation Modeling"
 # One rank: a batch of 8 is too small to share out. The last two say where the next step looks, whatever "$@" says.
-deepspeed --num_accelerators 1 mrmfast/train.py --config configs/demo.yaml "$@" run.dir=demo/runs run.name=demo
+deepspeed --quiet --num_accelerators 1 mrmfast/train.py --config configs/demo.yaml "$@" run.dir=demo/runs run.name=demo
 
 step 6 "The encoder, loaded by timm alone"
 python - <<'PY'

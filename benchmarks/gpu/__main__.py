@@ -1,139 +1,205 @@
-"""Everything that only a GPU can show, in one table: relation masking, genome unpacking, DALI, a training step.
+"""Everything that only a GPU can show, in one table: tests, kernels, loader, training step, the main job.
 
-Method: a gate against the float64 reference comes first, then medians of rounds that take turns; calls are timed by
-CUDA events with a cold L2 cache (``triton.testing.do_bench``). Peers: two calls of ``scaled_dot_product_attention`` and
-the eager reference for relation masking, the plain PyTorch reference for unpacking, the same step with the eager
-relation for training. The copy bandwidth and the matrix product of the same card stand beside them. What a missing
-package prevents is skipped by that package's name.
+Method: a gate of correctness comes first, then medians of rounds in which contenders take turns; kernels are timed by
+CUDA events with a cold L2 cache (``triton.testing.do_bench``). Each section is a process of its own with a time budget:
+one that fails or takes too long is reported, and the others run. The table is compared with the last one of the same
+card, and what differs by more than 10 % is printed.
 
     python -m benchmarks.gpu [--folder benchmarks/results]        or: bash scripts/gpu_check.sh
+    python -m benchmarks.gpu --dry-run --folder /tmp/out          every section on the CPU, in tiny sizes
+
+Exit status: 0 all sections ran, all gates and bars hold; 1 not so; 2 no GPU.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
+import json
 import os
-import platform
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import triton
 
+from benchmarks.gpu import table as gpu_table
+from benchmarks.gpu.goals import goals
+from benchmarks.gpu.job import loader, main_job
 from benchmarks.gpu.relation import limits, relation
 from benchmarks.gpu.sizes import FULL, TINY, Sizes
 from benchmarks.gpu.training import pictures, training_step, unpacking
 from benchmarks.harness import Bench, GateError
-from benchmarks.relation.floor import table
-from mrmfast.atomic import write_aside
 
-__all__ = ["FULL", "SECTIONS", "TINY", "markdown", "measure", "verdict"]
+__all__ = ["FULL", "SECTIONS", "TINY", "measure", "verdict"]
 
 ROOT = Path(__file__).resolve().parents[2]
-TESTS_SECONDS = 270
-Section = Callable[[Bench, str, Sizes], None]
+TESTS = ("tests/ops/test_relation_triton.py",)
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the table: what measures it, and the seconds it may take on a GPU."""
+
+    measure: Callable[[Bench, str, Sizes], None]
+    seconds: int
 
 
 def tests(bench: Bench, device: str, sizes: Sizes) -> None:
-    """Run the tests of the kernels on the GPU."""
+    """Run the tests of the kernels on the device."""
     if importlib.util.find_spec("pytest") is None:
         raise ModuleNotFoundError("No module named 'pytest'", name="pytest")
     # Without the repository's own options and fixtures, which need packages that may be absent.
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-x",
-        "--noconftest",
-        "-o",
-        "addopts=",
-        "tests/ops/test_relation_triton.py",
-    ]
-    try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TESTS_SECONDS, check=False)
-    except subprocess.TimeoutExpired:
-        bench.skip("tests of the kernels", f"not through in {TESTS_SECONDS} s")
-        return
+    command = [sys.executable, "-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider", "-o", "addopts="]
+    command += [*TESTS, *(["-k", "ratio_outside"] if device == "cpu" else [])]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     print(done.stdout[-2000:])
-    bench.gate("tests of the kernels pass on the GPU", done.returncode == 0)
+    # 5: no test was chosen, as in a dry run, whose tests are run elsewhere.
+    bench.gate(
+        f"tests of the kernels pass on {device}", done.returncode == 0 or (device == "cpu" and done.returncode == 5)
+    )
 
 
-SECTIONS: dict[str, Section] = {
-    "limits": limits,
-    "relation masking": relation,
-    "genome unpacking": unpacking,
-    "DALI": pictures,
-    "training step": training_step,
+# The budgets add up to 355 s; most sections need a half of theirs.
+SECTIONS = {
+    "limits": Section(limits, 15),
+    "main job": Section(main_job, 95),
+    "training step": Section(training_step, 75),
+    "loader": Section(loader, 50),
+    "relation masking": Section(relation, 50),
+    "genome unpacking": Section(unpacking, 15),
+    "DALI": Section(pictures, 15),
+    "tests": Section(tests, 40),
 }
 
 
 def measure(bench: Bench, device: str, sizes: Sizes, sections: dict[str, Section]) -> None:
-    """Run the sections; a missing package or a wrong result ends a section, not the rest."""
+    """Run sections in this process; a missing package or a wrong result ends a section, not the rest."""
     for name, section in sections.items():
         print(f"-- {name}", flush=True)
         try:
-            section(bench, device, sizes)
+            section.measure(bench, device, sizes)
         except ModuleNotFoundError as error:
             bench.skip(name, f"{error.name} is not installed")
         except GateError:
             bench.skip(name, "wrong, so not measured")
+        except Exception as error:
+            bench.skip(name, f"{type(error).__name__}: {str(error)[:600]}")
         if device == "cuda":
             torch.cuda.empty_cache()
 
 
-def verdict(bench: Bench, status: int) -> int:
-    """Return the exit status: kernels whose tests did not run have not passed."""
-    tested = not any(name.startswith("tests") for name in bench.skipped)
-    return status if tested and all(gate["holds"] for gate in bench.gates) else 1
+def measure_apart(bench: Bench, device: str, names: list[str], budget: float) -> None:
+    """Run each section in a process of its own; one that is killed leaves what it had measured.
+
+    Parameters
+    ----------
+    bench : Bench
+        Collects what the processes report.
+    device : {"cuda", "cpu"}
+        On the CPU the sizes are tiny.
+    names : list of str
+        Of sections.
+    budget : float
+        Share of each section's seconds that it may take.
+    """
+    with tempfile.TemporaryDirectory(prefix="mrmfast-gpu-") as folder:
+        for name in names:
+            path = Path(folder) / "section.json"
+            path.unlink(missing_ok=True)
+            command = [
+                sys.executable,
+                "-m",
+                "benchmarks.gpu",
+                "--section",
+                name,
+                "--device",
+                device,
+                "--json",
+                str(path),
+            ]
+            seconds = SECTIONS[name].seconds * budget
+            reason = _run_section(command, seconds, interpreted=device == "cpu")
+            if not path.exists():
+                bench.skip(name, reason or "ended without a result")
+                continue
+            found = json.loads(path.read_text())
+            bench.gates += found["gates"]
+            bench.bars += found["bars"]
+            bench.figures += found["figures"]
+            bench.skipped |= found["skipped"]
+            if reason:
+                bench.skip(name, reason)
 
 
-def markdown(bench: Bench, card: str) -> str:
-    """Return gates, bars, figures and what was skipped, with card, driver and versions."""
-    smi = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+def _run_section(command: list[str], seconds: float, interpreted: bool = False) -> str | None:
+    """Run a section and all that it starts; return why it failed, or None."""
+    changes = {"TRITON_INTERPRET": "1"} if interpreted else {}
+    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **changes}, start_new_session=True)
     try:
-        driver = subprocess.run(smi, capture_output=True, text=True, check=True).stdout.split("\n")[0]
-    except (OSError, subprocess.CalledProcessError):
-        driver = "unknown"
-    versions = f"torch {torch.__version__}, Triton {triton.__version__}, CUDA {torch.version.cuda}"
-    versions += f", Python {platform.python_version()}"
-    text = f"# {card}\n\nMade by `bash scripts/gpu_check.sh`: driver {driver}, {versions}.\n"
-    gates = [[gate["name"], "yes" if gate["holds"] else "NO"] for gate in bench.gates]
-    text += "\n" + table([["gate", "holds"], *gates])
-    bars = [[b["name"], f"{b['value']:.3g}", f"{b['op']} {b['bound']:g}", str(b["holds"])] for b in bench.bars]
-    text += "\n" + table([["bar", "value", "bound", "holds"], *bars])
-    figures = [[f["name"], f"{f['value']:,.4g}", f["unit"]] for f in bench.figures]
-    text += "\n" + table([["figure", "value", "unit"], *figures])
-    return text + "".join(f"\nSkipped {name}: {reason}.\n" for name, reason in bench.skipped.items())
+        status = process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, 9)  # the launcher's ranks too
+        process.wait()
+        return f"not complete in {seconds:g} s"
+    return f"exit status {status}" if status else None
+
+
+def _correct_interpreter() -> None:
+    """Apply the corrections of Triton's interpreter that the tests of the kernels use."""
+    sys.path.insert(0, str(ROOT))
+    importlib.import_module("tests.helpers.triton_interpreter").mend()
+
+
+def verdict(bench: Bench, status: int) -> int:
+    """Return the exit status: what was skipped has not passed, nor has what checked nothing."""
+    passed = bool(bench.gates) and all(gate["holds"] for gate in bench.gates)
+    return status if passed and not bench.skipped else 1
 
 
 def main() -> int:
-    """Measure on the GPU and write the table; 2 without one."""
-    parser = argparse.ArgumentParser(description="Every GPU-only check and benchmark.")
+    """Measure and write the table; 2 without a GPU."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=ROOT / "benchmarks" / "results", help="where the table goes")
+    parser.add_argument("--dry-run", action="store_true", help="on the CPU in tiny sizes; name a --folder")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="sections; default all")
+    parser.add_argument("--section", choices=SECTIONS, help=argparse.SUPPRESS)
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help=argparse.SUPPRESS)
+    parser.add_argument("--json", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if not torch.cuda.is_available():
+    if options.section:
+        bench = Bench(options.section, options.json)
+        sizes = FULL if options.device == "cuda" else TINY
+        if options.device == "cpu":
+            _correct_interpreter()
+        measure(bench, options.device, sizes, {options.section: SECTIONS[options.section]})
+        bench.write()
+        return 0
+    if not options.dry_run and not torch.cuda.is_available():
         print(
             "gpu_check: no CUDA GPU is visible to PyTorch, so nothing was checked or measured (nvidia-smi?)",
             file=sys.stderr,
         )
         return 2
-    card = torch.cuda.get_device_name()
+    card = "no card (dry run)" if options.dry_run else torch.cuda.get_device_name()
+    before = gpu_table.last_table(ROOT / "benchmarks" / "results", card)
     bench = Bench(f"on one {card}")
-    options.folder.mkdir(parents=True, exist_ok=True)
-    target = options.folder / f"gpu-{'-'.join(card.lower().split())}.md"
-    # The tests may take long: what was measured before them is written first.
-    rounds: list[dict[str, Section]] = [SECTIONS, {"tests": tests}]
-    for sections in rounds:
-        measure(bench, "cuda", FULL, sections)
-        with write_aside(target) as file:
-            file.write(markdown(bench, card))
-    status = bench.finish()
-    print(f"table: {os.path.relpath(target)}")
-    return verdict(bench, status)
+    # A CPU that interprets the kernels and shares its cores takes longer than a GPU.
+    measure_apart(bench, "cpu" if options.dry_run else "cuda", options.only, 8 if options.dry_run else 1)
+    if not options.dry_run and options.only == list(SECTIONS):
+        goals(bench)
+    found = gpu_table.document(bench, card)
+    status = verdict(bench, bench.finish())
+    print(f"table: {os.path.relpath(gpu_table.write(options.folder, found))}")
+    if before is not None:
+        print(f"against {before[0]}, more than {gpu_table.CHANGE:.0%} apart:")
+        for line in gpu_table.differences(before[1], found):
+            print(f"  {line}")
+    return status
 
 
 if __name__ == "__main__":

@@ -17,8 +17,7 @@ from benchmarks.harness import Bench
 from benchmarks.relation import check
 from benchmarks.relation.floor import work
 from benchmarks.relation.shape import Shape
-from mrmfast.ops.relation_masking import reference
-from mrmfast.ops.relation_masking import triton as path
+from mrmfast.ops.relation_masking import reference, relation_attention
 
 DTYPES = {torch.float32: 2e-6, torch.float16: 6e-4, torch.bfloat16: 5e-3}
 
@@ -57,7 +56,7 @@ def time_relation(bench: Bench, name: str, shape: Shape, dtype: torch.dtype, dev
     q, k, v = new(shape.queries), new(shape.keys), new(shape.keys)
     gradient = torch.randn_like(q)
     functions: dict[str, Callable[[], Any]] = {
-        "ours": lambda: path.relation_attention(q, k, v, 0.75),
+        "ours": lambda: relation_attention(q, k, v, 0.75),
         "two SDPA": lambda: [scaled_dot_product_attention(q, k, v) for _ in range(2)],
         "eager": lambda: reference.relation_attention(q, k, v, 0.75),
     }

@@ -30,6 +30,14 @@ class Sizes:
     images, arch, pixels
         Of the training step.
     rounds : int
+    tiles : int
+        Images of the dataset that loader and main job read.
+    batch, steps : int
+        Of the main job.
+    micro_batches : tuple of int
+        Of the training step and of the main job.
+    settings : tuple of str
+        Further ``key=value`` of the main job.
     """
 
     shapes: dict[str, Shape]
@@ -41,6 +49,11 @@ class Sizes:
     arch: str
     pixels: int
     rounds: int
+    tiles: int
+    batch: int
+    steps: int
+    micro_batches: tuple[int, ...]
+    settings: tuple[str, ...]
 
 
 CHECKED = (
@@ -48,8 +61,18 @@ CHECKED = (
     # Enough samples x heads for a program to go through all rows of a head, as in training.
     *((64, 12, 50, 50, 64), (43, 12, 197, 197, 64)),
 )
-FULL = Sizes(DEFAULTS, CHECKED, 1_000_000, 256, 26_909, 64, "vit_base_patch16_224", 224, 5)
-TINY = Sizes({"tiny": Shape(1, 2, 17, 20, 16)}, ((1, 2, 17, 20, 16),), 2_000, 5, 61, 2, "vit_tiny_patch16_224", 32, 1)
+FULL = Sizes(
+    DEFAULTS, CHECKED, 1_000_000, 256, 26_909, 64, "vit_base_patch16_224", 224, 5, 2048, 256, 40, (64, 256), ()
+)
+SMALL_MODEL = ("model.depth=2", "model.genome_layers=1", "data.threads=1")
+SMALL_MODEL += ("objective.reconstruct.image_decoder={width: 32, depth: 1, heads: 2}",)
+SMALL_MODEL += ("objective.reconstruct.genome_decoder.width=32",)
+TINY = Sizes(
+    {"tiny": Shape(1, 2, 17, 20, 16)},
+    ((1, 2, 17, 20, 16),),
+    *(2_000, 5, 61, 2, "vit_tiny_patch16_224", 32, 1),
+    *(16, 4, 4, (2, 4), SMALL_MODEL),
+)
 
 
 def seconds(calls: dict[str, Callable[[], Any]], device: str, rounds: int) -> dict[str, float]:

@@ -47,6 +47,8 @@ def pictures(bench: Bench, device: str, sizes: Sizes) -> None:
     import numpy as np
     import simplejpeg
 
+    from mrmfast.batch import ViewSpec
+    from mrmfast.data.images.backend import DecodeRequest, DecodeSpec
     from mrmfast.data.images.dali import DALIImages
     from mrmfast.meters import Meters
 
@@ -57,12 +59,11 @@ def pictures(bench: Bench, device: str, sizes: Sizes) -> None:
     matrices = np.tile(np.array([[1, 0, 0], [0, 1, 0]], dtype=np.float32), (batch, 1, 1))
 
     def open_on(name: str) -> DALIImages:
-        options: dict[str, Any] = {"batch": batch, "stored_size": side, "size": side, "threads": 2, "depth": 2}
-        source: Any = lambda: (jpegs, matrices, None)  # noqa: E731
-        return DALIImages(source, device=torch.device(name), meters=Meters(), **options)
+        spec = DecodeSpec((ViewSpec(side),), batch, side, torch.device(name), threads=2, depth=2)
+        return DALIImages(lambda: DecodeRequest(jpegs, (matrices,)), spec, Meters())
 
     here, cpu = open_on(device), open_on("cpu")
-    got, expected = here.run()[0].cpu().float(), cpu.run()[0].float()
+    got, expected = here.run().views[0].cpu().float(), cpu.run().views[0].float()
     off = float((got - expected).abs().mean())
     bench.gate("DALI on the device is within 3 of 255 of DALI on the CPU, on average", off <= 3)
     took = statistics.median(seconds({"run": here.run}, "cpu", 20 * sizes.rounds).values())
@@ -72,50 +73,106 @@ def pictures(bench: Bench, device: str, sizes: Sizes) -> None:
 
 
 def training_step(bench: Bench, device: str, sizes: Sizes) -> None:
-    """Time MRM's forward, backward and update in bf16, with the dispatched relation and with the eager one.
+    """Time forward, backward and update in bf16 at each micro-batch: ours, compiled, eager relation, plain ViTs, MAE.
 
-    Weights are bf16, as DeepSpeed makes them for training; its float32 copies and its ZeRO are left out, on both sides.
+    Weights are bf16, as DeepSpeed makes them for training; its float32 copies and its ZeRO are left out, on all sides.
     """
-    from mrmfast.batch import GenomeSpec
-    from mrmfast.models import relation as models_relation
-    from mrmfast.objectives import OBJECTIVES
-    from mrmfast.objectives.mrm import ModelConfig, MRMConfig
+    for samples in sizes.micro_batches:
+        _step_at(bench, device, sizes, samples)
+        if device == "cuda":
+            torch.cuda.empty_cache()
 
-    tokens = min(48, sizes.features // 4)
-    groups = [len(part) for part in torch.arange(sizes.features).tensor_split(tokens)]
-    kinds = (("snps", "genotype", sizes.features),)
-    names = tuple(f"snps/{number}" for number in range(tokens))
-    spec = GenomeSpec(kinds, tuple(groups), names, torch.ones(sizes.features))
-    torch.manual_seed(0)
-    model = OBJECTIVES["mrm"](ModelConfig(arch=sizes.arch), MRMConfig(), sizes.pixels, spec).to(device).bfloat16()
-    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=device == "cuda")
-    shape = (sizes.images, 3, sizes.pixels, sizes.pixels)
-    image = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
-    packed = (torch.randint(0, 256, (sizes.images, -(-sizes.features // 4)), dtype=torch.uint8, device=device),)
-    present = torch.ones(sizes.images, 1, dtype=torch.bool, device=device)
+
+def _step_at(bench: Bench, device: str, sizes: Sizes, samples: int) -> None:
+    from benchmarks.train_step import GENOME_TOKENS, PlainPeer
+    from mrmfast.models.config import ModelConfig
+    from mrmfast.models.patch_embed import normalise
+    from mrmfast.objectives import build_objective
+    from mrmfast.objectives.mae import MAEConfig
+    from mrmfast.objectives.mrm import ReconstructConfig
+    from mrmfast.objectives.mrm import relation as relation_module
+
+    model, batch = _model_and_batch(device, sizes, samples)
+    decoders = ReconstructConfig()
+    plain = PlainPeer(sizes.arch, decoders, sizes.pixels).to(device).bfloat16()
+    mae = build_objective(MAEConfig(norm_pixels=False), ModelConfig(arch=sizes.arch), sizes.pixels, None)
+    mae.to(device).bfloat16()
+    pixels = normalise(batch[0]).bfloat16()
+    tokens = 1 + (sizes.pixels // 16) ** 2 + GENOME_TOKENS
+    image_tokens, genome_tokens = (
+        torch.randn(samples, tokens, width, device=device, dtype=torch.bfloat16, requires_grad=True)
+        for width in (decoders.image_decoder.width, decoders.genome_decoder.width)
+    )
 
     def loss() -> Tensor:
-        torch.manual_seed(0)  # the same dropout on both sides
-        value: Tensor = model(image, packed, present, 0)[0]
+        image, packed, present = batch
+        value: Tensor = model((image,), packed, present, None, 0, 0, 1)[0]  # one seed: the same dropout for all
         return value
+
+    def eager(call: Callable[[], Any]) -> Any:
+        with patch.object(relation_module, "stacked_relation_attention", reference.stacked_relation_attention):
+            return call()
+
+    ours, wanted = float(loss().detach()), float(eager(loss).detach())
+    apart = abs(ours - wanted) / abs(wanted)
+    bench.gate(f"loss of {samples} samples is the eager relation's within 1 % ({apart:.1e})", apart <= 0.01)
+    calls = {
+        "ours": _update(model, loss, device),
+        "plain ViTs and decoders": _update(plain, lambda: plain(pixels, image_tokens, genome_tokens), device),
+        "one ViT": _update(plain.vit, lambda: plain.vit.forward_features(pixels).float().square().mean(), device),
+        "MAE": _update(mae, lambda: mae((pixels,), (), batch[2], None, 0, 0, 1)[0], device),
+    }
+    if samples == min(sizes.micro_batches):
+        step = calls["ours"]
+        calls["eager relation"] = lambda: eager(step)
+    took = seconds(calls, device, sizes.rounds)
+    took["compiled"] = _compiled(bench, model, loss, device, sizes)
+    for name, value in took.items():
+        bench.figure(f"step, micro-batch {samples}: {name}", value * 1e3, "ms")
+    bench.figure(f"step, micro-batch {samples}: training", samples / took["ours"], "images/s")
+    share = took["ours"] / took["plain ViTs and decoders"]
+    bench.figure(f"step, micro-batch {samples}: ours / plain ViTs and decoders", share, "times")
+    if "eager relation" in took and device == "cuda":
+        bench.bar("training step: ours / eager relation", took["ours"] / took["eager relation"], "<=", 1)
+
+
+def _compiled(bench: Bench, model: Any, loss: Callable[[], Tensor], device: str, sizes: Sizes) -> float:
+    """Time the step with the training graph compiled as one; the CPU traces it without generating code."""
+    expected = float(loss().detach())  # of the weights as they are now
+    compiled = torch.compile(model.losses, fullgraph=True, backend="inductor" if device == "cuda" else "eager")
+    with patch.object(model, "losses", compiled):
+        apart = abs(float(loss().detach()) - expected) / abs(expected)
+        bench.gate(f"the compiled loss is the eager one within 1 % ({apart:.1e})", apart <= 0.01)
+        return seconds({"compiled": _update(model, loss, device)}, device, sizes.rounds)["compiled"]
+
+
+def _update(module: Any, loss: Callable[[], Tensor], device: str) -> Callable[[], None]:
+    """Return a whole step: forward, backward, AdamW."""
+    optimiser = torch.optim.AdamW(module.parameters(), lr=1e-4, fused=device == "cuda")
 
     def step() -> None:
         loss().backward()
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
 
-    def with_eager(call: Callable[[], Any]) -> Any:
-        with patch.object(models_relation, "relation_attention", reference.relation_attention):
-            return call()
+    return step
 
-    def eager() -> None:
-        with_eager(step)
 
-    ours, wanted = float(loss().detach()), float(with_eager(loss).detach())
-    apart = abs(ours - wanted) / abs(wanted)
-    bench.gate(f"the training step's loss is the eager relation's within 1 % ({apart:.1e})", apart <= 0.01)
-    took = seconds({"ours": step, "eager relation": eager}, device, sizes.rounds)
-    for name, value in took.items():
-        bench.figure(f"{sizes.arch}, batch {sizes.images}: step, {name}", value * 1e3, "ms")
-    bench.figure(f"{sizes.arch}: training", sizes.images / took["ours"], "images/s")
-    bench.bar("training step: ours / eager relation", took["ours"] / took["eager relation"], "<=", 1)
+def _model_and_batch(device: str, sizes: Sizes, samples: int) -> tuple[Any, tuple[Any, ...]]:
+    """Return MRM in bf16 and pixels, packed SNPs and who has them."""
+    from mrmfast.batch import GenomeSpec
+    from mrmfast.models.config import ModelConfig
+    from mrmfast.objectives import build_objective
+    from mrmfast.objectives.mrm import MRMConfig
+
+    tokens = min(48, sizes.features // 4)
+    groups = tuple(len(part) for part in torch.arange(sizes.features).tensor_split(tokens))
+    names = tuple(f"snps/{number}" for number in range(tokens))
+    spec = GenomeSpec((("snps", "genotype", sizes.features),), groups, names, torch.ones(sizes.features))
+    torch.manual_seed(0)
+    model: Any = build_objective(MRMConfig(), ModelConfig(arch=sizes.arch), sizes.pixels, spec)
+    shape = (samples, 3, sizes.pixels, sizes.pixels)
+    image = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
+    packed = (torch.randint(0, 256, (samples, -(-sizes.features // 4)), dtype=torch.uint8, device=device),)
+    present = torch.ones(samples, 1, dtype=torch.bool, device=device)
+    return model.to(device).bfloat16(), (image, packed, present)

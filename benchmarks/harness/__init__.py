@@ -52,7 +52,7 @@ class Bench:
         self.gates.append({"name": name, "holds": bool(holds)})
         print(f"gate  {'ok  ' if holds else 'FAIL'}  {name}", flush=True)
         if not holds:
-            self._write()
+            self.write()
             raise GateError(name)
 
     def figure(self, name: str, value: float, unit: str) -> None:
@@ -77,10 +77,11 @@ class Bench:
             value = "not measured" if bar["value"] is None else f"{bar['value']:,.4g}"
             verdict = "" if bar["holds"] else "   does NOT hold"
             print(f"{bar['name']:<68} {value:>12} {bar['op']} {bar['bound']:>8,.4g}{verdict}")
-        self._write()
+        self.write()
         return 0 if all(bar["holds"] for bar in self.bars) else 1
 
-    def _write(self) -> None:
+    def write(self) -> None:
+        """Write the JSON, where there is a path."""
         if self.path is None:
             return
         # A benchmark that checked nothing has not passed.

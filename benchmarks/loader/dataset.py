@@ -18,8 +18,9 @@ import numpy as np
 from benchmarks.genetics.dataset import KINDS, values, write_store
 from benchmarks.harness import python
 from mrmfast.data.genetics.store import pack_rows
-from mrmfast.formats.image_shards import Sample, finalise_images, read_sample_table, write_shard
+from mrmfast.formats.image_shards import Sample, finalise_images, write_shard
 from mrmfast.formats.manifest import SplitRule, claim_splits
+from mrmfast.formats.sample_table import read_sample_table
 
 SOURCE_SIDE, QUALITY = 768, 94
 SHARES = (0.7, 1.0)  # of the side of a picture that a tile shows
@@ -53,7 +54,7 @@ def make(folder: Path, photographs: Path | None, tiles: int, size: int, seed: in
     """
     dataset = folder / f"tiles-{size}-{tiles}"
     if not (dataset / "genetics.zarr" / "burden").exists():
-        _write(dataset, _pictures(_cropped(folder, photographs)), tiles, size, np.random.default_rng(seed))
+        write(dataset, _pictures(_cropped(folder, photographs)), tiles, size, np.random.default_rng(seed))
     return dataset
 
 
@@ -83,7 +84,8 @@ def _pictures(dataset: Path) -> list[np.ndarray]:
     return pictures
 
 
-def _write(dataset: Path, pictures: list[np.ndarray], tiles: int, size: int, generator: np.random.Generator) -> None:
+def write(dataset: Path, pictures: list[np.ndarray], tiles: int, size: int, generator: np.random.Generator) -> None:
+    """Write a dataset of tiles cut from pictures, with 26,909 features a participant."""
     claim_splits(dataset, SplitRule(0, 0.0))
     participants = -(-tiles // 2)
     samples = []

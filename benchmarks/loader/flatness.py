@@ -113,7 +113,7 @@ def watch(config: DataConfig, number: int, way: str, leak: bool = False, batch: 
         keys = [key for batch in batches for key in batch.keys]
         exact &= sorted(keys) == everyone
         if not digest:
-            pictures = torch.cat([batch.image_BCHW for batch in batches])[np.argsort(keys).tolist()]
+            pictures = torch.cat([batch.views[0] for batch in batches])[np.argsort(keys).tolist()]
             digest = hashlib.sha256(pictures.contiguous().numpy().tobytes()).hexdigest()
         if leak:
             leaked.append((np.ones(1 << 18), open(os.devnull), threading.Event()))  # noqa: SIM115 - a leak

@@ -15,6 +15,7 @@ from benchmarks.peers.ours import open_loader
 from benchmarks.peers.pillow import jpegs
 from benchmarks.peers.process import Process
 from benchmarks.peers.task import ANGLE, FLIP, MEAN, STD, Task
+from mrmfast.batch import ViewSpec
 from mrmfast.data.images.augment import draw_matrices
 
 PICTURES, TOLERANCE = 100, 2.0  # of 255, mean absolute difference
@@ -42,9 +43,9 @@ def check(bench: Bench, task: Task) -> None:
         samples = [int(key) for key in batch.keys]
         if len(differences) < PICTURES:
             piece = loader.plan.take(len(keys), len(samples), set())
-            matrices = draw_matrices(piece, seed=0, rotation=ANGLE, flip=FLIP, size=task.size)
+            matrices = draw_matrices(piece, ViewSpec(task.size, None, ANGLE, FLIP), seed=0)
             assert piece.sample.tolist() == samples
-            pictures = batch.image_BCHW.permute(0, 2, 3, 1).numpy().astype(int)
+            pictures = batch.views[0].permute(0, 2, 3, 1).numpy().astype(int)
             for sample, matrix, picture in zip(samples, matrices, pictures, strict=True):
                 differences.append(np.abs(picture - _by_pillow(stored[sample], matrix, task)).mean())
         for (ids, values), packed in zip(rows, batch.packed, strict=True):
@@ -57,7 +58,7 @@ def check(bench: Bench, task: Task) -> None:
     bench.gate(f"{label}: every sample once", sorted(keys) == sorted(table.key.tolist()))
     bench.gate(f"{label}: {spec.n_features:,} features are those of zarr-python, row by row", right)
     bytes_, floats = (
-        torch.cat([b.image_BCHW for b in open_loader(replace(task, pixels=pixels)).batches(0, 2 * PICTURES)])
+        torch.cat([b.views[0] for b in open_loader(replace(task, pixels=pixels)).batches(0, 2 * PICTURES)])
         for pixels in ("uint8", "float32")
     )
     mean_C, std_C = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))

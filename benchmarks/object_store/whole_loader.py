@@ -97,7 +97,7 @@ def digest(path: str, cache: Path) -> str:
     loader, hashed = open_loader(path, cache), hashlib.sha256()
     for batch in loader.batches(0, len(loader.plan)):
         hashed.update("\n".join(batch.keys).encode())
-        for part in (batch.image_BCHW, *batch.packed, batch.present):
+        for part in (batch.views[0], *batch.packed, batch.present):
             hashed.update(part.contiguous().numpy().tobytes())
     loader.dataset.source.close()
     return hashed.hexdigest()

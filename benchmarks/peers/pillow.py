@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from benchmarks.peers.task import ANGLE, BATCH, FLIP, MEAN, STD, THREADS, Task
-from mrmfast.formats.image_shards import read_sample_table
+from mrmfast.formats.sample_table import read_sample_table
 
 WORKERS: dict[str, Any] = {"batch_size": BATCH, "num_workers": THREADS, "persistent_workers": True}
 WORKERS["multiprocessing_context"] = "fork"

@@ -23,7 +23,7 @@ def picture_of(batch: Any) -> Any:
         batch = batch[0]
     if isinstance(batch, dict):
         batch = batch["jpg"]
-    return getattr(batch, "image_BCHW", batch)
+    return batch.views[0] if hasattr(batch, "views") else batch
 
 
 def serve(epoch: Callable[[], Any], output: TextIO) -> None:

@@ -149,7 +149,7 @@ def open_cohort(work: Path, image_size: int) -> Cohort:
     keys: list[str] = []
     images, genomes = [], []
     for batch in loader.batches(0, end=len(loader.plan)):
-        images.append(batch.image_BCHW.clone())
+        images.append(batch.views[0].clone())
         genomes.append(unpack_genome(batch.packed, batch.present, spec.kinds, spec.fill)[0].numpy())
         keys += batch.keys
     dataset.source.close()

@@ -13,9 +13,14 @@ from timm.models import register_model
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from mrmfast.batch import GenomeSpec
-from mrmfast.models.relation import Residual
-from mrmfast.objectives.mrm import MRM, ModelConfig, MRMConfig
+from mrmfast.batch import Batch, GenomeSpec
+from mrmfast.models.config import ModelConfig
+from mrmfast.models.decoders import GenomeDecoderConfig, ImageDecoderConfig
+from mrmfast.models.genome_encoder import GenomeInput
+from mrmfast.models.image_encoder import ImageEncoder
+from mrmfast.objectives.base import LossOutput, StepInfo
+from mrmfast.objectives.mrm import MRM, MaskConfig, MatchConfig, MRMConfig, ReconstructConfig
+from mrmfast.objectives.mrm.config import Residual
 from mrmfast.objectives.mrm.reconstruction import genome_error
 
 
@@ -61,7 +66,8 @@ class Form:
     mrm: bool = True
 
 
-# Those that the config can say (`apart` below is one too: `mrm.genome_from: image`), and those that explain them.
+# Those that the config can say (`apart` below is one too: `reconstruct.genome_from: image`), and those that explain
+# them.
 STOCK = {
     "untrained": Form("untrained encoder", genome=False, trained=False),
     "untrained_literal": Form("the same, as `cross` and `none` export it", "none", genome=False, trained=False),
@@ -74,7 +80,7 @@ STOCK = {
 }
 EXPLORED = {
     "hidden": Form("residual all; h_G sees z_I alone, which has met the genome", hide=True),
-    "apart": Form("residual all, `mrm.genome_from: image`", hide=True, apart=True),
+    "apart": Form("residual all, `reconstruct.genome_from: image`", hide=True, apart=True),
     "prediction": Form("no MRM: genome predicted from image tokens", hide=True, apart=True, mrm=False),
 }
 FORMS = STOCK | EXPLORED
@@ -94,32 +100,34 @@ class BlindGenomeDecoder(nn.Module):
 
 
 class GenomePrediction(MRM):
-    """The genome loss of ``mrm.genome_from: image``, and nothing else of MRM."""
+    """The genome loss of ``reconstruct.genome_from: image``, and nothing else of MRM."""
 
-    def forward(
-        self, image_BCHW: Tensor, packed: tuple[Tensor, ...], present: Tensor, seed: int
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """As :meth:`MRM.forward`."""
-        unpacked = self.unpack(packed, present)
+    def compute_loss(self, batch: Batch, info: StepInfo) -> LossOutput:
+        """As :meth:`MRM.compute_loss`."""
+        image_BCHW = batch.views[0]
+        unpacked = self.unpack(batch.packed, batch.present)
         assert unpacked is not None and self.spec is not None
-        nothing_BMD = torch.zeros(len(image_BCHW), len(self.spec.groups), self.image.width)
-        predicted_BF = self.genome_decoder(nothing_BMD, self.image(image_BCHW, self.residual))
+        nothing_BMD = torch.zeros(len(image_BCHW), len(self.spec.groups), self.encoder.width)
+        predicted_BF = self.genome_decoder(nothing_BMD, self.image_features(image_BCHW))
         loss = genome_error(predicted_BF, *unpacked, self.spec.kinds)
-        return loss, {"genome": loss.detach()}
+        return LossOutput(loss, {"genome": loss.detach()})
 
 
-def build_model(form: Form, model: ModelConfig, image_size: int, genome: GenomeSpec | None) -> MRM:
-    """Build the objective of a form; `genome` None is image-only MRM."""
+def build_model(form: Form, model: ModelConfig, image_size: int, spec: GenomeSpec | None) -> MRM:
+    """Build the objective of a form with decoders that train in minutes; `spec` None is image-only MRM."""
     config = MRMConfig(
-        form.tau_image,
-        form.tau_genome,
-        matching_weight=form.matching_weight,
-        genome_from="image" if form.apart else "both",
+        mask=MaskConfig(form.tau_image, form.tau_genome, residual=form.residual),
+        reconstruct=ReconstructConfig(
+            genome_from="image" if form.apart else "both",
+            image_decoder=ImageDecoderConfig(width=64, depth=1, heads=2),
+            genome_decoder=GenomeDecoderConfig(width=64, layers=1),
+        ),
+        match=MatchConfig(weight=form.matching_weight),
     )
-    if not form.mrm:
-        return GenomePrediction(model, config, image_size, genome)
-    built = MRM(model, config, image_size, genome)
-    if form.hide and not form.apart:
+    encoder = ImageEncoder(model.arch, image_size, model.depth)
+    genome = None if spec is None else GenomeInput(spec, model.genome_layers, model.alpha_dropout)
+    built = (MRM if form.mrm else GenomePrediction)(config, encoder, genome)
+    if form.mrm and form.hide and not form.apart:
         built.genome_decoder = BlindGenomeDecoder(built.genome_decoder)  # type: ignore[assignment]
     return built
 
@@ -131,7 +139,7 @@ def genome_alone(model: MRM, x_BF: Tensor) -> Tensor:
     blocks: Any = model.genome.blocks
     for block in blocks:
         related_BMD = block.ls1(block.attn(block.norm1(x_BMD)))
-        x_BMD = x_BMD + related_BMD if model.residual == "all" else related_BMD
+        x_BMD = x_BMD + related_BMD if model.config.mask.residual == "all" else related_BMD
         x_BMD = x_BMD + block.ls2(block.mlp(block.norm2(x_BMD)))
     for layer in model.genome.layers:
         x_BMD = layer(x_BMD)

@@ -21,10 +21,11 @@ from benchmarks.quality.forms import FORMS, Form, build_model, genome_alone
 from mrmfast.atomic import write_aside
 from mrmfast.data.dataset import open_dataset
 from mrmfast.data.loader import Loader
+from mrmfast.models.config import ModelConfig
 from mrmfast.models.patch_embed import normalise
-from mrmfast.objectives.mrm import MRM, ModelConfig
-from mrmfast.training.loop import step_seed
+from mrmfast.objectives.mrm import MRM
 from mrmfast.training.optimiser import OptimiserConfig, build_optimiser, build_schedule
+from mrmfast.training.step import step_seed
 
 
 @dataclass(frozen=True)
@@ -50,19 +51,7 @@ class Protocol:
     modalities: tuple[str, ...] = ("pgs",)
 
 
-def model_config(form: Form) -> ModelConfig:
-    """Return sizes of encoders and decoders: those that train in minutes on one core."""
-    return ModelConfig(
-        arch="mrmfast_learns_vit",
-        relation_blocks=2,
-        genome_layers=2,
-        residual=form.residual,
-        decoder_width=64,
-        decoder_depth=1,
-        decoder_heads=2,
-        genome_decoder_width=64,
-        genome_decoder_layers=1,
-    )
+MODEL = ModelConfig(arch="mrmfast_learns_vit", genome_layers=2)
 
 
 def train(form: Form, seed: int, protocol: Protocol, work: Path) -> tuple[MRM, list[dict[str, float]]]:
@@ -71,7 +60,7 @@ def train(form: Form, seed: int, protocol: Protocol, work: Path) -> tuple[MRM, l
     config = replace(data_config(work, protocol.image_size), modalities=modalities)
     dataset = open_dataset(config)
     torch.manual_seed(seed)
-    model = build_model(form, model_config(form), protocol.image_size, dataset.genome_spec())
+    model = build_model(form, MODEL, protocol.image_size, dataset.genome_spec())
     if not form.trained:
         return model, []
     settings = OptimiserConfig(lr=protocol.lr)
@@ -91,8 +80,7 @@ def train(form: Form, seed: int, protocol: Protocol, work: Path) -> tuple[MRM, l
     for step, batch in enumerate(loader.batches(0, end=protocol.steps * protocol.batch)):
         schedule.step_update(step)
         drawn = step_seed(seed, step, 0, 0)
-        torch.manual_seed(drawn)
-        loss, parts = model(batch.image_BCHW, batch.packed, batch.present, drawn)
+        loss, parts = model(batch.views, batch.packed, batch.present, None, drawn, step, protocol.steps)
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
@@ -103,10 +91,10 @@ def train(form: Form, seed: int, protocol: Protocol, work: Path) -> tuple[MRM, l
 
 
 @torch.no_grad()
-def frozen_features(model: MRM, cohort: Cohort, residual: Any) -> dict[str, np.ndarray]:
+def frozen_features(model: MRM, cohort: Cohort) -> dict[str, np.ndarray]:
     """Pool the frozen encoders' tokens: ``image`` as exported (no genome), ``genome`` without the image; (P, D)."""
     model.eval()
-    images = [model.image(normalise(part), residual).mean(1) for part in cohort.images_PCHW.split(256)]
+    images = [model.image_features(normalise(part)).mean(1) for part in cohort.images_PCHW.split(256)]
     features = {"image": torch.cat(images).numpy()}
     if model.genome is not None:
         whole: Tensor = torch.from_numpy(cohort.genome_PF)
@@ -127,7 +115,7 @@ def one_run(work: Path, name: str, seed: int, protocol: Protocol, cohort: Cohort
     seconds = time.process_time() - began
     base.parent.mkdir(exist_ok=True)
     with write_aside(base.with_suffix(".npz"), "wb") as file:
-        arrays: dict[str, Any] = frozen_features(model, cohort, FORMS[name].residual)
+        arrays: dict[str, Any] = frozen_features(model, cohort)
         np.savez(file, **arrays)
     last = history[-100:]
     losses = {part: float(np.mean([step[part] for step in last])) for part in (last[0] if last else {})}

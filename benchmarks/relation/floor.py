@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -25,6 +25,7 @@ from benchmarks.harness import Bench, run
 from benchmarks.relation.cubin import Resources, compiled_for, resources
 from benchmarks.relation.shape import Shape
 from mrmfast.atomic import write_aside
+from mrmfast.ops.relation_masking import masked_count, operators
 from mrmfast.ops.relation_masking import triton as path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -90,10 +91,11 @@ def meta(shape: Shape, tokens: int, dtype: torch.dtype) -> Tensor:
 
 def compiled(shape: Shape, capability: int, dtype: torch.dtype = torch.bfloat16) -> list[Resources]:
     """Compile forward and backward of both outputs at `shape`; return what each kernel takes."""
-    q, k, v = (meta(shape, n, dtype).requires_grad_() for n in (shape.queries, shape.keys, shape.keys))
+    projections = [meta(shape, n, dtype) for n in (shape.queries, shape.keys, shape.keys)]
+    d_out = meta(replace(shape, batch=2 * shape.batch), shape.queries, dtype)
     with compiled_for(capability) as kernels:
-        outputs = path.relation_attention(q, k, v, 0.75)
-        torch.autograd.backward([out for out in outputs if out is not None], [meta(shape, shape.queries, dtype)] * 2)
+        _, rows = operators.run_forward(path, projections, masked_count(0.75, shape.keys), "both")
+        operators.run_backward(path, projections, rows, d_out, masked_count(0.75, shape.keys), "both")
     return [resources(kernel) for kernel in kernels]
 
 
@@ -109,9 +111,10 @@ def work(shape: Shape, dtype: torch.dtype = torch.bfloat16) -> tuple[Work, Work]
         return products * 2 * heads * rows * keys * path.padded_to(shape.width)
 
     row_tiles = [
-        path.row_tiles(shape.keys, shape.width, dtype, backward=backward).constants for backward in (False, True)
+        path.row_tiles(shape.queries, shape.keys, shape.width, dtype, backward=backward).constants
+        for backward in (False, True)
     ]
-    key_tiles = path.key_tiles(shape.width, dtype).constants
+    key_tiles = path.key_tiles(shape.queries, shape.width, dtype).constants
     programs = [path.row_blocks(heads, shape.queries, tile["ROWS"])[1] for tile in row_tiles]
     key_programs = -(-shape.keys // key_tiles["KEYS"])
     forward = Work(

@@ -15,22 +15,21 @@ fp32 4, 4 and 8 bytes. ZeRO 1 divides the optimiser's states among ranks, 2 the 
 from __future__ import annotations
 
 import argparse
-import copy
 import sys
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import nn
 
 from benchmarks.harness import Bench
-from benchmarks.training.ukb_genome import ukb_batch, ukb_genome
+from benchmarks.training.ukb_genome import ukb_genome
 from mrmfast import config as configs
 from mrmfast.errors import UserError
-from mrmfast.objectives.mrm import MRM
-from mrmfast.training.settings import TrainConfig, check
+from mrmfast.objectives import build_objective
+from mrmfast.training.memory import count_flops, example_inputs, kept_bytes, state_bytes, step_flops
+from mrmfast.training.settings import TrainConfig
 
 
 def parameters_by_part(model: nn.Module) -> dict[str, int]:
@@ -47,66 +46,6 @@ def vit_flops(width: int, depth: int, hidden: int, tokens: int, patch_values: in
     per_token = 4 * width * width + 2 * width * hidden
     products = (tokens - 1) * patch_values * width + depth * (tokens * per_token + 2 * tokens * tokens * width)
     return 2 * products
-
-
-def count_flops(call: Any) -> int:
-    """Count the products of a call, forward and backward."""
-    with FlopCounterMode(display=False) as counter:
-        call()
-    return counter.get_total_flops()
-
-
-def step_flops(model: MRM, image_size: int) -> tuple[int, int]:
-    """Count one sample's forward pass, and forward and backward together, on the meta device."""
-    image, packed, present = ukb_batch(1, image_size)
-    unpacked = model.unpack(packed, present)
-    model = copy.deepcopy(model).to("meta")
-    genome = None if unpacked is None else (unpacked[0].to("meta"), unpacked[1].to("meta"))
-    chosen = torch.zeros(1, dtype=torch.long, device="meta")
-
-    def forward() -> Tensor:
-        return torch.stack(list(model.losses(image.to("meta"), genome, chosen).values())).sum()
-
-    return count_flops(forward), count_flops(lambda: forward().backward())
-
-
-def _recomputed_modules(model: MRM) -> list[nn.Module]:
-    """Return modules whose input is the input of something that is recomputed."""
-    first: list[Any] = list(model.image.blocks[: model.image.relation_blocks])
-    others: list[nn.Module] = [*model.image.blocks[model.image.relation_blocks :], *model.image_decoder.blocks]
-    if model.genome is not None:
-        first += model.genome.blocks
-        others += model.genome.layers[:1]
-    return [*(block.norm1 for block in first), *others]
-
-
-def kept_bytes(model: MRM, image_size: int, samples: int) -> int:
-    """Return the bytes of storages that autograd keeps after a forward pass, parameters left out."""
-    own = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}
-    kept: dict[int, Tensor] = {}  # holds on to what it has seen, or an address could come up twice
-
-    def see(tensor: Tensor) -> Tensor:
-        kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
-        return tensor
-
-    # What is recomputed keeps its inputs outside autograd's sight.
-    watched = _recomputed_modules(model) if model.checkpointing else []
-    handles = [module.register_forward_pre_hook(lambda _, inputs: (see(inputs[0]), None)[1]) for module in watched]
-    with torch.autograd.graph.saved_tensors_hooks(see, lambda tensor: tensor):
-        model(*ukb_batch(samples, image_size), 0)
-    for handle in handles:
-        handle.remove()
-    return sum(t.untyped_storage().nbytes() for place, t in kept.items() if place not in own)
-
-
-def state_bytes(parameters: int, bf16: bool, stage: int, ranks: int) -> dict[str, float]:
-    """Return a rank's bytes of weights, gradients and optimiser states (ZeRO: Rajbhandari et al. 2020, figure 1)."""
-    weight, gradient, states = (2, 2, 12) if bf16 else (4, 4, 8)
-    return {
-        "weights": parameters * weight / (ranks if stage == 3 else 1),
-        "gradients": parameters * gradient / (ranks if stage >= 2 else 1),
-        "optimiser states": parameters * states / (ranks if stage >= 1 else 1),
-    }
 
 
 def gate_counts(bench: Bench, config: TrainConfig) -> None:
@@ -134,7 +73,6 @@ def main() -> int:
     arguments = parser.parse_intermixed_args()
     try:
         config = configs.load(TrainConfig, arguments.config, arguments.overrides)
-        check(config)
         config.micro_batch(arguments.ranks)
     except UserError as error:
         parser.error(str(error))
@@ -148,9 +86,9 @@ def main() -> int:
 def account(bench: Bench, config: TrainConfig, bf16: bool, tflops: float, ranks: int) -> None:
     """Measure and record everything."""
     size, micro_batch = config.data.image_size, config.micro_batch(ranks)
-    genome = None if config.data.modalities == [] else ukb_genome()
-    model = MRM(config.model, config.mrm, size, genome)
-    model.set_grad_checkpointing(config.engine.checkpoint_activations)
+    genome, cpu = None if config.data.modalities == [] else ukb_genome(), torch.device("cpu")
+    model = build_objective(config.objective, config.model, size, genome)
+    model.set_activation_checkpointing(config.engine.activation_checkpointing)
     for part, count in parameters_by_part(model).items():
         bench.figure(f"parameters: {part}", count / 1e6, "M")
     parameters = sum(p.numel() for p in model.parameters())
@@ -158,7 +96,7 @@ def account(bench: Bench, config: TrainConfig, bf16: bool, tflops: float, ranks:
 
     if bf16:
         model.bfloat16()
-    one, two = (kept_bytes(model, size, samples) for samples in (1, 2))
+    one, two = (kept_bytes(model, example_inputs(model, genome, samples, cpu)) for samples in (1, 2))
     activations = one + (two - one) * (micro_batch - 1)
     precision = "bf16" if bf16 else "fp32"
     bench.figure(f"activations kept, {precision}: a sample", (two - one) / 1e6, "MB")
@@ -169,7 +107,7 @@ def account(bench: Bench, config: TrainConfig, bf16: bool, tflops: float, ranks:
         together = " + ".join(f"{name} {value / 1e9:.2f}" for name, value in parts.items())
         bench.figure(f"ZeRO {stage}{chosen}, {ranks} ranks: {together}", sum(parts.values()) / 1e9, "GB a rank")
 
-    forward, both = step_flops(model, size)
+    forward, both = step_flops(model, example_inputs(model, genome, 1, cpu))
     bench.figure("arithmetic: a sample forward", forward / 1e9, "GFLOP")
     bench.figure("arithmetic: a sample forward and backward", both / 1e9, "GFLOP")
     step = both * config.batch_size

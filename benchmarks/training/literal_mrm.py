@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from mrmfast.models.patch_embed import normalise, patchify
-from mrmfast.models.relation import Branches, CrossRelation
 from mrmfast.objectives.mrm import MRM
 from mrmfast.objectives.mrm.matching import draw_pairs, relation_matching
+from mrmfast.objectives.mrm.relation import Branches, CrossRelation
 from mrmfast.ops.genome_unpack.reference import unpack_genome
 from mrmfast.ops.relation_masking import reference
 
@@ -45,10 +45,11 @@ def cross_relation(cross: CrossRelation, x_BND: Tensor, context_BMD: Tensor, rat
 
 def encode(model: MRM, image_BCHW: Tensor, x_BF: Tensor | None, masked: bool) -> tuple[Tensor, Tensor | None]:
     """Run one branch: z_I and z_G, or z_{I,M} and z_{G,M}."""
-    c, encoder, residual = model.config, model.image, model.residual
+    mask, encoder = model.config.mask, model.encoder
+    residual = mask.residual
 
-    def ratio(tau: float, wanted: bool) -> float | None:
-        return tau if masked and wanted else None
+    def ratio(tau: float) -> float | None:
+        return tau if masked else None
 
     image = encoder.tokens(image_BCHW)
     genome = None
@@ -57,17 +58,17 @@ def encode(model: MRM, image_BCHW: Tensor, x_BF: Tensor | None, masked: bool) ->
         genome = model.genome.tokens(x_BF.to(image.dtype))
     block: Any
     for number, block in enumerate(encoder.blocks):
-        if number >= encoder.relation_blocks:
+        if number >= mask.blocks:
             image = block(image)
             continue
-        image = self_relation(block, image, ratio(c.tau_image, c.mask_self), residual == "all")
+        image = self_relation(block, image, ratio(mask.tau_image_self), residual == "all")
         if genome is not None:
             assert model.genome is not None
             snn: Any = model.genome.blocks[number]
-            genome = self_relation(snn, genome, ratio(c.tau_genome, c.mask_self), residual == "all")
-            to_image, to_genome = model.cross_sublayers(number)
-            from_genome = cross_relation(to_image, image, genome, ratio(c.tau_image, c.mask_cross))
-            from_image = cross_relation(to_genome, genome, image, ratio(c.tau_genome, c.mask_cross))
+            genome = self_relation(snn, genome, ratio(mask.tau_genome_self), residual == "all")
+            to_image, to_genome = model.cross_relations(number)
+            from_genome = cross_relation(to_image, image, genome, ratio(mask.tau_image_cross))
+            from_image = cross_relation(to_genome, genome, image, ratio(mask.tau_genome_cross))
             if residual != "none":
                 from_genome, from_image = image + from_genome, genome + from_image
             image, genome = from_genome, from_image
@@ -84,9 +85,9 @@ def literal_loss(
     model: MRM, image_BCHW: Tensor, packed: tuple[Tensor, ...], present: Tensor, seed: int
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Compute what ``model(...)`` computes: a model without dropout or in eval mode, its options the paper's."""
-    ours = ("norm_pixels", "binary_cross_entropy", "stop_gradient")
-    assert not any(getattr(model.config, option) for option in ours) and model.config.genome_from == "both"
-    config, dtype = model.config, model.image.norm.weight.dtype
+    reconstruct, match, dtype = model.config.reconstruct, model.config.match, model.encoder.norm.weight.dtype
+    assert not any((reconstruct.norm_pixels, reconstruct.binary_cross_entropy, match.stop_gradient))
+    assert reconstruct.genome_from == "both"
     pixels_BCHW = normalise(image_BCHW, torch.promote_types(dtype, torch.float32))
     x_BF = observed_BF = None
     if model.spec is not None:
@@ -94,11 +95,11 @@ def literal_loss(
     z_image, z_genome = encode(model, pixels_BCHW, x_BF, masked=False)
     z_image_masked, z_genome_masked = encode(model, pixels_BCHW, x_BF, masked=True)
     predicted_BNP = model.image_decoder(z_image_masked, z_genome)
-    parts = {"image": (predicted_BNP.float() - patchify(pixels_BCHW, model.image.patch)).square().mean()}
+    parts = {"image": (predicted_BNP.float() - patchify(pixels_BCHW, model.encoder.patch)).square().mean()}
     if x_BF is not None and observed_BF is not None:
         error_BF = (model.genome_decoder(z_genome_masked, z_image).float() - x_BF).square() * observed_BF
         parts["genome"] = error_BF.sum() / observed_BF.sum().clamp(min=1)
-    chosen = draw_pairs(len(image_BCHW), config.matched_pairs, seed)
+    chosen = draw_pairs(len(image_BCHW), match.pairs, seed)
 
     def pooled(intact: Tensor, masked: Tensor) -> Branches:
         return Branches.of(intact[chosen].float().mean(1), masked[chosen].float().mean(1))
@@ -107,6 +108,6 @@ def literal_loss(
     if z_genome is not None and z_genome_masked is not None:
         genome_pairs = pooled(z_genome, z_genome_masked)
     parts |= relation_matching(pooled(z_image, z_image_masked), genome_pairs, known=present.any(1)[chosen])
-    weights = {"self": config.matching_weight * config.match_self, "cross": config.matching_weight * config.match_cross}
+    weights = {"self": match.weight * match.self_relations, "cross": match.weight * match.cross_relations}
     loss = torch.stack([weights.get(name, 1.0) * value for name, value in parts.items()]).sum()
     return loss, {name: value.detach() for name, value in parts.items()}

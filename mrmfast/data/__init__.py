@@ -1,1 +1,1 @@
-"""Datasets: formats, order, fetching, decoding, joining. Imports without DALI (only ``pipeline`` needs it)."""
+"""Datasets: formats, order, fetching, decoding, joining. Imports without DALI (only ``dali`` needs it)."""

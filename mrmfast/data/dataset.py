@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
+from annotated_types import Ge, Le
 
-from mrmfast.batch import GenomeSpec
+from mrmfast.batch import GenomeSpec, LabelSpec
+from mrmfast.config import NonNegative, NonNegativeInt, PositiveInt, Share
 from mrmfast.data.genetics.store import GenomeStore
 from mrmfast.data.images.backend import Backend, Pixels
+from mrmfast.data.labels import LabelsConfig, Targets, read_targets, select_labelled
 from mrmfast.data.sampling.sampler import Plan
 from mrmfast.data.sampling.weights import read_weights
 from mrmfast.errors import UserError
-from mrmfast.formats.image_shards import SampleTable, read_sample_table
 from mrmfast.formats.manifest import Manifest
+from mrmfast.formats.sample_table import SampleTable, read_sample_table
 from mrmfast.storage.source import FetchConfig, Source
 
 
@@ -57,8 +60,8 @@ class DataConfig:
     pixels : {"uint8", "float32"}
         What the loader hands over: bytes, which the model normalises, or normalised floats. Bytes are a quarter to copy
         to a GPU.
-    threads : int
-        CPU threads for decoding, per rank.
+    threads : int, optional
+        CPU threads for decoding, per rank; by default as many as the rank's share of the machine's cores, 8 at most.
     prefetch : int
         Micro-batches under way at once.
     cache : str, optional
@@ -67,26 +70,29 @@ class DataConfig:
         Read a public bucket without credentials.
     fetch : FetchConfig
         Requests, time limits and the cache's size.
+    labels : LabelsConfig
+        What a sample's target is; none by default.
     """
 
     path: str = ""
     split: Literal["train", "test", "all"] = "train"
     modalities: list[str] | None = None
     unmatched: Literal["error", "drop", "keep"] = "error"
-    image_size: int = 224
-    rotation: float = 20.0
-    flip: float = 0.5
-    shuffle_window: int = 0
+    image_size: Annotated[int, Ge(16)] = 224
+    rotation: Annotated[NonNegative, Le(180)] = 20.0
+    flip: Share = 0.5
+    shuffle_window: NonNegativeInt = 0
     sampling: Literal["images", "participants"] = "images"
     weights: str | None = None
-    unreadable: float = 0.01
+    unreadable: Share = 0.01
     backend: Backend = "auto"
     pixels: Pixels = "uint8"
-    threads: int = 2
-    prefetch: int = 3
+    threads: Annotated[PositiveInt, Le(1024)] | None = None
+    prefetch: Annotated[PositiveInt, Le(64)] = 3
     cache: str | None = None
     anonymous: bool = False
     fetch: FetchConfig = field(default_factory=FetchConfig)
+    labels: LabelsConfig = field(default_factory=LabelsConfig)
 
 
 @dataclass
@@ -104,6 +110,8 @@ class Dataset:
     store : GenomeStore or None
     genome_rows : ndarray of int64, shape (len(table), modalities)
         Rows in the store per sample, -1 where absent.
+    targets : Targets or None
+        Of all samples; None without ``data.labels``.
     """
 
     source: Source
@@ -112,6 +120,11 @@ class Dataset:
     selected: np.ndarray
     store: GenomeStore | None
     genome_rows: np.ndarray
+    targets: Targets | None = None
+
+    def label_spec(self) -> LabelSpec | None:
+        """Describe the targets for a task; None without ``data.labels``."""
+        return None if self.targets is None else self.targets.spec
 
     def genome_spec(self) -> GenomeSpec | None:
         """Describe x_G for the model; None when training on images only."""
@@ -125,6 +138,10 @@ class Dataset:
             fill=torch.from_numpy(self.store.fill()),
         )
 
+    def images_alone(self) -> Dataset:
+        """Return the same images without their genetics."""
+        return replace(self, store=None, genome_rows=np.empty((len(self.table), 0), np.int64))
+
 
 def open_dataset(config: DataConfig) -> Dataset:
     """Open a dataset and join images with genetics.
@@ -132,7 +149,8 @@ def open_dataset(config: DataConfig) -> Dataset:
     Raises
     ------
     UserError
-        Nothing there, no image in the split, or images without genetics under ``unmatched="error"``.
+        Nothing there, no image in the split, images without genetics under ``unmatched="error"``, or labels that cannot
+        be used or are missing under ``labels.missing="error"``.
     """
     if not config.path:
         raise UserError("data.path is empty; give data.path=FOLDER or data.path=s3://BUCKET/PREFIX")
@@ -153,9 +171,12 @@ def open_dataset(config: DataConfig) -> Dataset:
         selected = selected[manifest.splits.training(table.participant.tolist()) == (config.split == "train")]
         if not len(selected):
             raise UserError(f"data.split={config.split}: none of the {len(table)} images is in it; use data.split=all")
+    targets = read_targets(config.labels, table)
+    if targets is not None:
+        selected = select_labelled(config.labels, targets, selected)
     names = sorted(set(manifest.genetics if config.modalities is None else config.modalities))
     if not names:
-        return Dataset(source, manifest, table, selected, None, np.empty((len(table), 0), np.int64))
+        return Dataset(source, manifest, table, selected, None, np.empty((len(table), 0), np.int64), targets)
     store = GenomeStore.open(source.url, names, source.zarr_store(), config.cache)
     rows = store.locate(table.participant)
     without = (rows[selected] < 0).all(1)
@@ -171,7 +192,7 @@ def open_dataset(config: DataConfig) -> Dataset:
         )
     if config.unmatched == "drop":
         selected = selected[~without]
-    return Dataset(source, manifest, table, selected, store, rows)
+    return Dataset(source, manifest, table, selected, store, rows, targets)
 
 
 def make_plan(dataset: Dataset, config: DataConfig, seed: int) -> Plan:

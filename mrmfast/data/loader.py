@@ -9,18 +9,19 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from mrmfast.batch import Batch
+from mrmfast.batch import Batch, ViewSpec
 from mrmfast.data.dataset import DataConfig, Dataset, make_plan
-from mrmfast.data.images.augment import draw_matrices
-from mrmfast.data.images.backend import Fed, Images, Pixels, open_images
+from mrmfast.data.images.augment import draw_matrices, draw_photometric, plain_view, resolve_views
+from mrmfast.data.images.backend import DecodeRequest, DecodeSpec, Images, Pixels, open_images
 from mrmfast.data.reader import ShardReader
 from mrmfast.data.sampling.sampler import Slice
+from mrmfast.data.step import Step, without_bad
+from mrmfast.data.threads import decode_threads
 from mrmfast.errors import UserError
 from mrmfast.meters import Meters
 
@@ -28,28 +29,6 @@ SPARE_SHARDS = 8  # beyond a window, for batches that cross from one to the next
 OPEN_SHARDS = 512  # maps at a time without a window; far below the system's limits
 AHEAD = 4  # shards fetched ahead per request under way
 Agree = Callable[[frozenset[int]], frozenset[int]]
-
-
-@dataclass(frozen=True)
-class Step:
-    """A rank's part of a global batch on its way through the image backend.
-
-    Attributes
-    ----------
-    start, end : int
-        Stream positions around the global batch.
-    piece : Slice
-        This rank's samples.
-    packed : list of Tensor
-        Their genetics, packed.
-    present : Tensor, bool, (n, modalities)
-    """
-
-    start: int
-    end: int
-    piece: Slice
-    packed: list[Tensor]
-    present: Tensor
 
 
 class Loader:
@@ -67,6 +46,8 @@ class Loader:
         Samples per forward pass of a rank.
     rank, world : int
     device : torch.device
+    views : tuple of ViewSpec
+        The pictures that are made of each sample; one plain one by default.
     agree : callable, optional
         Given the samples that this rank could not read in a step, returns those of all ranks; called once a step, in
         the same order on every rank. By default there are no other ranks.
@@ -90,6 +71,7 @@ class Loader:
         rank: int,
         world: int,
         device: torch.device,
+        views: tuple[ViewSpec, ...] = (ViewSpec(),),
         agree: Agree | None = None,
         meters: Meters | None = None,
     ) -> None:
@@ -98,6 +80,8 @@ class Loader:
         self.agree = agree or (lambda found: found)
         self.meters = meters or dataset.source.meters
         self.plan = make_plan(dataset, config, seed)
+        self.views = resolve_views(views, size=config.image_size, rotation=config.rotation, flip=config.flip)
+        self._masks = dataset.targets.masks if dataset.targets is not None else ()
         self.set_aside: dict[int, str] = {}
 
     def batches(self, position: int, end: int | None = None) -> Generator[Batch]:
@@ -113,7 +97,7 @@ class Loader:
         Yields
         ------
         Batch
-            Genetics on the CPU, still packed; images where the backend works.
+            Genetics on the CPU (in pinned memory for a GPU), still packed; images where the backend works.
 
         Raises
         ------
@@ -135,23 +119,28 @@ class Loader:
         under_way: deque[Step] = deque()
         steps = self._steps(position, end, reader)
 
-        def feed() -> Fed:
+        def feed() -> DecodeRequest:
             step = next(steps)
             under_way.append(step)
-            return self._fed(reader, step.piece, self.config.rotation, self.config.flip)
+            return self._request(reader, step.piece, self.views)
 
         images = self._images(
-            feed, -(-self.batch // self.world), self.config.threads, self.config.prefetch, self.config.pixels
+            feed,
+            self.views,
+            -(-self.batch // self.world),
+            decode_threads(self.config.threads),
+            self.config.prefetch,
+            self.config.pixels,
         )
         try:
             while end is None or position < end:
-                image_BCHW, bad = images.run()
+                decoded = images.run()
                 step = under_way.popleft()
-                found = self.agree(frozenset(step.piece.sample[bad].tolist()))
+                found = self.agree(frozenset(step.piece.sample[decoded.bad].tolist()))
                 if found:
                     self._put_aside(found)
                     return step.start
-                yield from self._split(image_BCHW, step)
+                yield from step.batches(decoded, self._keys(step.piece), self.micro_batch)
                 position = step.end
             return position
         finally:
@@ -163,31 +152,38 @@ class Loader:
         reader = ShardReader(
             self.dataset.source, self.dataset.manifest.shards, self.dataset.table, self.meters, OPEN_SHARDS
         )
-        images = self._images(lambda: self._fed(reader, piece, 0.0, 0.0), len(piece), 1, 1, "uint8")
+        views = tuple(plain_view(view) for view in self.views)
+        images = self._images(lambda: self._request(reader, piece, views), views, len(piece), 1, 1, "uint8")
         try:
-            image_BCHW, bad = images.run()
+            decoded = images.run()
         finally:
             images.close()
             reader.close()
-        good = np.flatnonzero(~bad)
-        packed, present = self._join(piece[good])
-        step = Step(0, piece.end, piece[good], packed, present)
-        (batch,) = self._split(image_BCHW[torch.from_numpy(good)], step, count)
+        piece = piece[np.flatnonzero(~decoded.bad)]
+        step = self._step(0, piece.end, piece, views)
+        (batch,) = step.batches(without_bad(decoded), self._keys(piece), count)
         return batch
 
-    def _images(self, feed: Callable[[], Fed], batch: int, threads: int, depth: int, pixels: Pixels) -> Images:
-        return open_images(
-            self.config.backend,
-            feed,
+    def _images(
+        self,
+        feed: Callable[[], DecodeRequest],
+        views: tuple[ViewSpec, ...],
+        batch: int,
+        threads: int,
+        depth: int,
+        pixels: Pixels,
+    ) -> Images:
+        spec = DecodeSpec(
+            views=views,
             batch=batch,
             stored_size=self.dataset.manifest.image_size,
-            size=self.config.image_size,
             device=self.device,
             threads=threads,
             depth=depth,
-            meters=self.meters,
             pixels=pixels,
+            mask_channels=tuple(mask.channels for mask in self._masks),
         )
+        return open_images(self.config.backend, feed, spec, self.meters)
 
     def _steps(self, position: int, end: int | None, reader: ShardReader) -> Iterator[Step]:
         """Draw this rank's part of one global batch after another, and fetch ahead of it."""
@@ -201,8 +197,7 @@ class Loader:
                 reach = self._reach()
                 reader.prefetch(self.plan.shards_ahead(position, reach, self.rank, self.world, self.batch))
                 looked = position + max(self.batch, reach // 2)
-            packed, present = self._join(piece)
-            yield Step(position, whole.end, piece, packed, present)
+            yield self._step(position, whole.end, piece, self.views)
             position = whole.end
 
     def _reach(self) -> int:
@@ -211,33 +206,32 @@ class Loader:
         shards = AHEAD * self.dataset.source.config.requests * self.world
         return min(len(self.plan), per_shard * shards) // self.batch * self.batch + self.batch
 
-    def _fed(self, reader: ShardReader, piece: Slice, rotation: float, flip: float) -> Fed:
-        """Return JPEG bytes, warp matrices and keys of a slice."""
-        matrices = draw_matrices(piece, seed=self.seed, rotation=rotation, flip=flip, size=self.config.image_size)
-        return reader.read(piece.sample), matrices, self._keys(piece)
+    def _request(self, reader: ShardReader, piece: Slice, views: tuple[ViewSpec, ...]) -> DecodeRequest:
+        """Return the bytes of a slice, and how to warp them."""
+        matrices = tuple(draw_matrices(piece, view, seed=self.seed, number=number) for number, view in enumerate(views))
+        masks = tuple(reader.read_masks(piece.sample, mask) for mask in self._masks)
+        return DecodeRequest(reader.read(piece.sample), matrices, masks)
 
     def _keys(self, piece: Slice) -> list[str]:
         return self.dataset.table.key[piece.sample].tolist()
 
-    def _join(self, piece: Slice) -> tuple[list[Tensor], Tensor]:
-        """Gather the genetics of a slice, packed, and who has which."""
-        rows = self.dataset.genome_rows[piece.sample]
+    def _step(self, start: int, end: int, piece: Slice, views: tuple[ViewSpec, ...]) -> Step:
+        """Join a slice with its genetics, packed, its labels, and its changes of colour."""
+        dataset, rows = self.dataset, self.dataset.genome_rows[piece.sample]
         with self.meters.time("join", len(piece)):
-            packed = self.dataset.store.gather(rows) if self.dataset.store is not None else []
-            return [torch.from_numpy(part) for part in packed], torch.from_numpy(rows >= 0)
-
-    def _split(self, image_BCHW: Tensor, step: Step, size: int | None = None) -> Iterator[Batch]:
-        size = size or self.micro_batch
-        for start in range(0, len(step.piece), size):
-            part = slice(start, start + size)
-            yield Batch(
-                image_BCHW=image_BCHW[part],
-                packed=tuple(packed[part] for packed in step.packed),
-                present=step.present[part],
-                keys=tuple(self._keys(step.piece[part])),
-                epochs=tuple(step.piece.epoch[part].tolist()),
-                end=step.end,
-            )
+            packed = dataset.store.gather(rows) if dataset.store is not None else []
+            photometric = [
+                torch.from_numpy(draw_photometric(piece, view.photometric, seed=self.seed, number=number))
+                if view.photometric is not None and view.photometric.changes
+                else None
+                for number, view in enumerate(views)
+            ]
+            target = None if dataset.targets is None else dataset.targets.of(piece.sample)
+            tensors = [torch.from_numpy(part) for part in packed]
+            step = Step(start, end, piece, tensors, torch.from_numpy(rows >= 0), photometric, target)
+            if self.device.type == "cuda":
+                step = step.pinned()
+            return step
 
     def _put_aside(self, found: frozenset[int]) -> None:
         """Record unreadable images.
@@ -252,8 +246,9 @@ class Loader:
         self.meters.count("set_aside", len(found))
         if len(self.set_aside) > limit * len(self.dataset.selected):
             sample = min(found)
+            mask = " with readable masks" if self._masks else ""
             raise UserError(
-                f"sample {table.key[sample]} is not a readable JPEG; "
+                f"sample {table.key[sample]} is not a readable JPEG{mask}; "
                 f"{len(self.set_aside)} of {len(self.dataset.selected)} images cannot be read, more than "
                 f"data.unreadable={limit:g} allows: copy the dataset again, or preprocess it anew"
             )

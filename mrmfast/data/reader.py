@@ -6,14 +6,14 @@ from collections import OrderedDict
 
 import numpy as np
 
-from mrmfast.formats.image_shards import SampleTable
 from mrmfast.formats.manifest import Shard
+from mrmfast.formats.sample_table import MaskColumn, SampleTable
 from mrmfast.meters import Meters
 from mrmfast.storage.source import Source
 
 
 class ShardReader:
-    """Hand out JPEG bytes by sample number.
+    """Hand out the bytes of JPEGs and masks by sample number.
 
     Parameters
     ----------
@@ -30,7 +30,7 @@ class ShardReader:
     def __init__(self, source: Source, shards: list[Shard], table: SampleTable, meters: Meters, limit: int) -> None:
         self._source, self._shards, self._table, self._meters = source, shards, table, meters
         self._limit = limit
-        self._open: OrderedDict[int, np.memmap] = OrderedDict()
+        self._open: OrderedDict[int, np.ndarray] = OrderedDict()
         self._ahead: set[int] = set()  # fetched ahead, not yet read
 
     def prefetch(self, numbers: np.ndarray) -> None:
@@ -43,17 +43,28 @@ class ShardReader:
         """Return the JPEG bytes of samples, uint8 views of the mapped shards; waits for those still being fetched."""
         table = self._table
         with self._meters.time("read", len(samples), int(table.size[samples].sum())):
-            jpegs = []
-            for sample, number in zip(samples.tolist(), table.shard[samples].tolist(), strict=True):
-                start = table.offset[sample]
-                jpegs.append(self._map(number)[start : start + table.size[sample]])
-            return jpegs
+            # Lists, since taking a number out of an array costs Python more than all else here.
+            numbers, starts = table.shard[samples].tolist(), table.offset[samples].tolist()
+            ends = (table.offset[samples] + table.size[samples]).tolist()
+            return [self._map(number)[start:end] for number, start, end in zip(numbers, starts, ends, strict=True)]
 
-    def _map(self, number: int) -> np.memmap:
+    def read_masks(self, samples: np.ndarray, mask: MaskColumn) -> list[np.ndarray | None]:
+        """Return the PNG bytes of one mask of samples; None where a sample has no such mask."""
+        sizes = mask.size[samples]
+        with self._meters.time("read", 0, int(sizes.sum())):
+            numbers, starts = self._table.shard[samples].tolist(), mask.offset[samples].tolist()
+            return [
+                self._map(number)[start : start + size] if size else None
+                for number, start, size in zip(numbers, starts, sizes.tolist(), strict=True)
+            ]
+
+    def _map(self, number: int) -> np.ndarray:
         mapped = self._open.get(number)
         if mapped is None:
             self._ahead.discard(number)
-            mapped = self._open[number] = np.memmap(self._source.local(self._shards[number]), mode="r")
+            # A plain array: slices of np.memmap run Python code of NumPy's.
+            mapped = np.asarray(np.memmap(self._source.local(self._shards[number]), mode="r"))
+            self._open[number] = mapped
             while len(self._open) > self._limit:
                 # A map that was handed out stays valid until the last view of it is gone.
                 oldest, _ = self._open.popitem(last=False)

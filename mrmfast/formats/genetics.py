@@ -191,7 +191,7 @@ def write_modality(
     import zarr
     from zarr.codecs import ZstdCodec
 
-    from mrmfast.formats.image_shards import write_columns
+    from mrmfast.formats.sample_table import write_columns
 
     final = Path(dataset) / STORE / name
     ids = np.array([str(one) for one in participants], dtype=object)

@@ -1,34 +1,29 @@
 """Image shards: plain WebDataset tars, a DALI index beside each, and one columnar table of all samples.
 
-Writer and reader live together so that the format has one home. Documented in ``docs/formats.md``. Stock
-``webdataset`` reads the tars, stock DALI reads tar + ``.idx``, stock ``zarr`` reads ``images/index.zarr``.
+Documented in ``docs/formats.md``. Stock ``webdataset`` reads the tars, stock DALI reads tar + ``.idx``, stock ``zarr``
+reads ``images/index.zarr`` (:mod:`mrmfast.formats.sample_table`).
 """
 
 from __future__ import annotations
 
 import io
 import json
-import shutil
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zarr
-from zarr.abc.store import Store
-from zarr.codecs import ZstdCodec
 
-from mrmfast.atomic import rename_directory, write_aside
-from mrmfast.errors import ClosedError, UserError
-from mrmfast.formats.checksums import file_sha256, seal
+from mrmfast.atomic import write_aside
+from mrmfast.errors import UserError
+from mrmfast.formats.checksums import file_sha256
 from mrmfast.formats.manifest import Shard, updating
+from mrmfast.formats.masks import mask_channels, mask_extension
+from mrmfast.formats.sample_table import INDEX, write_table
 
 DALI_INDEX_VERSION = "v1.2"
-INDEX = "images/index.zarr"
-# Rows of the sample table per chunk and per shard file: a few object-store reads even for millions of images.
-CHUNK_ROWS, SHARD_ROWS = 65_536, 1_048_576
 
 
 @dataclass(frozen=True)
@@ -45,33 +40,16 @@ class Sample:
         Whose image it is; joins with the genetics.
     metadata : dict
         Further JSON fields (eye, slide, source size, ...).
+    masks : dict of str to bytes
+        Name -> PNG, 8 bits a channel, grey, RGB or RGBA without palette, one channel per structure: 255 where nothing
+        is known. The mask called ``mask`` becomes ``KEY.mask.png``, another ``KEY.NAME.mask.png``.
     """
 
     key: str
     jpeg: bytes
     participant: str
     metadata: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class SampleTable:
-    """All samples of a dataset, one row each, in shard order.
-
-    Attributes
-    ----------
-    shard, offset, size : ndarray of int64, shape (samples,)
-        Which shard, and where in it the JPEG bytes are.
-    key, participant : ndarray of str, shape (samples,)
-    """
-
-    shard: np.ndarray
-    offset: np.ndarray
-    size: np.ndarray
-    key: np.ndarray
-    participant: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.shard)
+    masks: dict[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -132,7 +110,12 @@ def write_shard(dataset: str | Path, number: int, samples: Iterable[Sample]) -> 
     Shard
         The manifest entry.
     list of dict
-        Rows for the sample table (key, participant, offset, size), in order.
+        Rows for the sample table in order: key, participant, offset, size, and offset, size and channels of each mask.
+
+    Raises
+    ------
+    UserError
+        A mask is not a PNG as :class:`Sample` asks for.
     """
     path = Path(dataset) / shard_name(number)
     rows: list[dict[str, Any]] = []
@@ -142,10 +125,9 @@ def write_shard(dataset: str | Path, number: int, samples: Iterable[Sample]) -> 
             for sample in samples:
                 metadata = {"participant": sample.participant, **sample.metadata}
                 members = []
-                for extension, payload in (
-                    ("jpg", sample.jpeg),
-                    ("json", json.dumps(metadata, sort_keys=True).encode()),
-                ):
+                payloads = [("jpg", sample.jpeg), ("json", json.dumps(metadata, sort_keys=True).encode())]
+                payloads += [(mask_extension(name), sample.masks[name]) for name in sorted(sample.masks)]
+                for extension, payload in payloads:
                     header = tarfile.TarInfo(f"{sample.key}.{extension}")
                     header.size = len(payload)
                     header.mode = 0o600
@@ -160,6 +142,7 @@ def write_shard(dataset: str | Path, number: int, samples: Iterable[Sample]) -> 
                         "participant": sample.participant,
                         "offset": members[0].offset,
                         "size": members[0].size,
+                        "masks": _mask_rows(sample, members[2:]),
                     }
                 )
         assert rows, "a shard holds at least one sample"
@@ -174,6 +157,20 @@ def write_shard(dataset: str | Path, number: int, samples: Iterable[Sample]) -> 
         sha256=file_sha256(path),
     )
     return entry, rows
+
+
+def _mask_rows(sample: Sample, members: list[Member]) -> dict[str, tuple[int, int, int]]:
+    """Return offset, size and channels of each mask."""
+    rows = {}
+    for name, member in zip(sorted(sample.masks), members, strict=True):
+        channels = mask_channels(sample.masks[name])
+        if channels is None:
+            raise UserError(
+                f"sample {sample.key}: mask {name!r} is not a whole PNG of 8 bits a channel in grey, RGB or RGBA; "
+                "write it without a palette"
+            )
+        rows[name] = member.offset, member.size, channels
+    return rows
 
 
 def finalise_images(
@@ -204,72 +201,28 @@ def finalise_images(
         "key": np.array([row["key"] for row in rows], dtype=object),
         "participant": np.array([row["participant"] for row in rows], dtype=object),
     }
-    digest = write_table(Path(dataset) / INDEX, columns)
+    channels = _mask_channels(rows)
+    for name in channels:
+        places = np.array([row.get("masks", {}).get(name, (0, 0, 0))[:2] for row in rows], dtype=np.int64)
+        columns |= {f"masks/{name}/offset": places[:, 0], f"masks/{name}/size": places[:, 1]}
+    digest = write_table(Path(dataset) / INDEX, columns, {"masks": channels} if channels else {})
+    masks = {mask_extension(name): f"mask, a channel per structure: {count}" for name, count in channels.items()}
     with updating(dataset) as manifest:
         manifest.index_sha256 = digest
         manifest.shards = [entry for entry, _ in parts]
         manifest.image_size = image_size
-        manifest.schema = schema
+        manifest.schema = schema | masks
         manifest.statistics = statistics
 
 
-def write_table(path: Path, columns: dict[str, np.ndarray]) -> str:
-    """Write equally long 1-D columns as a sealed Zarr v3 group, aside and renamed; replaces an older table.
-
-    Returns
-    -------
-    str
-        Digest of the table: see :func:`mrmfast.formats.checksums.seal`.
-    """
-    aside = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    write_columns(zarr.open_group(aside, mode="w", zarr_format=3), columns)
-    digest = seal(aside)
-    if path.exists():
-        shutil.rmtree(path)
-    rename_directory(aside, path)
-    return digest
-
-
-def write_columns(group: zarr.Group, columns: dict[str, np.ndarray]) -> None:
-    """Add 1-D columns to a Zarr group: zstd with checksum, strings as ``vlen-utf8``."""
-    for name, values in columns.items():
-        length = max(1, len(values))
-        chunk = min(CHUNK_ROWS, length)
-        array = group.create_array(
-            name,
-            shape=(len(values),),
-            chunks=(chunk,),
-            shards=(min(SHARD_ROWS, -(-length // chunk) * chunk),),
-            dtype="str" if values.dtype == object else values.dtype,
-            compressors=[ZstdCodec(level=3, checksum=True)],
-        )
-        array[:] = values
-
-
-def read_sample_table(url: str, store: Store | None = None) -> SampleTable:
-    """Read ``images/index.zarr`` of a dataset.
-
-    Parameters
-    ----------
-    url : str
-        Folder of the dataset; its URL for the errors, where `store` is given.
-    store : Store, optional
-        The dataset's folder on an object store (:meth:`mrmfast.storage.source.Source.zarr_store`).
-
-    Raises
-    ------
-    UserError
-        The table is missing or damaged, or the object store does not give it.
-    ClosedError
-        The dataset was closed meanwhile.
-    """
-    where = f"{url.rstrip('/')}/{INDEX}"
-    try:
-        group: Any = zarr.open_group(store or url, path=INDEX, mode="r", zarr_format=3)
-        columns = {name: np.asarray(group[name][:]) for name in ("shard", "offset", "size", "key", "participant")}
-    except (UserError, ClosedError):  # a ValueError and a RuntimeError, but they say themselves what is wrong
-        raise
-    except (KeyError, FileNotFoundError, ValueError, RuntimeError) as error:
-        raise UserError(f"{where}: missing or damaged sample table; run the image preprocessor again") from error
-    return SampleTable(**columns)
+def _mask_channels(rows: list[dict[str, Any]]) -> dict[str, int]:
+    """Return the masks of all samples and their channels, by name."""
+    channels: dict[str, int] = {}
+    for row in rows:
+        for name, (_, _, count) in row.get("masks", {}).items():
+            if channels.setdefault(name, count) != count:
+                raise UserError(
+                    f"sample {row['key']}: mask {name!r} has {count} channels, those before it {channels[name]}; "
+                    "give all samples the same"
+                )
+    return dict(sorted(channels.items()))

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from mrmfast.ops.wide_products import wide_products
+
+_observers: list[Callable[[Tensor], object]] = []
+
+
+@contextmanager
+def observe_recomputed(observer: Callable[[Tensor], object]) -> Iterator[None]:
+    """Call `observer` with every tensor that :func:`recomputed` keeps for the backward pass, inside the block."""
+    _observers.append(observer)
+    try:
+        yield
+    finally:
+        _observers.remove(observer)
 
 
 def recomputed(enabled: bool, layer: Callable[..., Any], *inputs: Any) -> Any:
@@ -37,5 +51,9 @@ def recomputed(enabled: bool, layer: Callable[..., Any], *inputs: Any) -> Any:
             return layer(*inputs)
 
     if enabled and torch.is_grad_enabled():
+        for observer in _observers:
+            for tensor in inputs:
+                if isinstance(tensor, Tensor):
+                    observer(tensor)
         return checkpoint(run, *inputs, use_reentrant=False)
     return layer(*inputs)

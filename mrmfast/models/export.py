@@ -2,45 +2,40 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import timm
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from timm.models import register_model
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from mrmfast.atomic import write_aside
 from mrmfast.batch import PIXEL_MEAN, PIXEL_STD
 from mrmfast.errors import UserError
-from mrmfast.models.image_encoder import ImageEncoder, literal_block
-from mrmfast.models.relation import Residual
 
-LITERAL_ARCH = "mrmfast_literal_vit"
-
-
-class _LiteralBlock(Block):
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        assert attn_mask is None and not is_causal, "a literal block attends to everything"
-        return literal_block(self, x)
+# timm models of this package, by the module that registers them when it is imported.
+REGISTERED_BY = {"mrmfast_literal_vit": "mrmfast.objectives.mrm.literal_vit"}
 
 
-@register_model
-def mrmfast_literal_vit(base: str, relation_blocks: int, pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
-    """Build the timm ViT `base` whose first blocks lack the residual around attention.
+@dataclass(frozen=True)
+class ExportRecipe:
+    """How timm builds the model whose features are the encoder's.
 
-    This is what an encoder trained with ``residual: cross | none`` computes; a plain ViT with the same weights would
-    compute something else. Importing ``mrmfast.models.export`` registers it with timm.
+    Attributes
+    ----------
+    timm_model : str
+    arguments : dict
+        Of ``timm.create_model``, beside the name.
     """
-    vit: Any = timm.create_model(base, pretrained=pretrained, **kwargs)
-    for block in vit.blocks[:relation_blocks]:
-        block.__class__ = _LiteralBlock  # same parameters under the same names, another forward
-    assert isinstance(vit, VisionTransformer)
-    return vit
+
+    timm_model: str
+    arguments: dict[str, Any]
 
 
 def timm_state(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -48,7 +43,7 @@ def timm_state(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix("tokens."): value.detach().float().cpu().contiguous() for name, value in tensors.items()}
 
 
-def export_encoder(path: Path, tensors: Mapping[str, Tensor], encoder: ImageEncoder, residual: Residual) -> None:
+def export_encoder(path: Path, tensors: Mapping[str, Tensor], recipe: ExportRecipe) -> None:
     """Write ``encoder.safetensors`` and, beside it, ``encoder.json`` with how to build the model.
 
     Parameters
@@ -56,23 +51,14 @@ def export_encoder(path: Path, tensors: Mapping[str, Tensor], encoder: ImageEnco
     path : Path
         The safetensors file.
     tensors : mapping
-        Whole parameters of `encoder` by name: the module itself holds a share of them under ZeRO-3, rounded ones in
-        bf16.
-    encoder : ImageEncoder
-    residual : {"all", "cross", "none"}
-        Decides which timm model computes the same features.
+        Whole parameters of an :class:`ImageEncoder` by name: the module itself holds a share of them under ZeRO-3,
+        rounded ones in bf16.
+    recipe : ExportRecipe
     """
-    literal = {"base": encoder.arch, "relation_blocks": encoder.relation_blocks}
-    recipe = {
-        "timm_model": encoder.arch if residual == "all" else LITERAL_ARCH,
-        "arguments": encoder.arguments if residual == "all" else {**literal, **encoder.arguments},
-        "mean": list(PIXEL_MEAN),
-        "std": list(PIXEL_STD),
-    }
     with write_aside(path, "wb") as file:
         file.write(save(timm_state(tensors), metadata={"format": "pt"}))
     with write_aside(path.with_suffix(".json")) as text:
-        json.dump(recipe, text, indent=1)
+        json.dump({**asdict(recipe), "mean": list(PIXEL_MEAN), "std": list(PIXEL_STD)}, text, indent=1)
 
 
 def load_encoder(path: str | Path) -> VisionTransformer:
@@ -94,6 +80,8 @@ def load_encoder(path: str | Path) -> VisionTransformer:
     path = Path(path)
     try:
         recipe = json.loads(path.with_suffix(".json").read_text())
+        if (name := recipe["timm_model"]) in REGISTERED_BY:
+            importlib.import_module(REGISTERED_BY[name])
         model: Any = timm.create_model(recipe["timm_model"], **recipe["arguments"])
         model.load_state_dict(load_file(path), strict=True)
         size = recipe["arguments"]["img_size"]

@@ -1,15 +1,33 @@
-"""The genome encoder: grouped tokens, relation blocks, and self-normalising layers (Klambauer et al. 2017)."""
+"""Parts of a genome encoder: grouped tokens and self-normalising layers (SNN; Klambauer et al. 2017)."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
-from timm.layers import Attention
 from torch import Tensor, nn
 
+from mrmfast.batch import GenomeSpec
 from mrmfast.models.grouped_linear import GroupedLinear
+
+
+@dataclass(frozen=True)
+class GenomeInput:
+    """What an objective builds its genome encoder from.
+
+    Attributes
+    ----------
+    spec : GenomeSpec
+    layers : int
+        SNN layers after the tokens.
+    alpha_dropout : float
+    """
+
+    spec: GenomeSpec
+    layers: int
+    alpha_dropout: float
 
 
 class PairedAlphaDropout(nn.AlphaDropout):
@@ -76,46 +94,3 @@ class GenomeTokens(nn.Module):
     def forward(self, x_BF: Tensor) -> Tensor:
         """(B, F) features to (B, M, D) tokens."""
         return self.dropout(nn.functional.selu(self.linear(x_BF))) + self.embedding
-
-
-class GenomeRelationBlock(nn.Module):
-    """A relation block of the genome: a pre-norm block as on the image side, its feed-forward part an SNN layer.
-
-    Parameters
-    ----------
-    width, heads : int
-    dropout : float
-    """
-
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=1e-6)
-        self.attn = Attention(width, num_heads=heads, qkv_bias=True)
-        self.ls1 = nn.Identity()
-        self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = SNNLayer(width, dropout)
-        self.ls2 = nn.Identity()
-
-
-class GenomeEncoder(nn.Module):
-    """Tokens, relation blocks, SNN layers.
-
-    Parameters
-    ----------
-    groups : sequence of int
-        Features per token.
-    width, heads : int
-        Those of the image encoder.
-    relation_blocks, layers : int
-        Paper, Figure 2: 2 and 8.
-    dropout : float
-        AlphaDropout probability.
-    """
-
-    def __init__(
-        self, groups: Sequence[int], width: int, heads: int, relation_blocks: int, layers: int, dropout: float
-    ) -> None:
-        super().__init__()
-        self.tokens = GenomeTokens(groups, width, dropout)
-        self.blocks = nn.ModuleList(GenomeRelationBlock(width, heads, dropout) for _ in range(relation_blocks))
-        self.layers = nn.ModuleList(SNNLayer(width, dropout) for _ in range(layers))

@@ -1,4 +1,4 @@
-"""The image encoder: timm's VisionTransformer, its first blocks run in relation-masking mode."""
+"""The image encoder: timm's VisionTransformer, cut into tokens, blocks and norm."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from mrmfast.errors import UserError
 from mrmfast.models.activation_checkpointing import recomputed
+from mrmfast.models.attention import pack_attention
 from mrmfast.models.patch_embed import PixelProjection
-from mrmfast.models.relation import Residual
 
 
 class PatchTokens(nn.Module):
@@ -29,17 +29,34 @@ class PatchTokens(nn.Module):
         self.patch_embed, self.cls_token, self.pos_embed = vit.patch_embed, vit.cls_token, vit.pos_embed
         self.patch_embed.proj = PixelProjection(vit.patch_embed.proj)
 
-    def forward(self, image_BCHW: Tensor) -> Tensor:
-        """(B, 3, S, S), uint8 or normalised, to (B, 1 + patches, D)."""
-        x = self.patch_embed(image_BCHW)
-        return torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1) + self.pos_embed
+    def forward(self, image_BCHW: Tensor, kept_BK: Tensor | None = None) -> Tensor:
+        """Embed patches, add positions, put the class token first.
+
+        Parameters
+        ----------
+        image_BCHW : Tensor, (B, 3, S, S)
+            uint8, or normalised.
+        kept_BK : Tensor of int64, (B, K), optional
+            Which patches of each sample stay, in the order of the result (MAE); all by default.
+
+        Returns
+        -------
+        Tensor, (B, 1 + patches, D), or (B, 1 + K, D)
+        """
+        x_BND = self.patch_embed(image_BCHW)
+        if kept_BK is None:
+            return torch.cat([self.cls_token.expand(len(x_BND), -1, -1), x_BND], 1) + self.pos_embed
+        class_position, positions = self.pos_embed.split([1, x_BND.shape[1]], 1)
+        x_BND = (x_BND + positions).gather(1, kept_BK[..., None].expand(-1, -1, x_BND.shape[-1]))
+        return torch.cat([(self.cls_token + class_position).expand(len(x_BND), -1, -1), x_BND], 1)
 
 
 def _is_plain(vit: Any) -> bool:
     """Tell whether tokens meet nothing but embedding, class token, positions, plain blocks and a norm.
 
     timm's variants put further things on their way (pre-norm, query norms, registers, no class position, positions of
-    another picture size); the relation path would pass them by, and the export would not be what was trained.
+    another picture size); an objective that runs the blocks itself would pass them by, and the export would not be
+    what was trained.
     """
     if not isinstance(vit, VisionTransformer) or any(type(block) is not Block for block in vit.blocks):
         return False
@@ -50,7 +67,7 @@ def _is_plain(vit: Any) -> bool:
 
 
 class ImageEncoder(nn.Module):
-    """A timm ViT cut into stem, blocks and norm, so that relation blocks can exchange with the genome side.
+    """A timm ViT cut into tokens, blocks and norm, so that an objective can run its blocks in its own way.
 
     Parameters
     ----------
@@ -58,10 +75,16 @@ class ImageEncoder(nn.Module):
         timm model name, e.g. ``vit_base_patch16_224``.
     image_size : int
         Side, pixels; a multiple of the patch size.
-    relation_blocks : int
-        How many of the first blocks mask relations (paper: 2).
     depth : int, optional
         Blocks in all, instead of the architecture's own.
+
+    Attributes
+    ----------
+    tokens : PatchTokens
+    blocks : ModuleList of timm Block
+    norm : LayerNorm
+    width, heads, patch, grid : int
+        D; heads of a block; pixels a side of a patch; patches a side.
 
     Raises
     ------
@@ -72,7 +95,7 @@ class ImageEncoder(nn.Module):
     blocks: nn.ModuleList
     norm: nn.LayerNorm
 
-    def __init__(self, arch: str, image_size: int, relation_blocks: int, depth: int | None = None) -> None:
+    def __init__(self, arch: str, image_size: int, depth: int | None = None) -> None:
         super().__init__()
         # How timm builds the same model; export writes it beside the weights.
         self.arguments: dict[str, Any] = {"num_classes": 0, "img_size": image_size}
@@ -86,38 +109,26 @@ class ImageEncoder(nn.Module):
             ) from error
         if not _is_plain(vit):
             raise UserError(f"model.arch={arch}: not a plain ViT with a class token; take a timm vit_*_patch16_* name")
-        if not 0 < relation_blocks <= len(vit.blocks):
-            raise UserError(
-                f"model.relation_blocks={relation_blocks}: {arch} has {len(vit.blocks)} blocks; take 1 to that many, "
-                "or set model.depth"
-            )
         if image_size % vit.patch_embed.patch_size[0]:
             raise UserError(
                 f"data.image_size={image_size}: not a multiple of the patch size {vit.patch_embed.patch_size[0]}"
             )
-        self.arch, self.image_size, self.relation_blocks = arch, image_size, relation_blocks
+        self.arch, self.image_size = arch, image_size
         self.width: int = vit.embed_dim
         self.heads: int = vit.blocks[0].attn.num_heads
         self.patch: int = vit.patch_embed.patch_size[0]
         self.grid: int = image_size // self.patch
+        for block in vit.blocks:
+            pack_attention(block)
         self.tokens, self.blocks, self.norm = PatchTokens(vit), vit.blocks, vit.norm
-        self.checkpointing = False
+        self.activation_checkpointing = False
 
-    def forward(self, image_BCHW: Tensor, residual: Residual = "all") -> Tensor:
-        """Encode as timm does: the intact branch without the genome, (B, 3, S, S) to (B, 1 + patches, D)."""
-        x = self.tokens(image_BCHW)
-        for block in self.blocks[: self.relation_blocks]:
-            x = block(x) if residual == "all" else literal_block(block, x)
-        return self.later_blocks(x)
+    def forward(self, image_BCHW: Tensor, kept_BK: Tensor | None = None) -> Tensor:
+        """Encode as timm does: (B, 3, S, S) to (B, 1 + patches, D); with `kept_BK`, those patches alone."""
+        return self.run_blocks(self.tokens(image_BCHW, kept_BK))
 
-    def later_blocks(self, x_BND: Tensor) -> Tensor:
-        """Run the plain blocks after the relation blocks, and the last norm: (B, N, D) to (B, N, D)."""
-        for block in self.blocks[self.relation_blocks :]:
-            x_BND = recomputed(self.checkpointing, block, x_BND)
+    def run_blocks(self, x_BND: Tensor, first: int = 0) -> Tensor:
+        """Run the blocks from number `first` on, and the last norm: (B, N, D) to (B, N, D)."""
+        for block in self.blocks[first:]:
+            x_BND = recomputed(self.activation_checkpointing, block, x_BND)
         return self.norm(x_BND)
-
-
-def literal_block(block: Any, x_BND: Tensor) -> Tensor:
-    """Run a ViT block without the residual around its attention (paper's equations), (B, N, D) to (B, N, D)."""
-    x_BND = block.ls1(block.attn(block.norm1(x_BND)))
-    return x_BND + block.ls2(block.mlp(block.norm2(x_BND)))

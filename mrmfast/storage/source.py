@@ -21,8 +21,8 @@ from mrmfast.cache import cache_folder
 from mrmfast.errors import ClosedError, UserError
 from mrmfast.formats import manifest as manifests
 from mrmfast.formats.genetics import STORE
-from mrmfast.formats.image_shards import INDEX
 from mrmfast.formats.manifest import Manifest, Shard
+from mrmfast.formats.sample_table import INDEX
 from mrmfast.meters import Meters
 from mrmfast.storage.client import Client, FetchConfig
 from mrmfast.storage.node_cache import FullError, NodeCache, Partial, Pin

@@ -16,12 +16,17 @@ from mrmfast import config as configs
 from mrmfast.data.dataset import DataConfig, Dataset, open_dataset
 from mrmfast.data.loader import Loader
 from mrmfast.errors import UserError
-from mrmfast.objectives import OBJECTIVES
+from mrmfast.objectives import build_objective, load_objective
+from mrmfast.objectives.base import TrainableModule
 from mrmfast.training import checkpoint
 from mrmfast.training.checkpoint import TrainState
-from mrmfast.training.engine import World, agreement, build_engine, join_world
+from mrmfast.training.compile import compile_model
+from mrmfast.training.engine import World, agreement, initialise_deepspeed, join_world, zero_stage_in_use
+from mrmfast.training.memory import example_inputs
+from mrmfast.training.mfu import Utilisation, measure_utilisation
+from mrmfast.training.micro_batch import settle_micro_batch
 from mrmfast.training.optimiser import build_optimiser, build_schedule, reapply
-from mrmfast.training.settings import TrainConfig, check
+from mrmfast.training.settings import TrainConfig
 
 
 @dataclass
@@ -39,6 +44,8 @@ class Job:
     state : TrainState
     steps : int
         Where the run ends.
+    utilisation : Utilisation or None
+        Turns samples per second into MFU, where the device's peak is known.
     lock : FileLock or None
         Held by rank 0 as long as the job lives.
     """
@@ -51,70 +58,139 @@ class Job:
     loader: Loader
     state: TrainState
     steps: int
+    utilisation: Utilisation | None
     lock: FileLock | None
 
 
 def build(config: TrainConfig, *, resume: bool) -> Job:
-    """Open the data, build model and engine, and load the newest checkpoint if asked to.
+    """Build a run in four steps: data, model, engine, position.
 
     Raises
     ------
     UserError
-        Anything in config, data or machine that a user can mend; the same on every rank.
+        Anything in config, data or machine that a user can fix; the same on every rank.
     """
-    check(config)
     folder = config.run.folder
-    found = checkpoint.checkpoints(folder / "checkpoints")
     lock = _only_run(folder)
-    if (folder / "config.yaml").exists() and not resume:
-        raise UserError(f"{folder}: holds a run already; go on with --resume auto, or choose another run.name")
-    if resume and found:
-        _same_model(config)
-    dataset = open_dataset(config.data)
+    saved = _checkpoint_to_resume(config) if resume else _refuse_existing_run(folder)
+    recorded = TrainState() if saved is None else checkpoint.read_state(saved)
+    dataset = build_data(config)
     world = join_world(config.engine)
-    micro_batch = config.micro_batch(world.size)
-    loader = Loader(
+    config.micro_batch(world.size)  # what no device could run is refused before anything is built
+    stage = zero_stage_in_use(config.engine.zero_stage, world.size, recorded.zero_stage)
+    model, utilisation = build_model(config, dataset, world)
+    spec = dataset.genome_spec()
+    config = settle_micro_batch(config, model, spec, world, stage=stage, recorded=recorded.micro_batch)
+    loader = build_loader(config, dataset, world)
+    steps = config.total_steps(len(loader.plan))
+    compile_model(model, config.engine.compile, zero_stage=stage)
+    engine, schedule = build_engine(config, model, world, stage=stage, steps=steps)
+    state = TrainState(
+        dataset=_fingerprint(dataset, config.data),
+        world=world.size,
+        zero_stage=stage,
+        precision="bf16" if world.bf16 else "fp32",
+        micro_batch=config.micro_batch(world.size),
+    )
+    if saved is not None:
+        state = resume_position(config, engine, schedule, saved, state)
+    return Job(config, world, dataset, engine, schedule, loader, state, steps, utilisation, lock)
+
+
+def build_data(config: TrainConfig) -> Dataset:
+    """Open the dataset. Genetics that the objective does not use decide which images there are, and no more."""
+    dataset = open_dataset(config.data)
+    return dataset.images_alone() if load_objective(config.objective.name).genetics == "unused" else dataset
+
+
+def build_model(config: TrainConfig, dataset: Dataset, world: World) -> tuple[TrainableModule, Utilisation | None]:
+    """Build the objective on the device, in the run's precision, and count its arithmetic."""
+    spec = dataset.genome_spec()
+    torch.manual_seed(config.seed)
+    model = build_objective(config.objective, config.model, config.data.image_size, spec)
+    checkpoint.need_space(
+        config.run.folder / "checkpoints", sum(p.numel() for p in model.parameters()), config.run.keep
+    )
+    model.set_activation_checkpointing(config.engine.activation_checkpointing)
+    one_sample = example_inputs(model, spec, 1, torch.device("cpu"))
+    utilisation = measure_utilisation(
+        model, one_sample, world.device, bf16=world.bf16, ranks=world.size, peak=config.engine.peak_tflops
+    )
+    model.to(world.device, torch.bfloat16 if world.bf16 else None)
+    return model, utilisation
+
+
+def build_loader(config: TrainConfig, dataset: Dataset, world: World) -> Loader:
+    """Build the loader of this rank, with the views that the objective asks for."""
+    return Loader(
         dataset,
         config.data,
         seed=config.seed,
         batch=config.batch_size,
-        micro_batch=micro_batch,
+        micro_batch=config.micro_batch(world.size),
         rank=world.rank,
         world=world.size,
         device=world.device,
+        views=load_objective(config.objective.name).views(config.objective),
         agree=agreement(world),
     )
-    steps = config.total_steps(len(loader.plan))
-    torch.manual_seed(config.seed)
-    model = OBJECTIVES[config.objective](config.model, config.mrm, config.data.image_size, dataset.genome_spec())
-    checkpoint.need_space(folder / "checkpoints", sum(p.numel() for p in model.parameters()), config.run.keep)
-    model.set_grad_checkpointing(config.engine.checkpoint_activations)
-    model.to(world.device)
-    optimiser = build_optimiser(model, config.optimiser, world.device)
+
+
+def build_engine(
+    config: TrainConfig, model: TrainableModule, world: World, *, stage: int, steps: int
+) -> tuple[Any, CosineLRScheduler]:
+    """Build the optimiser, its schedule, and the DeepSpeed engine around them."""
+    flat_over = world.size if stage == 0 else None
+    optimiser = build_optimiser(model, config.optimiser, world.device, flat_over=flat_over)
     schedule = build_schedule(optimiser, config.optimiser, steps)
-    engine = build_engine(
+    engine = initialise_deepspeed(
         model,
         optimiser,
         world,
-        zero_stage=config.engine.zero_stage,
+        zero_stage=stage,
         batch_size=config.batch_size,
-        micro_batch=micro_batch,
+        micro_batch=config.micro_batch(world.size),
         clip=config.optimiser.clip,
     )
-    fingerprint = _fingerprint(dataset, config.data)
-    state = TrainState(
-        dataset=fingerprint,
-        world=world.size,
-        zero_stage=config.engine.zero_stage,
-        precision="bf16" if world.bf16 else "fp32",
-    )
-    if resume and found:
-        state = checkpoint.load(engine, found[-1], fingerprint)
-        # Weight decay, betas and clipping come back with the state; those of this config count, as its rate does.
-        reapply(optimiser, config.optimiser)
-        if hasattr(engine.optimizer, "clip_grad"):
-            engine.optimizer.clip_grad = config.optimiser.clip
-    return Job(config, world, dataset, engine, schedule, loader, state, steps, lock)
+    return engine, schedule
+
+
+def resume_position(
+    config: TrainConfig, engine: Any, schedule: CosineLRScheduler, saved: Path, fresh: TrainState
+) -> TrainState:
+    """Load weights, optimiser and position of a checkpoint.
+
+    Parameters
+    ----------
+    config : TrainConfig
+    engine : deepspeed.DeepSpeedEngine
+    schedule : CosineLRScheduler
+    saved : Path
+        Folder of the checkpoint.
+    fresh : TrainState
+        Of a run that begins here: what the checkpoint has to agree with.
+    """
+    state = checkpoint.load(engine, saved, fresh.dataset, fresh.precision)
+    state.micro_batch = fresh.micro_batch
+    # Weight decay, betas and clipping come back with the state; those of this config count, as its rate does.
+    reapply(schedule.optimizer, config.optimiser)
+    if hasattr(engine.optimizer, "clip_grad"):
+        engine.optimizer.clip_grad = config.optimiser.clip
+    return state
+
+
+def _refuse_existing_run(folder: Path) -> None:
+    if (folder / "config.yaml").exists():
+        raise UserError(f"{folder}: holds a run already; go on with --resume auto, or choose another run.name")
+
+
+def _checkpoint_to_resume(config: TrainConfig) -> Path | None:
+    """Return the latest complete checkpoint of the run, None where there is none yet."""
+    complete = checkpoint.checkpoints(config.run.folder / "checkpoints")
+    if not complete:
+        return None
+    _same_model(config)
+    return complete[-1]
 
 
 def _fingerprint(dataset: Dataset, config: DataConfig) -> str:
@@ -128,6 +204,8 @@ def _fingerprint(dataset: Dataset, config: DataConfig) -> str:
     spec = dataset.genome_spec()
     if spec is not None:
         digest.update(repr((spec.kinds, spec.groups, spec.group_names, spec.fill.tolist())).encode())
+    if dataset.targets is not None:
+        digest.update(dataset.targets.digest().encode())
     return digest.hexdigest()
 
 
@@ -150,7 +228,7 @@ def _same_model(config: TrainConfig) -> None:
     """Refuse to resume with another model or objective than the run was started with."""
     path = config.run.folder / "config.yaml"
     before = configs.load(TrainConfig, path, [])
-    for section in ("model", "mrm", "objective", "seed"):
+    for section in ("model", "objective", "seed"):
         if getattr(before, section) != getattr(config, section):
             raise UserError(
                 f"{path}: the run was started with another {section}; resume with the same, or choose another run.name"

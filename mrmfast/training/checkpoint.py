@@ -45,6 +45,9 @@ class TrainState:
         Ranks and ZeRO stage that wrote the checkpoint.
     precision : str
         "fp32" or "bf16": DeepSpeed names and lays out its files by it. Empty in checkpoints older than this field.
+    micro_batch : int
+        Samples per forward pass of a rank; 0 in checkpoints older than this field. A run with
+        ``engine.micro_batch=auto`` keeps it.
     """
 
     step: int = 0
@@ -54,6 +57,7 @@ class TrainState:
     world: int = 1
     zero_stage: int = 0
     precision: str = ""
+    micro_batch: int = 0
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -124,19 +128,32 @@ def save(engine: Any, folder: Path, state: TrainState, keep: int) -> None:
     torch.distributed.barrier()
 
 
-def load(engine: Any, checkpoint: Path, dataset: str) -> TrainState:
-    """Load the newest whole checkpoint into the engine.
+_REMEDY = "remove this checkpoint and resume again"
+
+
+def read_state(checkpoint: Path) -> TrainState:
+    """Read what a checkpoint says of itself, before anything is built.
+
+    Raises
+    ------
+    UserError
+        It is damaged.
+    """
+    try:
+        return TrainState(**json.loads((checkpoint / STATE).read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError, TypeError) as error:  # JSON's and UTF-8's errors are ValueErrors
+        raise UserError(f"{checkpoint / STATE}: missing or damaged; {_REMEDY}") from error
+
+
+def load(engine: Any, checkpoint: Path, dataset: str, precision: str) -> TrainState:
+    """Load a complete checkpoint into the engine of a run in `precision`.
 
     Raises
     ------
     UserError
         It belongs to another dataset, number of ranks or precision, is damaged, or does not fit the model.
     """
-    remedy = "remove this checkpoint and resume again"
-    try:
-        state = TrainState(**json.loads((checkpoint / STATE).read_text(encoding="utf-8")))
-    except (FileNotFoundError, ValueError, TypeError) as error:  # JSON's and UTF-8's errors are ValueErrors
-        raise UserError(f"{checkpoint / STATE}: missing or damaged; {remedy}") from error
+    state, remedy = read_state(checkpoint), _REMEDY
     if state.dataset != dataset:
         raise UserError(
             f"{checkpoint}: was trained on another dataset or split; resume with the same data, or start anew"
@@ -154,14 +171,13 @@ def load(engine: Any, checkpoint: Path, dataset: str) -> TrainState:
             f"{checkpoint}: was written with engine.zero_stage={state.zero_stage}, which stage {stage} cannot read; "
             f"resume with engine.zero_stage={state.zero_stage}"
         )
-    precision = "bf16" if engine.bfloat16_enabled() else "fp32"
     if state.precision not in ("", precision):
         raise UserError(
             f"{checkpoint}: was written in {state.precision}, this run is {precision}; "
             f"resume with engine.precision={state.precision}, or start anew with another run.name"
         )
     try:
-        with _tensors_only():
+        with tensors_only():
             found, _ = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
         if found is None:
             raise FileNotFoundError(checkpoint)
@@ -180,7 +196,7 @@ def load(engine: Any, checkpoint: Path, dataset: str) -> TrainState:
 
 
 @contextmanager
-def _tensors_only() -> Iterator[None]:
+def tensors_only() -> Iterator[None]:
     """Keep torch.load from running code out of a checkpoint: DeepSpeed asks for full unpickling."""
     from deepspeed.runtime.fp16.loss_scaler import LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum

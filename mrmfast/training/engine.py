@@ -8,11 +8,18 @@ import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Ge, Gt, Le
+from pydantic import AllowInfNan
 
+from mrmfast.config import PositiveInt
 from mrmfast.errors import UserError
+from mrmfast.training.compile import CompileMode
+from mrmfast.training.flat_adamw import FlatAdamW
+
+ZeROStage = Annotated[int, Ge(0), Le(3)]
 
 
 @dataclass(frozen=True)
@@ -26,20 +33,31 @@ class EngineConfig:
     precision : {"auto", "fp32", "bf16"}
         auto is bf16 on GPUs that have it, fp32 elsewhere.
     zero_stage : int
-        DeepSpeed ZeRO 0 to 3.
-    micro_batch : int, optional
+        DeepSpeed ZeRO 0 to 3. A single rank has nobody to share with, and runs without ZeRO.
+    micro_batch : int or "auto", optional
         Largest number of samples per forward pass of a rank (the largest divisor of its share up to that is taken;
-        the rest of the batch is accumulated). By default the rank's whole share.
-    checkpoint_activations : bool
+        the rest of the batch is accumulated). By default the rank's whole share. "auto" takes the largest that fits
+        the memory, when the run starts; a resumed run keeps it. The batch of a step and the order of samples do not
+        depend on it. What an objective compares within a pass does: MRM's relation matching and the mean over observed
+        genome values, the negatives of SimCLR. Set a number where two runs must be compared to the last digit.
+    activation_checkpointing : bool
         Keep only the inputs of blocks for the backward pass and run them again there: about a third more arithmetic
         for a fraction of the memory (``python -m benchmarks.training.cost`` says how much).
+    compile : {"off", "blocks", "whole"}
+        What ``torch.compile`` takes: nothing, each block, or the whole training graph (not under ZeRO 3). Compiling
+        takes minutes in a first run, seconds in later ones of the same shapes.
+    peak_tflops : float, optional
+        Peak of one device in TFLOP/s, of which the log gives the used share (MFU). By default from a table of cards
+        by name (``mrmfast/training/mfu.py``), in bf16; other devices have no MFU.
     """
 
     device: Literal["auto", "cuda", "cpu"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    zero_stage: int = 1
-    micro_batch: int | None = None
-    checkpoint_activations: bool = False
+    zero_stage: ZeROStage = 1
+    micro_batch: PositiveInt | Literal["auto"] | None = None
+    activation_checkpointing: bool = False
+    compile: CompileMode = "off"
+    peak_tflops: Annotated[float, AllowInfNan(False), Gt(0)] | None = None
 
 
 @dataclass(frozen=True)
@@ -133,7 +151,18 @@ def agreement(world: World) -> Callable[[frozenset[int]], frozenset[int]]:
     return agree
 
 
-def build_engine(
+def zero_stage_in_use(configured: int, ranks: int, recorded: int) -> int:
+    """Return the ZeRO stage of a run: 0 on one rank, unless it resumes a checkpoint that one rank wrote with ZeRO."""
+    return 0 if ranks == 1 and recorded == 0 else configured
+
+
+def leave_world() -> None:
+    """Destroy the process group, if there is one; without it PyTorch warns at every exit."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def initialise_deepspeed(
     model: torch.nn.Module,
     optimiser: torch.optim.Optimizer,
     world: World,
@@ -145,37 +174,52 @@ def build_engine(
 ) -> Any:
     """Wrap a model and its optimiser in a DeepSpeed engine.
 
+    With :class:`FlatAdamW` DeepSpeed runs forward and backward, and keeps the checkpoints. The optimiser itself
+    averages and clips the gradients, and holds the float32 copies in bf16.
+
     Returns
     -------
     deepspeed.DeepSpeedEngine
     """
     import deepspeed
 
+    flat = isinstance(optimiser, FlatAdamW)
     settings = {
         "train_batch_size": batch_size,
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": batch_size // (micro_batch * world.size),
-        "gradient_clipping": clip,
-        "bf16": {"enabled": world.bf16},
+        "gradient_clipping": 0.0 if flat else clip,
+        "bf16": {"enabled": world.bf16 and not flat},
         "zero_optimization": {"stage": zero_stage},
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 1 << 30,  # the loop has its own progress bar
     }
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimiser, config=settings)
+    if zero_stage in (1, 2) and world.bf16:
+        # The norm of the gradients, computed anyway, tells whether all are finite, and ZeRO skips the step by it.
+        # DeepSpeed's own check before it asks every gradient in turn, which costs two calls a parameter.
+        engine.optimizer.check_overflow = lambda partition_gradients=True: None
+    if isinstance(optimiser, FlatAdamW):
+        engine.enable_backward_allreduce = False
+        engine.zero_grad = optimiser.zero_grad  # DeepSpeed's searches the module tree for its parameters, every step
     return engine
 
 
-def whole_parameters(module: torch.nn.Module, world: World) -> dict[str, torch.Tensor]:
+def whole_parameters(engine: Any, module: torch.nn.Module, world: World) -> dict[str, torch.Tensor]:
     """Return the parameters of a part of the model by name, on rank 0, in float32 on the CPU; call on every rank.
 
     In bf16 these are the float32 copies that the optimiser moves, not the rounded ones that the model computes with.
     """
     from deepspeed.utils import safe_get_full_fp32_param
 
+    optimiser = engine.optimizer
+    masters = optimiser.masters() if isinstance(optimiser, FlatAdamW) else {}
     whole: dict[str, torch.Tensor] = {}
     for name, parameter in module.named_parameters():
-        # None where DeepSpeed keeps no copy: without ZeRO in fp32 the parameter is whole and exact itself.
-        master = safe_get_full_fp32_param(parameter)
+        master = masters.get(parameter)
+        if master is None:
+            # None where DeepSpeed keeps no copy: without ZeRO in fp32 the parameter is whole and exact itself.
+            master = safe_get_full_fp32_param(parameter)
         if world.rank == 0:
             whole[name] = (parameter if master is None else master).detach().float().cpu()
     return whole

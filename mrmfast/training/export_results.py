@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from mrmfast.data.loader import Loader
 from mrmfast.models.export import export_encoder
+from mrmfast.ops.wide_products import wide_products
 from mrmfast.training.engine import World, whole_parameters
-from mrmfast.training.figures import loss_figure, reconstruction_figure, relation_figure
+from mrmfast.training.figures import draw_figure, loss_figure
 from mrmfast.training.run_log import read_lines
 from mrmfast.training.settings import TrainConfig
 
@@ -27,17 +30,16 @@ def write_results(engine: Any, loader: Loader, config: TrainConfig, world: World
     step : int
         Optimiser steps done.
     """
-    folder = config.run.folder
-    tensors = whole_parameters(engine.module.image, world)
+    folder, model = config.run.folder, engine.module
+    tensors = whole_parameters(engine, model.encoder, world)
     if world.rank == 0:
-        export_encoder(folder / "encoder.safetensors", tensors, engine.module.image, config.model.residual)
-    engine.module.eval()
+        export_encoder(folder / "encoder.safetensors", tensors, model.export_recipe())
+    model.eval()
     batch = loader.preview(FIGURE_SAMPLES).to(world.device)
-    pictures = engine.module.reconstruct(batch.image_BCHW, batch.packed, batch.present)
-    maps = engine.module.relation_maps(batch.image_BCHW, batch.packed, batch.present)
-    engine.module.train()
+    with torch.no_grad(), wide_products(next(model.parameters())):
+        figures = model.figures(batch)
+    model.train()
     if world.rank == 0:
-        reconstruction_figure(pictures, folder / "figures" / "reconstructions.png", step)
-        if maps is not None:
-            relation_figure(maps, folder / "figures" / "relations.png", step)
+        for figure in figures:
+            draw_figure(figure, folder / "figures" / f"{figure.name}.png", step)
         loss_figure(read_lines(folder / "metrics.jsonl"), folder / "figures" / "loss.png")

@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from mrmfast.atomic import write_aside
-from mrmfast.objectives.base import Reconstruction, RelationMaps
+from mrmfast.objectives.base import Figure
 
 
 def _save(figure: Any, path: Path) -> None:
@@ -38,45 +38,24 @@ def loss_figure(metrics: list[dict[str, Any]], path: Path) -> None:
     _save(figure, path)
 
 
-def reconstruction_figure(pictures: Reconstruction, path: Path, step: int) -> None:
-    """Draw originals above their reconstructions."""
-    rows = [("original", pictures.original), ("reconstruction", pictures.predicted)]
-    count = len(pictures.original)
-    figure, axes = plt.subplots(2, count, figsize=(2.2 * count, 4.8), squeeze=False)
-    for row, (label, images) in zip(axes, rows, strict=True):
-        for axis, image in zip(row, images.permute(0, 2, 3, 1).cpu().numpy(), strict=True):
-            axis.imshow(image)
+def draw_figure(figure: Figure, path: Path, step: int) -> None:
+    """Draw a row per sample and a column per picture; every map has a scale of its own."""
+    rows, columns = len(figure.columns[0].images), len(figure.columns)
+    drawn, grid = plt.subplots(rows, columns, figsize=(2.2 * columns, 2.35 * rows), squeeze=False)
+    for number, column in enumerate(figure.columns):
+        grid[0][number].set_title(column.title, fontsize=10)
+        photographs = column.images.permute(0, 2, 3, 1).cpu().numpy()
+        for row, photograph in enumerate(photographs):
+            axis = grid[row][number]
             axis.set_xticks([])
             axis.set_yticks([])
-        row[0].set_ylabel(label)
-    figure.suptitle(f"Training images rebuilt from the masked branch, step {step:,}")
-    figure.tight_layout()
-    _save(figure, path)
-
-
-def relation_figure(relations: RelationMaps, path: Path, step: int) -> None:
-    """Draw relation maps, intact and masked, over the photographs: a row each, every map on a scale of its own."""
-    columns = [
-        (f"{who}, {branch}", maps)
-        for who, pair in relations.maps.items()
-        for branch, maps in zip(("intact", "masked"), pair, strict=True)
-    ]
-    photographs, wide = relations.original.permute(0, 2, 3, 1).cpu().numpy(), 1 + len(columns)
-    count, size = photographs.shape[:2]
-    figure, grid = plt.subplots(count, wide, figsize=(2.2 * wide, 2.35 * count), squeeze=False)
-    for number, (row, photograph) in enumerate(zip(grid, photographs, strict=True)):
-        grey = photograph.mean(2) / 255
-        for axis in row:
-            axis.set_xticks([])
-            axis.set_yticks([])
-        row[0].imshow(photograph)
-        for axis, (name, maps) in zip(row[1:], columns, strict=True):
-            values = maps[number].float().cpu().numpy()
-            axis.imshow(grey, cmap="gray", vmin=0, vmax=1)
+            if column.heat is None:
+                axis.imshow(photograph)
+                continue
+            values, size = column.heat[row].float().cpu().numpy(), len(photograph)
+            axis.imshow(photograph.mean(2) / 255, cmap="gray", vmin=0, vmax=1)
             axis.imshow(values, cmap="magma", alpha=0.65, vmin=0, extent=(0, size, size, 0))
             axis.set_xlabel(f"at most {values.max():.1e}", fontsize=8)
-            if number == 0:
-                axis.set_title(name, fontsize=10)
-    figure.suptitle(f"Relations of the last relation block to image patches, mean over heads, step {step:,}")
-    figure.tight_layout()
-    _save(figure, path)
+    drawn.suptitle(f"{figure.title}, step {step:,}")
+    drawn.tight_layout()
+    _save(drawn, path)

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Lt
+from pydantic import AllowInfNan
 from timm.scheduler import CosineLRScheduler
 from torch import nn
 
-from mrmfast.objectives.base import Objective
+from mrmfast.config import NonNegative, Share
+from mrmfast.objectives.base import TrainableModule
+from mrmfast.training.flat_adamw import FlatAdamW
+
+Beta = Annotated[float, AllowInfNan(False), Ge(0), Lt(1)]
 
 
 @dataclass(frozen=True)
@@ -20,7 +27,7 @@ class OptimiserConfig:
     lr : float
         Peak learning rate of both groups (paper: 1e-3).
     weight_decay : float
-        Of the ViT's matrices [ours]; vectors and the SNN side have none.
+        Of matrices [ours]; vectors have none, nor has what an objective exempts.
     betas : tuple of two floats
     clip : float
         Largest gradient norm; 0 turns clipping off.
@@ -30,32 +37,46 @@ class OptimiserConfig:
         Rate at the end of the cosine, as a share of `lr` [ours].
     """
 
-    lr: float = 1e-3
-    weight_decay: float = 0.05
-    betas: tuple[float, float] = (0.9, 0.95)
-    clip: float = 1.0
-    warmup: float = 0.05
-    final: float = 0.01
+    lr: NonNegative = 1e-3
+    weight_decay: NonNegative = 0.05
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
+    clip: NonNegative = 1.0
+    warmup: Share = 0.05
+    final: Share = 0.01
 
 
-def build_optimiser(objective: Objective, config: OptimiserConfig, device: torch.device) -> torch.optim.AdamW:
-    """Make one AdamW with two groups.
+def build_optimiser(
+    model: TrainableModule, config: OptimiserConfig, device: torch.device, *, flat_over: int | None = None
+) -> torch.optim.AdamW:
+    """Make one AdamW with two groups: matrices with weight decay; vectors and ``no_weight_decay()`` without.
 
-    The paper trains the ViT with AdamW and the SNN with Adam, both at the same rate. Adam without weight decay is
-    AdamW with weight decay 0, so one fused optimiser serves both: the SNN's parameters are in the group without decay.
+    Parameters
+    ----------
+    model : TrainableModule
+    config : OptimiserConfig
+    device : torch.device
+    flat_over : int, optional
+        Number of ranks: make it a :class:`FlatAdamW`, which averages gradients over them and clips. By default the
+        optimiser is one for ZeRO to take apart.
+
+    Notes
+    -----
+    AdamW without weight decay is Adam, so one fused optimiser serves a model whose parts are trained with either.
     """
-    assert isinstance(objective, nn.Module)
-    snn = {id(p) for module in objective.without_decay() for p in module.parameters()}
+    exempt = {id(p) for module in model.no_weight_decay() for p in module.parameters()}
     with_decay: list[nn.Parameter] = []
     without: list[nn.Parameter] = []
-    for name, parameter in objective.named_parameters():
+    for name, parameter in model.named_parameters():
         # timm counts the class token and the positions among the vectors, whatever their shape.
         vector = parameter.ndim < 2 or name.endswith(("cls_token", "pos_embed"))
-        (without if vector or id(parameter) in snn else with_decay).append(parameter)
+        if parameter.requires_grad:
+            (without if vector or id(parameter) in exempt else with_decay).append(parameter)
     groups = [
         {"params": with_decay, "weight_decay": config.weight_decay},
         {"params": without, "weight_decay": 0.0},
     ]
+    if flat_over is not None:
+        return FlatAdamW(groups, clip=config.clip, ranks=flat_over, lr=config.lr, betas=config.betas)
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=device.type == "cuda")
 
 

@@ -12,6 +12,8 @@ from typing import IO, Any
 from torch.utils.tensorboard import SummaryWriter
 
 from mrmfast.atomic import write_aside
+from mrmfast.config import PositiveInt
+from mrmfast.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -33,9 +35,13 @@ class RunConfig:
 
     name: str = "mrm"
     dir: str = "runs"
-    checkpoint_every: int = 1000
-    keep: int = 2
+    checkpoint_every: PositiveInt = 1000
+    keep: PositiveInt = 2
     log_samples: bool = False
+
+    def __post_init__(self) -> None:
+        if self.name in ("", "..") or Path(self.name).name != self.name:
+            raise UserError(f"name={self.name}: must be a plain name; the folder around it is run.dir")
 
     @property
     def folder(self) -> Path:

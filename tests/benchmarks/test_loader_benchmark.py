@@ -26,7 +26,7 @@ def task(tmp_path_factory):
         cv2.resize(generator.integers(0, 255, (9, 9, 3), dtype=np.uint8), (96, 96), interpolation=cv2.INTER_CUBIC)
         for _ in range(3)
     ]
-    dataset._write(folder / "tiles", pictures, TILES, SIZE, generator)
+    dataset.write(folder / "tiles", pictures, TILES, SIZE, generator)
     return Task(folder / "tiles", folder / "work", TILES, SIZE, SIZE, genetics=True)
 
 

@@ -13,8 +13,9 @@ from benchmarks.quality.cohort import Cohort
 from benchmarks.quality.forms import FORMS, build_model, genome_alone
 from benchmarks.quality.probe import probe, retrieval, shuffled
 from benchmarks.quality.report import Results, interval, markdown
-from benchmarks.quality.run import model_config
+from benchmarks.quality.run import MODEL
 from mrmfast.batch import GenomeSpec
+from tests.helpers.objectives import loss_of
 
 SPEC = GenomeSpec((("pgs", "float", 3),), (2, 1), ("pgs/0", "pgs/1"), torch.zeros(3))
 
@@ -22,12 +23,12 @@ SPEC = GenomeSpec((("pgs", "float", 3),), (2, 1), ("pgs/0", "pgs/1"), torch.zero
 def _predictions(name: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Genome predictions of one model for the same photographs and two genomes."""
     torch.manual_seed(0)
-    model = build_model(FORMS[name], model_config(FORMS[name]), 16, SPEC).eval()
+    model = build_model(FORMS[name], MODEL, 16, SPEC).eval()
     seen: list[torch.Tensor] = []
     model.genome_decoder.register_forward_hook(lambda *call: seen.append(call[2]))
     image = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
     for genome in torch.randn(2, 4, 3):
-        model(image, (genome,), torch.ones(4, 1, dtype=torch.bool), 0)
+        loss_of(model, image, (genome,), torch.ones(4, 1, dtype=torch.bool))
     return seen[0], seen[1]
 
 
@@ -38,19 +39,19 @@ def test_whether_the_genome_reaches_its_own_prediction(name: str, leaks: bool) -
 
 
 def test_apart_teaches_the_image_encoder() -> None:
-    model = build_model(FORMS["prediction"], model_config(FORMS["prediction"]), 16, SPEC)
+    model = build_model(FORMS["prediction"], MODEL, 16, SPEC)
     image = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
-    loss, _ = model(image, (torch.randn(4, 3),), torch.ones(4, 1, dtype=torch.bool), 0)
+    loss, _ = loss_of(model, image, (torch.randn(4, 3),), torch.ones(4, 1, dtype=torch.bool))
     loss.backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.image.blocks[0].attn.parameters())
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.encoder.blocks[0].attn.parameters())
 
 
 @pytest.mark.parametrize("name", ["all", "none"])
 def test_genome_alone_has_one_vector_a_person(name: str) -> None:
-    model = build_model(FORMS[name], model_config(FORMS[name]), 16, SPEC).eval()
+    model = build_model(FORMS[name], MODEL, 16, SPEC).eval()
     genome = torch.randn(5, 3)
     pooled = genome_alone(model, genome)
-    assert pooled.shape == (5, model.image.width)
+    assert pooled.shape == (5, model.encoder.width)
     torch.testing.assert_close(genome_alone(model, genome[2:3]), pooled[2:3], rtol=1e-5, atol=1e-6)
 
 

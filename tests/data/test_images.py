@@ -1,5 +1,6 @@
 """The image backends keep one contract: same pictures, the same ones flagged, nothing left behind."""
 
+import io
 import threading
 import time
 
@@ -7,53 +8,28 @@ import cv2
 import numpy as np
 import psutil
 import pytest
+import simplejpeg
 import torch
 
-from mrmfast.data.images import cpu
+from mrmfast.data.images import warp as compiled
 from mrmfast.data.images.augment import warp_matrices
-from mrmfast.data.images.backend import open_images
+from mrmfast.data.images.backend import DecodeRequest
 from mrmfast.data.images.buffers import Buffers
-from mrmfast.data.images.cpu import warp, warp_reference
-from mrmfast.meters import Meters
+from mrmfast.data.images.decode_memory import DecodeMemory
+from mrmfast.data.images.reference import warp_reference
+from mrmfast.data.images.warp import SPARE, warp
 from mrmfast.models.patch_embed import normalise
 from tests.helpers.common import real_data
+from tests.helpers.images import decode, encode, open_backend, picture, straight
 
-CPU = torch.device("cpu")
 BACKENDS = ("cpu", "dali")
-
-
-def picture(seed, size=64, channels=3):
-    small = np.random.default_rng(seed).integers(0, 255, (6, 6, channels), dtype=np.uint8)
-    return cv2.resize(small, (size, size), interpolation=cv2.INTER_CUBIC)
-
-
-def encode(image, extension=".jpg", *options):
-    return np.frombuffer(cv2.imencode(extension, image, [cv2.IMWRITE_JPEG_QUALITY, 95, *options])[1], np.uint8)
-
-
-def straight(count, size):
-    return warp_matrices(np.zeros(count), np.zeros(count, bool), size)
-
-
-def decode(backend, jpegs, *, size=64, stored=64, matrices=None, threads=2, pixels="uint8"):
-    """One batch through a backend, channels last."""
-    matrices = straight(len(jpegs), size) if matrices is None else matrices
-    images = open_images(
-        backend, lambda: (jpegs, matrices, [str(n) for n in range(len(jpegs))]), batch=len(jpegs), stored_size=stored,
-        size=size, device=CPU, threads=threads, depth=2, meters=Meters(), pixels=pixels,
-    )  # fmt: skip
-    try:
-        image_BCHW, bad = images.run()
-        return image_BCHW.permute(0, 2, 3, 1).numpy(), bad
-    finally:
-        images.close()
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (80, 64), (40, 64), (61, 61), (9, 7)])
 def test_the_compiled_warp_equals_the_reference(shape):
     side, size = shape
     generator = np.random.default_rng(0)
-    spare = np.empty(side * side * 3 + cpu.SPARE, np.uint8)
+    spare = np.empty(side * side * 3 + SPARE, np.uint8)
     spare[:] = generator.integers(0, 255, len(spare))
     image = spare[: side * side * 3].reshape(side, side, 3)
     angles = np.array([0, 0, 17, -20, 45, 90, 180, 3.3])
@@ -71,7 +47,7 @@ def test_the_compiled_warp_equals_the_reference(shape):
 
 @pytest.mark.parametrize("linear", [[1, 0, 0, 1], [-1, 0, 0, 1]])
 def test_a_shift_alone_is_a_warp_too(linear):
-    image = np.empty(64 * 64 * 3 + cpu.SPARE, np.uint8)[: 64 * 64 * 3].reshape(64, 64, 3)
+    image = np.empty(64 * 64 * 3 + SPARE, np.uint8)[: 64 * 64 * 3].reshape(64, 64, 3)
     image[:] = picture(2)
     across = 0 if linear[0] > 0 else 64
     for shift in ((0, 0), (5, 0), (0, -7), (2.5, 3.25)):
@@ -86,7 +62,7 @@ def test_without_a_compiler_opencv_warps(monkeypatch):
     image = np.ascontiguousarray(picture(1))
     matrix = warp_matrices(np.array([11.0]), np.array([True]), 64)[0]
     expected = warp_reference(image, matrix, 64).astype(int)
-    monkeypatch.setattr(cpu, "library", lambda: None)
+    monkeypatch.setattr(compiled, "library", lambda: None)
     out = np.empty((64, 64, 3), np.uint8)
     warp(image, matrix, out)
     assert np.abs(out - expected).mean() <= 1
@@ -99,7 +75,7 @@ def test_without_a_compiler_opencv_warps(monkeypatch):
 
 def test_the_warp_stays_inside_its_picture():
     """A row's fast pixels write a byte too many: never beyond the output."""
-    image = np.empty(64 * 64 * 3 + cpu.SPARE, np.uint8)[: 64 * 64 * 3].reshape(64, 64, 3)
+    image = np.empty(64 * 64 * 3 + SPARE, np.uint8)[: 64 * 64 * 3].reshape(64, 64, 3)
     image[:] = 200
     both, floats = np.full((2, 64, 64, 3), 9, np.uint8), np.full((2, 3, 64, 64), 9, np.float32)
     for angle, flip in ((0.0, False), (0.0, True), (5.0, False), (20.0, True)):
@@ -158,12 +134,10 @@ def test_a_batch_that_is_held_keeps_its_pixels(pixels):
 
     def source():
         turn = next(shades)
-        return [jpegs[(turn + n) % 8] for n in range(4)], straight(4, 64), ["k"] * 4
+        return DecodeRequest([jpegs[(turn + n) % 8] for n in range(4)], (straight(4, 64),))
 
-    images = open_images(
-        "cpu", source, batch=4, stored_size=64, size=64, device=CPU, threads=2, depth=2, meters=Meters(), pixels=pixels
-    )
-    held = [images.run()[0] for _ in range(24)]
+    images = open_backend("cpu", source, batch=4, pixels=pixels)
+    held = [images.run().views[0] for _ in range(24)]
     images.close()
     for turn in range(16):
         assert torch.equal(held[turn], held[turn + 8])
@@ -244,13 +218,11 @@ def test_an_error_of_the_source_comes_after_the_batches_before_it(backend):
         calls.append(1)
         if len(calls) == 4:
             raise ConnectionError("the link is down")
-        return [jpeg] * 2, straight(2, 64), ["a", "b"]
+        return DecodeRequest([jpeg] * 2, (straight(2, 64),))
 
-    images = open_images(
-        backend, source, batch=2, stored_size=64, size=64, device=CPU, threads=1, depth=2, meters=Meters()
-    )
+    images = open_backend(backend, source, batch=2, threads=1)
     for _ in range(3):
-        assert len(images.run()[0]) == 2
+        assert len(images.run().views[0]) == 2
     for _ in range(2):
         with pytest.raises(ConnectionError, match="the link is down"):
             images.run()
@@ -262,10 +234,7 @@ def test_closing_in_the_middle_leaves_nothing(backend):
     jpegs = [encode(picture(n)) for n in range(16)]
 
     def once():
-        images = open_images(
-            backend, lambda: (jpegs, straight(16, 64), ["k"] * 16), batch=16, stored_size=64, size=64, device=CPU,
-            threads=2, depth=3, meters=Meters(),
-        )  # fmt: skip
+        images = open_backend(backend, lambda: DecodeRequest(jpegs, (straight(16, 64),)), batch=16, depth=3)
         images.run()
         images.close()
 
@@ -278,3 +247,77 @@ def test_closing_in_the_middle_leaves_nothing(backend):
         time.sleep(0.01)
     assert threading.active_count() <= threads
     assert psutil.Process().num_fds() <= files
+
+
+@pytest.mark.parametrize("pixels", ["uint8", "float32"])
+def test_pictures_of_a_group_do_not_touch_each_other(pixels):
+    """Unreadable ones among readable ones, in groups and chunks of every length: each is what it is alone."""
+    jpegs = [encode(picture(n)) for n in range(19)]
+    jpegs[1] = jpegs[6] = jpegs[7] = np.zeros(9, np.uint8)
+    matrices = warp_matrices(np.linspace(-20, 20, 19), np.arange(19) % 2 == 1, 64)
+    together, bad = decode("cpu", jpegs, matrices=matrices, pixels=pixels)
+    assert np.flatnonzero(bad).tolist() == [1, 6, 7]
+    for n in range(19):
+        alone = decode("cpu", jpegs[n : n + 1], matrices=matrices[n : n + 1], threads=1, pixels=pixels)[0][0]
+        assert np.array_equal(together[n], alone), n
+
+
+@pytest.mark.parametrize("stored", [64, 150])
+def test_a_picture_larger_than_the_dataset_says_is_decoded_all_the_same(stored):
+    """It does not fit the memory that a thread keeps, and neither does its neighbour take its place."""
+    small, large = encode(picture(1)), encode(picture(2, size=100))
+    matrices = warp_matrices(np.full(4, 9.0), np.zeros(4, bool), 64)
+    got, bad = decode("cpu", [small, large, large, small], stored=stored, matrices=matrices)
+    assert not bad.any()
+    assert np.array_equal(got[0], got[3]) and np.array_equal(got[1], got[2])
+    expected = cv2.resize(picture(2, size=100)[..., ::-1], (64, 64), interpolation=cv2.INTER_AREA)
+    spare = np.empty(64 * 64 * 3 + SPARE, np.uint8)[: 64 * 64 * 3].reshape(64, 64, 3)
+    spare[:] = expected
+    assert np.abs(got[1].astype(int) - warp_reference(spare, matrices[1], 64)).mean() <= 3
+
+
+def test_cmyk_is_decoded_by_the_cpu():
+    """Simplejpeg converts it into memory of its own, which has no bytes to spare after it."""
+    from PIL import Image
+
+    image = Image.fromarray(picture(3)[..., ::-1]).convert("CMYK")
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=95)
+    got, bad = decode("cpu", [np.frombuffer(file.getvalue(), np.uint8), encode(picture(3))])
+    assert not bad.any()
+    assert got[0].std() > 10 and np.array_equal(got[1], decode("cpu", [encode(picture(3))])[0][0])
+
+
+def test_an_error_of_a_decoding_thread_reaches_the_caller(monkeypatch):
+    monkeypatch.setattr(DecodeMemory, "decode", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        decode("cpu", [encode(picture(0))])
+
+
+@pytest.mark.parametrize("size", [64, 32])
+def test_sound_pictures_stay_where_they_are_decoded(size):
+    """No copy, no memory of their own: that costs more than all the Python around it."""
+    memory = DecodeMemory(3, 64, (size,))
+    for turn in range(3):
+        for number in range(3):
+            assert memory.decode(encode(picture(number)), 3 * turn + number, (size,))
+        assert memory._reduced == [[None] * 3] and memory._large == [None] * 3
+        assert list(memory.items[0]) == [
+            value for n in range(3) for value in (3 * turn + n, memory._slots[n].address, size)
+        ]
+        assert all(address % 64 == 0 for address in memory.items[0][1::3])
+        assert [number for number, _ in memory.pictures(0)] == [3 * turn + n for n in range(3)]
+        memory.clear()
+
+
+def test_a_picture_is_decoded_without_a_look_at_its_header(monkeypatch):
+    """Each call of simplejpeg's takes the interpreter lock: a sound picture needs one."""
+    calls = []
+    header = simplejpeg.decode_jpeg_header
+    monkeypatch.setattr(simplejpeg, "decode_jpeg_header", lambda jpeg: calls.append(1) or header(jpeg))
+    jpegs = [encode(picture(n)) for n in range(8)]
+    assert not decode("cpu", jpegs)[1].any()
+    assert not decode("cpu", jpegs, size=32)[1].any()
+    assert not calls
+    assert decode("cpu", [jpegs[0][:-9]])[1].all()
+    assert calls

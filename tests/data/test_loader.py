@@ -14,12 +14,12 @@ import torch
 
 from mrmfast.data.dataset import DataConfig, open_dataset
 from mrmfast.data.images.augment import warp_matrices
-from mrmfast.data.images.backend import open_images
 from mrmfast.data.loader import Loader
 from mrmfast.errors import UserError
-from mrmfast.formats.image_shards import file_sha256, read_sample_table
-from mrmfast.meters import Meters
+from mrmfast.formats.checksums import file_sha256
+from mrmfast.formats.sample_table import read_sample_table
 from tests.helpers.common import write_dataset
+from tests.helpers.images import decode
 
 CPU = torch.device("cpu")
 
@@ -35,7 +35,7 @@ def config_for(dataset, **settings):
     return DataConfig(path=str(dataset), image_size=32, threads=1, **settings)
 
 
-def decode(dataset, table, row):
+def stored_picture(dataset, table, row):
     from mrmfast.formats.manifest import read_manifest
 
     shard = (dataset / read_manifest(dataset).shards[table.shard[row]].path).read_bytes()
@@ -52,8 +52,8 @@ def test_pictures_and_genetics_belong_to_the_keys(dataset):
     for batch in itertools.islice(loader.batches(0), 4):
         for place, key in enumerate(batch.keys):
             row = row_of_key[key]
-            picture = batch.image_BCHW[place].permute(1, 2, 0).numpy().astype(int)
-            assert np.abs(picture - decode(dataset, table, row)).max() <= 3  # two decoders' rounding
+            picture = batch.views[0][place].permute(1, 2, 0).numpy().astype(int)
+            assert np.abs(picture - stored_picture(dataset, table, row)).max() <= 3  # two decoders' rounding
             for part, modality in zip(batch.packed, store.modalities, strict=True):
                 (there,) = np.flatnonzero(modality.participants == table.participant[row])
                 assert np.array_equal(part[place].numpy(), modality.rows[there])
@@ -78,7 +78,7 @@ def test_resumed_batches_are_bit_identical(dataset):
     for before, after in zip(unbroken[5:], resumed, strict=True):
         assert before.keys == after.keys
         assert before.epochs == after.epochs
-        assert torch.equal(before.image_BCHW, after.image_BCHW)
+        assert torch.equal(before.views[0], after.views[0])
         for a, b in zip(before.packed, after.packed, strict=True):
             assert torch.equal(a.view(torch.uint8), b.view(torch.uint8))
 
@@ -86,7 +86,7 @@ def test_resumed_batches_are_bit_identical(dataset):
 def test_epochs_and_seeds_augment_differently(dataset):
     def pictures(seed, epoch):
         batches = itertools.islice(make(config_for(dataset), seed=seed).batches(24 * epoch), 4)
-        return {k: b.image_BCHW[i] for b in batches for i, k in enumerate(b.keys)}
+        return {k: b.views[0][i] for b in batches for i, k in enumerate(b.keys)}
 
     first, second, other = pictures(0, 0), pictures(0, 1), pictures(1, 0)
     assert sum(torch.equal(first[k], second[k]) for k in first) == 0
@@ -100,14 +100,9 @@ def test_the_warp_equals_opencvs(angle, flip, backend):
     picture = cv2.resize(generator.integers(0, 255, (6, 6, 3), dtype=np.uint8), (64, 64), interpolation=cv2.INTER_CUBIC)
     jpeg = np.frombuffer(cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 98])[1], np.uint8)
     matrices = warp_matrices(np.array([angle]), np.array([flip]), 64)
-    images = open_images(
-        backend, lambda: ([jpeg], matrices, ["a"]), batch=1, stored_size=64, size=64, device=CPU, threads=1, depth=1,
-        meters=Meters(),
-    )  # fmt: skip
-    pictures, bad = images.run()
-    images.close()
+    pictures, bad = decode(backend, [jpeg], matrices=matrices, threads=1)
     assert not bad.any()
-    ours = pictures[0].permute(1, 2, 0).numpy().astype(int)
+    ours = pictures[0].astype(int)
     # The same thing said in OpenCV's words: rotate about the middle, then mirror.
     turned = cv2.warpAffine(
         cv2.imdecode(jpeg, cv2.IMREAD_COLOR)[:, :, ::-1], cv2.getRotationMatrix2D((31.5, 31.5), angle, 1.0), (64, 64)
@@ -119,16 +114,18 @@ def test_the_warp_equals_opencvs(angle, flip, backend):
 
 def test_smaller_inputs_are_resized(dataset):
     batch = next(make(replace(config_for(dataset), image_size=16)).batches(0))
-    assert batch.image_BCHW.shape == (6, 3, 16, 16)
+    assert batch.views[0].shape == (6, 3, 16, 16)
 
 
 def test_preview_is_unaugmented_and_fixed(dataset):
     loader = make(config_for(dataset))
     first, again = loader.preview(4), loader.preview(4)
-    assert torch.equal(first.image_BCHW, again.image_BCHW)
+    assert torch.equal(first.views[0], again.views[0])
     table = read_sample_table(str(dataset))
     row = table.key.tolist().index(first.keys[0])
-    assert np.abs(first.image_BCHW[0].permute(1, 2, 0).numpy().astype(int) - decode(dataset, table, row)).max() <= 3
+    assert (
+        np.abs(first.views[0][0].permute(1, 2, 0).numpy().astype(int) - stored_picture(dataset, table, row)).max() <= 3
+    )
 
 
 def test_images_only(dataset):
@@ -208,7 +205,7 @@ def test_unreadable_images_are_set_aside_and_the_stream_fills_their_places(tmp_p
     lost = {f"{row:09d}" for row in (2, 9, 17)}
     loader = make(config, batch=5, micro=5)
     batches = list(itertools.islice(loader.batches(0), 20))
-    assert all(len(batch.keys) == 5 and len(batch.image_BCHW) == 5 for batch in batches)
+    assert all(len(batch.keys) == 5 and len(batch.views[0]) == 5 for batch in batches)
     assert set(loader.set_aside.values()) == lost
     assert loader.meters.counts["set_aside"] == 3
     for epoch in range(4):  # every other image once an epoch
@@ -218,7 +215,7 @@ def test_unreadable_images_are_set_aside_and_the_stream_fills_their_places(tmp_p
     again = make(config, batch=5, micro=5)
     for before, after in zip(batches[7:], itertools.islice(again.batches(batches[6].end), 6), strict=False):
         assert before.keys == after.keys
-        assert torch.equal(before.image_BCHW, after.image_BCHW)
+        assert torch.equal(before.views[0], after.views[0])
 
 
 def test_ranks_agree_on_what_is_set_aside(tmp_path):
@@ -286,7 +283,7 @@ def test_remote_bytes_go_through_a_checked_cache(dataset, upload, monkeypatch):
     remote = list(itertools.islice(make(replace(config, path=url)).batches(0), 4))
     for a, b in zip(local, remote, strict=True):
         assert a.keys == b.keys
-        assert torch.equal(a.image_BCHW, b.image_BCHW)
+        assert torch.equal(a.views[0], b.views[0])
         assert all(
             torch.equal(x.view(torch.uint8), y.view(torch.uint8)) for x, y in zip(a.packed, b.packed, strict=True)
         )

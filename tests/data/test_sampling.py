@@ -9,7 +9,7 @@ from mrmfast.data.dataset import DataConfig, make_plan, open_dataset
 from mrmfast.data.sampling.epoch import OnePerParticipant, Rows, Weighted
 from mrmfast.data.sampling.weights import read_weights
 from mrmfast.errors import UserError
-from mrmfast.formats.image_shards import SampleTable
+from mrmfast.formats.sample_table import SampleTable
 
 
 @pytest.mark.parametrize(("total", "share"), [(1, 1.0), (64, 1.0), (65, 0.5), (5_000, 0.8), (5_000, 0.01), (128, 0.0)])

@@ -12,9 +12,10 @@ from mrmfast.data.dataset import DataConfig, open_dataset
 from mrmfast.data.genetics.store import FeatureTable, GenomeStore, pack_rows, write_modality
 from mrmfast.data.loader import Loader
 from mrmfast.errors import UserError
-from mrmfast.formats.image_shards import file_sha256, read_sample_table
+from mrmfast.formats.checksums import file_sha256
 from mrmfast.formats.manifest import Manifest, SplitRule, claim_splits, read_manifest, updating
 from mrmfast.formats.pseudonyms import Pseudonyms
+from mrmfast.formats.sample_table import read_sample_table
 from mrmfast.ops.genome_unpack import unpack_genome
 from mrmfast.storage.source import Source
 from preprocess.__main__ import main as preprocess

@@ -25,16 +25,17 @@ DATA = ROOT.parent / "shared" / "data"
 N_SNPS, N_SCORES, N_GENES = 37, 5, 11
 
 # A ViT of three blocks and three heads: what the tests measure does not depend on size.
-TINY = [
+TINY_MODEL = [
     "data.image_size=32",
     "model.arch=vit_tiny_patch16_224",
     "model.depth=3",
     "model.genome_layers=2",
-    "model.decoder_width=32",
-    "model.decoder_depth=1",
-    "model.decoder_heads=2",
-    "model.genome_decoder_width=32",
     "data.threads=1",
+]
+TINY = [
+    *TINY_MODEL,
+    "objective.reconstruct.image_decoder={width: 32, depth: 1, heads: 2}",
+    "objective.reconstruct.genome_decoder.width=32",
 ]
 
 
@@ -83,7 +84,7 @@ def launch(*arguments, ranks=0, timeout=240, environment=None):
     env = {**os.environ, "PATH": f"{python}:{os.environ['PATH']}", "GLOO_SOCKET_IFNAME": "lo", **(environment or {})}
     env["CUDA_VISIBLE_DEVICES"] = ""
     start = (
-        ["deepspeed", "--num_accelerators", str(ranks), "--master_port", str(free_port())]
+        ["deepspeed", "--quiet", "--num_accelerators", str(ranks), "--master_port", str(free_port())]
         if ranks
         else [sys.executable]
     )

@@ -1,5 +1,8 @@
 """Encoders, decoders, export."""
 
+import subprocess
+import sys
+
 import pytest
 import timm
 import torch
@@ -7,13 +10,19 @@ from safetensors.torch import load_file
 
 from mrmfast.batch import PIXEL_MEAN, PIXEL_STD
 from mrmfast.errors import UserError
-from mrmfast.models.export import export_encoder, load_encoder
+from mrmfast.models.export import ExportRecipe, export_encoder, load_encoder
 from mrmfast.models.genome_encoder import PairedAlphaDropout
 from mrmfast.models.grouped_linear import GroupedLinear, GroupedLinearBack
 from mrmfast.models.image_encoder import ImageEncoder
 from mrmfast.models.patch_embed import denormalise, normalise, patches_as_image, patchify
+from tests.helpers.common import ROOT
+from tests.helpers.objectives import build_mrm
 
 GROUPS = (3, 300, 1, 513, 256)
+
+
+def plain_recipe(encoder):
+    return ExportRecipe(encoder.arch, encoder.arguments)
 
 
 def test_pixels_are_normalised_as_timms_encoders_expect():
@@ -82,8 +91,8 @@ def test_normalise_round_trip():
 def test_vit_base_export_is_timms_own_model(tmp_path):
     """Issue: vit_base_patch16_224 loads the export strictly, features equal to 1e-5."""
     torch.manual_seed(0)
-    encoder = ImageEncoder("vit_base_patch16_224", 224, 2).eval()
-    export_encoder(tmp_path / "encoder.safetensors", dict(encoder.named_parameters()), encoder, "all")
+    encoder = ImageEncoder("vit_base_patch16_224", 224).eval()
+    export_encoder(tmp_path / "encoder.safetensors", dict(encoder.named_parameters()), plain_recipe(encoder))
     stock = timm.create_model("vit_base_patch16_224", num_classes=0)
     stock.load_state_dict(load_file(tmp_path / "encoder.safetensors"), strict=True)
     image = torch.randn(2, 3, 224, 224)
@@ -94,28 +103,40 @@ def test_vit_base_export_is_timms_own_model(tmp_path):
 
 @pytest.mark.parametrize("residual", ["all", "cross", "none"])
 def test_load_encoder_computes_the_same_features(tmp_path, residual):
-    torch.manual_seed(0)
-    encoder = ImageEncoder("vit_tiny_patch16_224", 64, 2).eval()
-    export_encoder(tmp_path / "encoder.safetensors", dict(encoder.named_parameters()), encoder, residual)
-    loaded = load_encoder(tmp_path / "encoder.safetensors").eval()
-    image = torch.randn(2, 3, 64, 64)
+    model = build_mrm({"residual": residual}, genome=None, image=64).eval()
+    path = tmp_path / "encoder.safetensors"
+    export_encoder(path, dict(model.encoder.named_parameters()), model.export_recipe())
+    loaded, image = load_encoder(path).eval(), torch.randn(2, 3, 64, 64)
     with torch.no_grad():
-        assert (encoder(image, residual) - loaded.forward_features(image)).abs().max() <= 1e-5
+        assert (model.image_features(image) - loaded.forward_features(image)).abs().max() <= 1e-5
+
+
+def test_load_encoder_registers_the_models_of_this_package(tmp_path):
+    """In a process that has imported no objective."""
+    model = build_mrm({"residual": "none"}, genome=None)
+    path = tmp_path / "encoder.safetensors"
+    export_encoder(path, dict(model.encoder.named_parameters()), model.export_recipe())
+    script = (
+        f"from mrmfast.models.export import load_encoder; print(type(load_encoder({str(path)!r}).blocks[0]).__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "_LiteralBlock"
 
 
 @pytest.mark.parametrize("residual", ["all", "none"])
 def test_load_encoder_brings_the_normalisation_of_training(tmp_path, residual):
-    encoder = ImageEncoder("vit_tiny_patch16_224", 64, 2)
-    export_encoder(tmp_path / "encoder.safetensors", dict(encoder.named_parameters()), encoder, residual)
-    found = timm.data.resolve_model_data_config(load_encoder(tmp_path / "encoder.safetensors"))
-    assert (found["mean"], found["std"], found["input_size"]) == (PIXEL_MEAN, PIXEL_STD, (3, 64, 64))
+    model = build_mrm({"residual": residual}, genome=None, image=64)
+    path = tmp_path / "encoder.safetensors"
+    export_encoder(path, dict(model.encoder.named_parameters()), model.export_recipe())
+    settings = timm.data.resolve_model_data_config(load_encoder(path))
+    assert (settings["mean"], settings["std"], settings["input_size"]) == (PIXEL_MEAN, PIXEL_STD, (3, 64, 64))
 
 
 def test_load_encoder_names_what_is_wrong(tmp_path):
     with pytest.raises(UserError, match="not an exported encoder"):
         load_encoder(tmp_path / "none.safetensors")
-    encoder, path = ImageEncoder("vit_tiny_patch16_224", 64, 2), tmp_path / "encoder.safetensors"
-    export_encoder(path, dict(encoder.named_parameters()), encoder, "all")
+    encoder, path = ImageEncoder("vit_tiny_patch16_224", 64), tmp_path / "encoder.safetensors"
+    export_encoder(path, dict(encoder.named_parameters()), plain_recipe(encoder))
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(UserError, match="not an exported encoder"):
         load_encoder(path)
@@ -125,22 +146,42 @@ def test_load_encoder_names_what_is_wrong(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arch", "size", "blocks", "message"),
+    ("arch", "size", "message"),
     [
-        ("resnet18", 224, 2, "model.arch=resnet18"),
-        ("no_such_model", 224, 2, "model.arch=no_such_model"),
-        ("vit_base_patch16_clip_224", 224, 2, "not a plain ViT"),
-        ("deit3_small_patch16_224", 224, 2, "not a plain ViT"),
-        ("test_vit", 160, 2, "not a plain ViT"),
-        ("vit_tiny_patch16_224", 224, 13, "model.relation_blocks=13"),
-        ("vit_tiny_patch16_224", 100, 2, "data.image_size=100"),
+        ("resnet18", 224, "model.arch=resnet18"),
+        ("no_such_model", 224, "model.arch=no_such_model"),
+        ("vit_base_patch16_clip_224", 224, "not a plain ViT"),
+        ("deit3_small_patch16_224", 224, "not a plain ViT"),
+        ("test_vit", 160, "not a plain ViT"),
+        ("vit_tiny_patch16_224", 100, "data.image_size=100"),
     ],
 )
-def test_impossible_encoders_are_explained(arch, size, blocks, message):
+def test_impossible_encoders_are_explained(arch, size, message):
     with pytest.raises(UserError) as caught:
-        ImageEncoder(arch, size, blocks)
+        ImageEncoder(arch, size)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_more_relation_blocks_than_blocks_are_explained():
+    with pytest.raises(UserError, match=r"objective.mask.blocks=13: .* has 12 blocks"):
+        build_mrm({"blocks": 13})
+
+
+def test_an_encoder_of_some_patches_sees_those_alone():
+    torch.manual_seed(0)
+    encoder = ImageEncoder("vit_tiny_patch16_224", 64, depth=2).eval()
+    torch.nn.init.normal_(encoder.tokens.cls_token)
+    torch.nn.init.normal_(encoder.tokens.pos_embed)
+    image = torch.randn(2, 3, 64, 64)
+    kept = torch.tensor([[3, 0, 15], [7, 8, 1]])
+    with torch.no_grad():
+        whole, some = encoder.tokens(image), encoder.tokens(image, kept)
+        for row in range(2):
+            torch.testing.assert_close(some[row], whole[row, [0, *(kept[row] + 1)]])
+        changed = image.clone()
+        changed[0, :, 16:32, :16] += 1.0  # patch 4, which is not kept
+        assert torch.equal(encoder(image, kept), encoder(changed, kept))
 
 
 def test_paired_dropout_drops_the_same_units_and_keeps_mean_and_variance():

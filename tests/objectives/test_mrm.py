@@ -11,13 +11,14 @@ from benchmarks.training.literal_mrm import literal_loss
 from mrmfast.models.export import export_encoder, load_encoder
 from mrmfast.models.image_encoder import ImageEncoder
 from mrmfast.models.patch_embed import normalise, patchify
-from mrmfast.models.relation import Branches
-from mrmfast.objectives.mrm import MRMConfig
+from mrmfast.objectives.losses import patch_error, patches_as_pixels
 from mrmfast.objectives.mrm.matching import relation_matching
-from mrmfast.objectives.mrm.reconstruction import genome_error, image_error, pictures
-from tests.objectives.test_objectives import SPEC, batch, build
+from mrmfast.objectives.mrm.reconstruction import genome_error
+from mrmfast.objectives.mrm.relation import Branches
+from mrmfast.objectives.mrm.relation_maps import relation_maps
+from tests.helpers.objectives import SPEC, as_batch, batch, build_mrm, loss_of
 
-NO_MASKS = {"mask_self": False, "mask_cross": False}
+NO_MASKS = {"self_relations": False, "cross_relations": False}
 
 
 def gradients(model, loss):
@@ -31,11 +32,13 @@ def largest_difference(one, other):
 
 
 @pytest.mark.parametrize("residual", ["all", "cross", "none"])
-@pytest.mark.parametrize("config", [{}, {"mask_self": False}, {"mask_cross": False}, NO_MASKS, {"tau_genome": 0.0}])
-def test_loss_and_gradients_equal_the_literal_reference(residual, config):
+@pytest.mark.parametrize(
+    "mask", [{}, {"self_relations": False}, {"cross_relations": False}, NO_MASKS, {"tau_genome": 0.0}]
+)
+def test_loss_and_gradients_equal_the_literal_reference(residual, mask):
     # In float64: without residuals tokens start out nearly equal, and in float32 rounding decides what is masked.
-    model = build(MRMConfig(**config), residual=residual).eval().double()
-    loss, parts = model(*batch(), 0)
+    model = build_mrm({**mask, "residual": residual}).eval().double()
+    loss, parts = loss_of(model, *batch())
     wanted, wanted_parts = literal_loss(model, *batch(), 0)
     assert torch.allclose(loss.double(), wanted, rtol=1e-6)
     assert parts.keys() == wanted_parts.keys()
@@ -43,9 +46,9 @@ def test_loss_and_gradients_equal_the_literal_reference(residual, config):
 
 
 def test_images_alone_equal_the_literal_reference():
-    model = build(genome=None).eval().double()
+    model = build_mrm(genome=None).eval().double()
     inputs = (batch()[0], (), torch.ones(6, 0, dtype=torch.bool), 0)
-    (loss, _), (wanted, _) = model(*inputs), literal_loss(model, *inputs)
+    (loss, _), (wanted, _) = loss_of(model, *inputs), literal_loss(model, *inputs)
     assert torch.allclose(loss.double(), wanted, rtol=1e-6)
     assert largest_difference(gradients(model, loss), gradients(model, wanted)) <= 1e-6
 
@@ -56,11 +59,11 @@ def test_each_mask_is_switched_by_itself(residual):
 
     def masked(**switches):
         with torch.no_grad():
-            return build(MRMConfig(**switches), residual=residual).encode(image, genome)
+            return build_mrm({**switches, "residual": residual}).encode(image, genome)
 
     for z in masked(**NO_MASKS):
         assert torch.equal(z.intact, z.masked)
-    every = [masked(), masked(mask_self=False), masked(mask_cross=False), masked(**NO_MASKS)]
+    every = [masked(), masked(self_relations=False), masked(cross_relations=False), masked(**NO_MASKS)]
     for number, one in enumerate(every):
         for other in every[number + 1 :]:
             for z, z_other in zip(one, other, strict=True):
@@ -70,26 +73,27 @@ def test_each_mask_is_switched_by_itself(residual):
 
 @pytest.mark.parametrize(("match_self", "match_cross"), [(False, False), (True, False), (False, True)])
 def test_each_matching_loss_is_switched_by_itself(match_self, match_cross):
-    _, every_part = build()(*batch(), 0)
-    loss, parts = build(MRMConfig(match_self=match_self, match_cross=match_cross))(*batch(), 0)
+    _, every_part = loss_of(build_mrm(), *batch())
+    match = {"self_relations": match_self, "cross_relations": match_cross}
+    loss, parts = loss_of(build_mrm(match=match), *batch())
     assert ("self" in parts, "cross" in parts) == (match_self, match_cross)
     assert torch.allclose(loss, sum(parts.values()))
     assert all(torch.equal(value, every_part[name]) for name, value in parts.items())
 
 
-@pytest.mark.parametrize("config", [NO_MASKS, {"match_self": False, "match_cross": False, "matching_weight": 0.0}])
+@pytest.mark.parametrize("config", [{"mask": NO_MASKS}, {"match": {**NO_MASKS, "weight": 0.0}}])
 @pytest.mark.parametrize("genome", [SPEC, None])
 def test_gradients_reach_every_parameter_under_every_switch(config, genome):
-    model = build(MRMConfig(**config), genome=genome)
+    model = build_mrm(**config, genome=genome)
     picture, packed, present = batch()
     inputs = (picture, packed, present) if genome else (picture, (), torch.ones(6, 0, dtype=torch.bool))
-    model(*inputs, 0)[0].backward()
+    loss_of(model, *inputs)[0].backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
 def test_lambda_weighs_matching():
-    _, parts = build()(*batch(), 0)
-    loss, _ = build(MRMConfig(matching_weight=3.0))(*batch(), 0)
+    _, parts = loss_of(build_mrm(), *batch())
+    loss, _ = loss_of(build_mrm(match={"weight": 3.0}), *batch())
     assert torch.allclose(loss, parts["image"] + parts["genome"] + 3 * (parts["self"] + parts["cross"]))
 
 
@@ -108,27 +112,26 @@ def test_stop_gradient_moves_the_masked_branch_alone():
 
 
 @pytest.mark.parametrize("norm_pixels", [False, True])
-def test_image_error_equals_the_loss_on_copied_patches(norm_pixels):
+def test_patch_error_equals_the_loss_on_copied_patches(norm_pixels):
     picture = batch()[0]
     predicted = torch.randn(6, 4, 16 * 16 * 3, requires_grad=True)
     target = patchify(normalise(picture), 16)
     if norm_pixels:  # MAE's own form
         target = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + 1e-6).sqrt()
     wanted = (predicted - target).square().mean()
-    got = image_error(predicted, picture, 16, norm_pixels)
+    got = patch_error(predicted, picture, 16, norm_pixels)
     assert torch.allclose(got, wanted, rtol=1e-6)
     (grad,), (wanted_grad,) = torch.autograd.grad(got, predicted), torch.autograd.grad(wanted, predicted)
     assert torch.allclose(grad, wanted_grad, rtol=1e-5, atol=1e-9)
     # What predicts the target perfectly draws the photograph.
-    assert (pictures(target, picture, 16, norm_pixels).int() - picture.int()).abs().max() <= 1
+    assert (patches_as_pixels(target, picture, 16, norm_pixels).int() - picture.int()).abs().max() <= 1
 
 
-def test_norm_pixels_reaches_loss_and_pictures():
-    plain, standardised = build(), build(MRMConfig(norm_pixels=True))
-    assert plain(*batch(), 0)[1]["image"] != standardised(*batch(), 0)[1]["image"]
-    assert not torch.equal(
-        plain.eval().reconstruct(*batch()).predicted, standardised.eval().reconstruct(*batch()).predicted
-    )
+def test_norm_pixels_reaches_loss_and_figures():
+    plain, standardised = (build_mrm(reconstruct={"norm_pixels": norm}) for norm in (False, True))
+    assert loss_of(plain, *batch())[1]["image"] != loss_of(standardised, *batch())[1]["image"]
+    predictions = [model.eval().figures(as_batch(*batch()))[0].columns[1].images for model in (plain, standardised)]
+    assert not torch.equal(*predictions)
 
 
 @pytest.mark.parametrize("bce", [False, True])
@@ -153,18 +156,18 @@ def test_genome_error_against_a_loop(bce):
 
 
 def test_binary_cross_entropy_reaches_the_loss():
-    plain, logits = build(), build(MRMConfig(binary_cross_entropy=True))
-    assert plain(*batch(), 0)[1]["genome"] != logits(*batch(), 0)[1]["genome"]
+    plain, logits = (build_mrm(reconstruct={"binary_cross_entropy": bce}) for bce in (False, True))
+    assert loss_of(plain, *batch())[1]["genome"] != loss_of(logits, *batch())[1]["genome"]
     # No burden, no difference.
     picture, packed, present = batch()
     present[:, 2] = False
-    one, other = (model(picture, packed, present, 0)[1]["genome"] for model in (plain, logits))
-    assert torch.allclose(one, other)
+    losses = [loss_of(model, picture, packed, present)[1]["genome"] for model in (plain, logits)]
+    assert torch.allclose(*losses)
 
 
 def test_uint8_pixels_equal_normalised_ones():
     torch.manual_seed(0)
-    tokens = ImageEncoder("vit_tiny_patch16_224", 64, 2).tokens
+    tokens = ImageEncoder("vit_tiny_patch16_224", 64).tokens
     torch.nn.init.normal_(tokens.patch_embed.proj.bias)
     picture = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     parameters = (tokens.patch_embed.proj.weight, tokens.patch_embed.proj.bias)
@@ -184,12 +187,11 @@ def test_uint8_pixels_equal_normalised_ones():
 def test_recomputed_activations_give_equal_losses_and_gradients():
     results = []
     for enable in (False, True):
-        model = build(alpha_dropout=0.2)
-        model.set_grad_checkpointing(enable)
+        model = build_mrm(alpha_dropout=0.2)
+        model.set_activation_checkpointing(enable)
         saved = []
-        torch.manual_seed(3)
         with torch.autograd.graph.saved_tensors_hooks(lambda t, saved=saved: saved.append(t.numel()) or t, lambda t: t):
-            loss, _ = model(*batch(), 0)
+            loss, _ = loss_of(model, *batch(), seed=3)
         results.append((loss, gradients(model, loss), sum(saved)))
     (loss, grads, kept), (again, grads_again, kept_less) = results
     assert torch.equal(loss, again)
@@ -198,9 +200,9 @@ def test_recomputed_activations_give_equal_losses_and_gradients():
 
 
 def test_losses_compile_to_one_graph():
-    model = build(depth=3, genome_layers=1).eval()
+    model = build_mrm(depth=3, genome_layers=1).eval()
     picture, packed, present = batch()
-    arguments = (picture, model.unpack(packed, present), torch.arange(6))
+    arguments = (picture, packed, present, torch.arange(6))
     compiled = torch.compile(model.losses, backend="eager", fullgraph=True)
     eager, traced = model.losses(*arguments), compiled(*arguments)
     for name, value in eager.items():
@@ -211,14 +213,14 @@ def test_losses_compile_to_one_graph():
 
 @pytest.mark.parametrize("residual", ["all", "none"])
 def test_figure_2s_depth_exports_a_ten_block_vit(tmp_path, residual):
-    model = build(residual=residual, depth=10, genome=None)
-    assert len(model.image.blocks) == 10
+    model = build_mrm({"residual": residual}, depth=10, genome=None)
+    assert len(model.encoder.blocks) == 10
     path = tmp_path / "encoder.safetensors"
-    export_encoder(path, dict(model.image.named_parameters()), model.image, residual)
+    export_encoder(path, dict(model.encoder.named_parameters()), model.export_recipe())
     loaded, image = load_encoder(path).eval(), torch.randn(2, 3, 32, 32)
     assert len(loaded.blocks) == 10
     with torch.no_grad():
-        assert (model.image(image, residual) - loaded.forward_features(image)).abs().max() <= 1e-5
+        assert (model.image_features(image) - loaded.forward_features(image)).abs().max() <= 1e-5
     recipe = json.loads(path.with_suffix(".json").read_text())
     assert recipe["arguments"]["depth"] == 10
     if residual == "all":
@@ -228,29 +230,37 @@ def test_figure_2s_depth_exports_a_ten_block_vit(tmp_path, residual):
 
 @pytest.mark.parametrize("genome", [SPEC, None])
 def test_relation_maps_are_rows_of_r(genome):
-    model = build(genome=genome).eval()
+    model = build_mrm(genome=genome).eval()
     picture, packed, present = batch()
-    maps = model.relation_maps(picture, packed if genome else (), present if genome else present[:, :0])
-    assert list(maps.maps) == (["class token", "genome"] if genome else ["class token"])
-    for intact, masked in maps.maps.values():
+    maps = relation_maps(model, picture, model.unpack(packed, present)[0] if genome else None)
+    assert list(maps) == (["class token", "genome"] if genome else ["class token"])
+    for intact, masked in maps.values():
         assert intact.shape == masked.shape == (6, 2, 2)
         assert (intact > 0).all()
-        assert (intact.sum((1, 2)) < 1).all()  # the class token's column is left out
+        assert (intact.sum((1, 2)) < 1).all()  # without the class token's column
         assert (masked.sum((1, 2)) < 0.5).all()
 
 
 def test_relation_maps_with_nothing_masked_are_the_same_on_both_branches():
-    maps = build(MRMConfig(**NO_MASKS)).eval().relation_maps(*batch()).maps
-    for intact, masked in maps.values():
+    model = build_mrm(NO_MASKS).eval()
+    picture, packed, present = batch()
+    for intact, masked in relation_maps(model, picture, model.unpack(packed, present)[0]).values():
         assert torch.equal(intact, masked)
 
 
 def test_the_first_relation_blocks_map_is_timms_attention():
     """One relation block: the class token's row of timm's own softmax, the mean over heads."""
-    model = build(genome=None, relation_blocks=1).eval()
+    model = build_mrm({"blocks": 1}, genome=None).eval()
     picture = batch()[0]
-    intact, _ = model.relation_maps(picture, (), torch.ones(6, 0, dtype=torch.bool)).maps["class token"]
-    block = model.image.blocks[0]
-    q, k, _ = block.attn.qkv(block.norm1(model.image.tokens(picture))).unflatten(-1, (3, 3, 64)).unbind(2)
+    intact, _ = relation_maps(model, picture, None)["class token"]
+    block = model.encoder.blocks[0]
+    q, k, _ = block.attn.qkv(block.norm1(model.encoder.tokens(picture))).unflatten(-1, (3, 3, 64)).unbind(2)
     rows = torch.einsum("bhd,bnhd->bhn", q[:, 0], k).div(8).softmax(-1).mean(1)
     assert torch.allclose(intact.flatten(1), rows[:, 1:], atol=1e-6)
+
+
+def test_figures_show_reconstructions_and_relations():
+    reconstructions, relations = build_mrm().eval().figures(as_batch(*batch()))
+    assert [column.title for column in reconstructions.columns] == ["original", "reconstruction"]
+    assert all(column.images.dtype == torch.uint8 for column in (*reconstructions.columns, *relations.columns))
+    assert [column.heat is None for column in relations.columns] == [True, False, False, False, False]

@@ -13,8 +13,9 @@ import torch
 triton = pytest.importorskip("triton")
 
 from benchmarks.relation.check import mismatches  # noqa: E402
-from mrmfast.ops.relation_masking import masked_count, reference  # noqa: E402
+from mrmfast.ops.relation_masking import masked_count, reference, relation_attention  # noqa: E402
 from mrmfast.ops.relation_masking import triton as path  # noqa: E402
+from mrmfast.ops.relation_masking.operators import LARGEST_KEYS, LARGEST_WIDTH  # noqa: E402
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -76,25 +77,46 @@ def poisoned(*size, **options):
     return torch.full(size, math.nan, **options)
 
 
+def new_poisoned(like, *size, dtype=None, device=None):
+    """The same for Tensor.new_empty."""
+    return poisoned(*size, dtype=dtype or like.dtype, device=device or like.device)
+
+
+def sizes_of_terms(inputs, gradients, intact=True, masked=True):
+    """Norms of dQ and dK when every product dP of a logit counts by its magnitude: what float rounding is relative to.
+
+    With one key the softmax is constant and the true gradients are 0, while their terms are not.
+    """
+    q, k, v = (x.double() for x in inputs)
+    relation = (q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1)
+    used = [g.double() for g, wanted in zip(gradients, (intact, masked), strict=True) if wanted and g is not None]
+    terms = relation * sum((g @ v.mT).abs() for g in used) / math.sqrt(q.shape[-1])
+    return (terms @ k.abs()).norm(), (terms.mT @ q.abs()).norm()
+
+
 def check(monkeypatch, shape, ratio, dtype, seed=0, grads=(True, True), **options):
     inputs = draw(*shape, ratio, dtype, seed=seed)
     generator = torch.Generator().manual_seed(seed + 1)
     gradients = [torch.randn(inputs[0].shape, generator=generator).to(dtype) if wanted else None for wanted in grads]
     expected = run(reference.relation_attention, inputs, ratio, gradients, torch.float64, **options)
     monkeypatch.setattr(torch, "empty", poisoned)
+    monkeypatch.setattr(torch.Tensor, "new_empty", new_poisoned)
     moved = [x.to(DEVICE) for x in inputs]
     got = run(
-        path.relation_attention,
+        relation_attention,
         layouts(*moved),
         ratio,
         [g if g is None else g.to(DEVICE) for g in gradients],
         **options,
     )
     assert len(got) == len(expected)
-    for one, other in zip(got, expected, strict=True):
-        assert one.shape == other.shape
-        # Rounding of P = 1 leaves a gradient of dS that is 0: then the size of the terms counts, not of their sum.
-        assert (one - other).norm() <= BOUNDS[dtype] * max(other.norm(), 1e-2 * math.sqrt(other.numel()))
+    scales = [x.norm() for x in expected]
+    # A sum of terms that cancel keeps the rounding of the terms; a twentieth, because roundings cancel too.
+    for place, size in zip((-3, -2), sizes_of_terms(inputs, gradients, **options), strict=True):
+        scales[place] = max(scales[place], 0.05 * size)
+    for result, wanted, scale in zip(got, expected, scales, strict=True):
+        assert result.shape == wanted.shape
+        assert (result - wanted).norm() <= BOUNDS[dtype] * scale
 
 
 def sampled():
@@ -113,7 +135,7 @@ def enlarge(monkeypatch):
     monkeypatch.setattr(path, "key_tiles", lambda *size: large(key_tiles(*size), ROWS=256, KEYS=256))
 
 
-@pytest.mark.parametrize(("shape", "ratio"), sampled())
+@pytest.mark.parametrize(("shape", "ratio"), list(sampled()))
 def test_float32_is_the_reference(monkeypatch, shape, ratio):
     if INTERPRETED and max(shape[:2]) > 100:
         enlarge(monkeypatch)
@@ -136,9 +158,9 @@ def test_a_program_for_all_rows_of_a_head(monkeypatch, shape, dtype):
 def test_one_program_a_head_gives_what_many_give(monkeypatch):
     inputs = [x.to(DEVICE) for x in draw(65, 50, 64, 0.5)]
     gradients = [torch.randn(inputs[0].shape, generator=torch.Generator().manual_seed(1)).to(DEVICE)] * 2
-    many = run(path.relation_attention, inputs, 0.5, gradients)
+    many = run(relation_attention, inputs, 0.5, gradients)
     monkeypatch.setattr(path, "MANY_HEADS", 1)
-    one = run(path.relation_attention, inputs, 0.5, gradients)
+    one = run(relation_attention, inputs, 0.5, gradients)
     assert all(torch.equal(a, b) for a, b in zip(many, one, strict=True))
 
 
@@ -161,19 +183,19 @@ def test_an_unused_output_has_no_gradient(monkeypatch, grads):
 
 def test_one_pass_gives_what_two_give():
     q, k, v = (x.to(DEVICE) for x in draw(65, 50, 64, 0.5))
-    intact, masked = path.relation_attention(q, k, v, 0.5)
-    only, none = path.relation_attention(q, k, v, 0.5, masked=False)
+    intact, masked = relation_attention(q, k, v, 0.5)
+    only, none = relation_attention(q, k, v, 0.5, masked=False)
     assert torch.equal(only, intact)
     assert none is None
-    none, only = path.relation_attention(q, k, v, 0.5, intact=False)
+    none, only = relation_attention(q, k, v, 0.5, intact=False)
     assert torch.equal(only, masked)
     assert none is None
-    assert path.relation_attention(q, k, v, 0.5, intact=False, masked=False) == (None, None)
+    assert relation_attention(q, k, v, 0.5, intact=False, masked=False) == (None, None)
 
 
 def test_no_queries_give_nothing():
     q, k, v = (x.to(DEVICE) for x in draw(4, 5, 16, 0.5))
-    results = run(path.relation_attention, (q[:, :, :0], k, v), 0.5, [q[:, :, :0]] * 2)
+    results = run(relation_attention, (q[:, :, :0], k, v), 0.5, [q[:, :, :0]] * 2)
     assert [tuple(x.shape) for x in results] == [(2, 3, 0, 16)] * 3 + [(2, 3, 5, 16)] * 2
     assert all((x == 0).all() for x in results)
 
@@ -192,12 +214,12 @@ def relations(q, k, ratio):
     for start in range(0, keys, width):
         v = torch.eye(width, device=DEVICE)[None, None]
         v = torch.nn.functional.pad(v, (0, 0, start, max(0, keys - start - width)))[:, :, :keys].contiguous()
-        forward.append(path.relation_attention(q, k, v, ratio)[1][..., : keys - start])
+        forward.append(relation_attention(q, k, v, ratio)[1][..., : keys - start])
     v = torch.zeros(1, 1, keys, width, device=DEVICE, requires_grad=True)
     for start in range(0, queries, width):
         one = torch.eye(width, device=DEVICE)[None, None]
         one = torch.nn.functional.pad(one, (0, 0, start, max(0, queries - start - width)))[:, :, :queries].contiguous()
-        masked = path.relation_attention(q, k, v, ratio, intact=False)[1]
+        masked = relation_attention(q, k, v, ratio, intact=False)[1]
         backward.append(torch.autograd.grad(masked, v, one)[0].mT[:, :, : queries - start])
     return torch.cat(forward, -1), torch.cat(backward, -2)
 
@@ -224,7 +246,7 @@ def test_values_that_are_no_numbers(ratio):
     k[0, 1, 3, :] = 0
     k[0, 1, 3, 0] = math.inf  # +inf, -inf by the sign of q
     expected = reference.relation_attention(q, k, v, ratio)
-    got = path.relation_attention(*(x.to(DEVICE) for x in (q, k, v)), ratio)
+    got = relation_attention(*(x.to(DEVICE) for x in (q, k, v)), ratio)
     for one, other in zip(got, expected, strict=True):
         torch.testing.assert_close(one.cpu(), other, equal_nan=True, rtol=1e-5, atol=1e-6)
     assert got[0][0, 0, 2].isnan().all()
@@ -253,20 +275,23 @@ def test_thresholds_are_exact(keys, count):
 def test_thresholds_of_infinities(count):
     inf = math.inf
     s = torch.tensor(
-        [[1, inf, 2, inf, 0], [-inf, -inf, 3, -inf, -inf], [-inf] * 5, [inf] * 5, [-0.0, 0.0, -1, 0.0, -inf]]
+        [[1, inf, 2, inf, 0], [-inf, -inf, 3, -inf, -inf], [-inf] * 5, [inf] * 5, [-0.0, 0.0, -1, 0.0, -inf]],
+        device=DEVICE,
     )
     assert mismatches(s, count) == 0
 
 
-def test_what_it_cannot_take_is_refused_with_a_remedy():
-    q = torch.zeros(1, 1, 2, 16, device=DEVICE)
-    long = torch.zeros(1, 1, 1025, 16, device=DEVICE)
-    with pytest.raises(ValueError, match="fewer tokens"):
-        path.relation_attention(q, long, long, 0.5)
-    wide = torch.zeros(1, 1, 2, 129, device=DEVICE)
-    with pytest.raises(ValueError, match="more heads"):
-        path.relation_attention(wide, wide, wide, 0.5)
-    with pytest.raises(ValueError, match="convert"):
-        path.relation_attention(q.double(), q.double(), q.double(), 0.5)
+def test_what_the_kernels_do_not_take_goes_to_the_reference(monkeypatch):
+    monkeypatch.setattr(path, "forward", None)
+    q = torch.randn(1, 1, 2, 16, device=DEVICE)
+    long = torch.randn(1, 1, LARGEST_KEYS + 1, 16, device=DEVICE)
+    wide = torch.randn(1, 1, 2, LARGEST_WIDTH + 1, device=DEVICE)
+    for inputs in ((q, long, long), (wide, wide, wide), (q.double(),) * 3):
+        for got, wanted in zip(
+            relation_attention(*inputs, 0.5), reference.relation_attention(*inputs, 0.5), strict=True
+        ):
+            assert torch.equal(got, wanted)
+    with pytest.raises(TypeError, match="NoneType"):  # that the kernels are what would have been called
+        relation_attention(q, q, q, 0.5)
     with pytest.raises(ValueError, match="outside"):
-        path.relation_attention(q, q, q, 1.5)
+        relation_attention(q, q, q, 1.5)

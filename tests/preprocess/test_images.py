@@ -18,8 +18,9 @@ import pytest
 import webdataset
 import zarr
 
-from mrmfast.formats.image_shards import file_sha256, read_sample_table
+from mrmfast.formats.checksums import file_sha256
 from mrmfast.formats.manifest import read_manifest
+from mrmfast.formats.sample_table import read_sample_table
 from preprocess.__main__ import main
 from preprocess.images.finalise import brightness_cut
 from preprocess.images.fundus.circle import DETECTORS, Circle, content_fault, crop, detect_outline

@@ -12,9 +12,9 @@ import zarr
 
 from mrmfast.data.genetics.store import FeatureTable, GenomeStore, write_modality
 from mrmfast.errors import UserError
-from mrmfast.formats.image_shards import read_sample_table
 from mrmfast.formats.manifest import SplitRule, claim_splits, read_manifest
 from mrmfast.formats.pseudonyms import Pseudonyms
+from mrmfast.formats.sample_table import read_sample_table
 from preprocess.__main__ import main
 from tests.helpers.common import write_dataset
 from tests.helpers.genetics_cases import (

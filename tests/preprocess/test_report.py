@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from mrmfast.data.genetics.store import FeatureTable, write_modality
-from mrmfast.formats.image_shards import read_sample_table
+from mrmfast.formats.sample_table import read_sample_table
 from preprocess.__main__ import main
 from preprocess.report.statistics import collect
 from tests.helpers.common import write_dataset

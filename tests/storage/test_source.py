@@ -23,7 +23,7 @@ from benchmarks.object_store.fault_proxy import KINDS, FaultProxy
 from mrmfast.data.dataset import DataConfig, open_dataset
 from mrmfast.data.genetics.store import GenomeStore
 from mrmfast.errors import ClosedError, UserError
-from mrmfast.formats.image_shards import read_sample_table
+from mrmfast.formats.sample_table import read_sample_table
 from mrmfast.meters import Meters
 from mrmfast.storage import node_cache, retry
 from mrmfast.storage import source as source_module

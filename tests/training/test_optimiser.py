@@ -5,14 +5,12 @@ from itertools import pairwise
 import pytest
 import torch
 
-from mrmfast.objectives.mrm import MRM, MRMConfig
 from mrmfast.training.optimiser import OptimiserConfig, build_optimiser, build_schedule
-from tests.objectives.test_objectives import SMALL, SPEC
+from tests.helpers.objectives import build_mrm
 
 
 def test_decay_is_for_the_matrices_of_the_vit_side_only():
-    torch.manual_seed(0)
-    model = MRM(SMALL, MRMConfig(), 32, SPEC)
+    model = build_mrm()
     optimiser = build_optimiser(model, OptimiserConfig(weight_decay=0.05), torch.device("cpu"))
     with_decay = {id(p) for p in optimiser.param_groups[0]["params"]}
     assert [group["weight_decay"] for group in optimiser.param_groups] == [0.05, 0.0]

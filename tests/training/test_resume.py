@@ -12,8 +12,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mrmfast.batch import ViewSpec
+from mrmfast.data.prefetch import DevicePrefetcher
+from mrmfast.errors import SharedError
+from mrmfast.meters import Meters
+from mrmfast.objectives.base import TrainableModule
 from mrmfast.training import checkpoint, loop
+from mrmfast.training.late_metrics import LAG, LateMetrics
+from mrmfast.training.recorder import StepRecorder
 from mrmfast.training.run_log import RunConfig, RunLog
+from mrmfast.training.step import Interrupt, Launched, launch_step
 from tests.helpers.common import ROOT, read_jsonl, tiny_run, train
 
 pytestmark = pytest.mark.slow
@@ -24,17 +32,19 @@ import json, sys
 from pathlib import Path
 from mrmfast import config as configs
 from mrmfast.errors import UserError
+from mrmfast.batch import ViewSpec
+from mrmfast.objectives.base import TrainableModule
 from mrmfast.training import checkpoint
 from mrmfast.training.build import build
 from mrmfast.training.settings import TrainConfig
 
 job = build(configs.load(TrainConfig, "configs/demo.yaml", sys.argv[2:]), resume=True)
-groups = job.engine.optimizer.optimizer.param_groups
+groups = job.engine.optimizer.param_groups
 found = {"options": [[group["weight_decay"], *group["betas"]] for group in groups],
-         "clip": job.engine.optimizer.clip_grad, "precision": job.state.precision}
+         "clip": job.engine.optimizer.clip, "precision": job.state.precision}
 for copy in sorted(Path(sys.argv[1]).iterdir()):
     try:
-        checkpoint.load(job.engine, copy / "step-00000002", job.state.dataset)
+        checkpoint.load(job.engine, copy / "step-00000002", job.state.dataset, job.state.precision)
         found[copy.name] = "loaded"
     except UserError as error:
         found[copy.name] = str(error)
@@ -50,9 +60,8 @@ def damage(folder, copies):
 
     (weights,) = copy("weights missing").glob("*model_states.pt")
     weights.unlink()
-    for part in ("model", "optim"):
-        (states,) = copy(f"{part} cut short").glob(f"*{part}_states.pt")
-        states.write_bytes(states.read_bytes()[: states.stat().st_size // 2])
+    (states,) = copy("model cut short").glob("*model_states.pt")
+    states.write_bytes(states.read_bytes()[: states.stat().st_size // 2])
     (copy("state damaged") / "state.json").write_bytes(b'{"step": "\xff\xfe"}')
     path = copy("other precision") / "state.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"precision": "bf16"}))
@@ -77,8 +86,7 @@ def test_what_counts_and_what_is_refused(dataset, tmp_path):
     assert found["precision"] == "fp32"
     assert found["older"] == "loaded"
     assert "a file is missing; remove this checkpoint" in found["weights missing"]
-    for part in ("model", "optim"):
-        assert "a file is damaged; remove this checkpoint" in found[f"{part} cut short"]
+    assert "a file is damaged; remove this checkpoint" in found["model cut short"]
     assert "state.json: missing or damaged; remove" in found["state damaged"]
     assert "was written in bf16, this run is fp32; resume with engine.precision=bf16" in found["other precision"]
 
@@ -138,12 +146,15 @@ class Engine:
     """A DeepSpeed engine that leaves its step out."""
 
     skipped_steps = 3
+    optimizer = None
+    loss = 1.0
+    module = TrainableModule()
 
     def gradient_accumulation_steps(self):
         return 1
 
     def __call__(self, *_):
-        return torch.tensor(1.0), {}
+        return torch.tensor(self.loss), {"image": torch.tensor(self.loss)}
 
     def backward(self, _):
         pass
@@ -154,23 +165,59 @@ class Engine:
         return math.inf
 
 
-def test_gradients_that_are_not_finite_are_reported_and_stay_json(tmp_path, monkeypatch):
+def made_up_job(engine):
     from types import SimpleNamespace as Some
     from unittest.mock import MagicMock
 
-    monkeypatch.setattr(loop, "_mean_over_ranks", lambda totals, _: {"loss": 1.0})
-    job = MagicMock(engine=Engine(), state=checkpoint.TrainState())
+    job = MagicMock(engine=engine, state=checkpoint.TrainState(), steps=9, utilisation=None)
     job.schedule.optimizer.param_groups = [{"lr": 0.1}]
-    job.loader = MagicMock(plan=range(10), set_aside={})
+    job.loader = MagicMock(plan=range(10), set_aside={}, meters=Meters(), views=(ViewSpec(),))
     job.config = Some(seed=0, batch_size=2, run=Some(log_samples=False))
     job.world = Some(rank=0, size=1, device=torch.device("cpu"))
-    entry, _, _ = loop.train_step(job, iter([MagicMock(keys=["a"], end=2)]), loop._Interrupt())
-    assert entry["grad_norm"] is None
-    assert entry["skipped"] == 3
+    batches = DevicePrefetcher(
+        iter([MagicMock(keys=["a"], views=(torch.zeros(1),), photometric=(None,), end=2 * n) for n in range(1, 9)]),
+        job.world.device,
+    )
+    return job, batches
+
+
+def test_gradients_that_are_not_finite_are_reported_and_stay_json(tmp_path):
+    job, batches = made_up_job(Engine())
     (tmp_path / "run").mkdir()
     log = RunLog(RunConfig(dir=str(tmp_path), name="run"), 0)
-    log.log(entry, [])
+    recorder = StepRecorder(job, log, Interrupt())
+    launch_step(job, batches, recorder.late, Interrupt())
+    recorder.read(0)
     log.close()
     (line,) = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
     assert json.loads(line, parse_constant=pytest.fail)["grad_norm"] is None
     assert read_jsonl(tmp_path / "run/metrics.jsonl")[0]["skipped"] == 3
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_one_step_late_and_every_line_before_it_is_written(tmp_path):
+    job, batches = made_up_job(Engine())
+    (tmp_path / "run").mkdir()
+    log = RunLog(RunConfig(dir=str(tmp_path), name="run"), 0)
+    recorder = StepRecorder(job, log, Interrupt())
+    for number in range(1, 4):
+        job.engine.loss = math.nan if number == 3 else float(number)
+        launch_step(job, batches, recorder.late, Interrupt())
+        recorder.read(LAG)
+    assert [line["loss"] for line in read_jsonl(tmp_path / "run/metrics.jsonl")] == [1.0, 2.0]
+    launch_step(job, batches, recorder.late, Interrupt())
+    with pytest.raises(SharedError, match="loss is nan at step 3"):
+        recorder.read(LAG)
+    log.close()
+    assert [line["step"] for line in read_jsonl(tmp_path / "run/metrics.jsonl")] == [1, 2]
+
+
+def test_all_ranks_learn_of_an_interrupt_with_the_losses():
+    job, batches = made_up_job(Engine())
+    interrupt = Interrupt(asked=True)
+    launch_step(job, batches, LateMetrics(), interrupt)
+    assert interrupt.agreed
+    recorder = StepRecorder(job, None, interrupt := Interrupt())
+    launched = Launched({"step": 1, "epoch": 0.1, "lr": 0.1}, [], 2, None)
+    recorder.late.push(("loss", "asked"), torch.tensor([1.0, 0.5]), launched)  # one of two ranks
+    recorder.read(0)
+    assert interrupt.agreed

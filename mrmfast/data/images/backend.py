@@ -3,33 +3,106 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mrmfast.batch import ViewSpec
 from mrmfast.meters import Meters
 
 Backend = Literal["auto", "dali", "cpu"]
 Pixels = Literal["uint8", "float32"]
-Fed = tuple[list[np.ndarray], np.ndarray, list[str]]
 LARGEST = 100_000_000  # pixels of a picture that is decoded at all; a header can promise more than memory holds
+FUSED = 1.3  # largest reduction that a bilinear warp does without visible aliasing; beyond, pixels are averaged first
+
+
+@dataclass(frozen=True)
+class DecodeRequest:
+    """One batch to decode and warp.
+
+    Attributes
+    ----------
+    jpegs : list of ndarray
+        The bytes of B pictures, uint8.
+    matrices : tuple of ndarray, float32, (B, 2, 3)
+        One array per view: :func:`mrmfast.data.images.augment.warp_matrices`.
+    masks : tuple of list
+        One list per mask: the bytes of B PNGs (uint8 arrays), None where a sample has no such mask.
+    """
+
+    jpegs: list[np.ndarray]
+    matrices: tuple[np.ndarray, ...]
+    masks: tuple[list[np.ndarray | None], ...] = ()
+
+
+@dataclass(frozen=True)
+class DecodedBatch:
+    """What a backend makes of a :class:`DecodeRequest`.
+
+    Attributes
+    ----------
+    views : tuple of Tensor, uint8 or float32, shape (B, 3, S, S)
+        One per view, on the device; uint8 in channels-last memory order, float32 normalised and channels first. A
+        picture that cannot be decoded is black in all views.
+    bad : ndarray of bool, shape (B,)
+        Which those are: JPEG or mask is incomplete, damaged, or larger than ``LARGEST``.
+    mask : Tensor or None, uint8, shape (B, C, S, S)
+        All channels of all masks in the geometry of view 0, on the device: nearest neighbour, 255 outside and where
+        there is no mask. None without masks.
+    """
+
+    views: tuple[Tensor, ...]
+    bad: np.ndarray
+    mask: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class DecodeSpec:
+    """What is the same for all batches of a backend.
+
+    Attributes
+    ----------
+    views : tuple of ViewSpec
+        From :func:`mrmfast.data.images.augment.resolve_views`; of them, only size and crop matter here.
+    batch : int
+        Largest B.
+    stored_size : int
+        Side of the pictures in the shards, pixels.
+    device : torch.device
+        Where the batches are needed.
+    threads : int
+        CPU threads.
+    depth : int
+        Batches under way at once.
+    pixels : {"uint8", "float32"}
+        Bytes as they are, or normalised by ``PIXEL_MEAN`` and ``PIXEL_STD`` of :mod:`mrmfast.batch`.
+    mask_channels : tuple of int
+        Channels of each mask.
+    """
+
+    views: tuple[ViewSpec, ...]
+    batch: int
+    stored_size: int
+    device: torch.device
+    threads: int
+    depth: int
+    pixels: Pixels = "uint8"
+    mask_channels: tuple[int, ...] = ()
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Side of each view, pixels."""
+        return tuple(view.size or 0 for view in self.views)
 
 
 class Images(Protocol):
     """A stream of decoded, augmented batches, worked on in the background."""
 
-    def run(self) -> tuple[Tensor, np.ndarray]:
+    def run(self) -> DecodedBatch:
         """Wait for the next batch.
-
-        Returns
-        -------
-        image_BCHW : Tensor, uint8 or float32, shape (B, 3, size, size)
-            On the device; uint8 in channels-last memory order, float32 normalised and channels first. A picture that
-            cannot be decoded is black.
-        bad : ndarray of bool, shape (B,)
-            Which those are: not a whole JPEG, damaged, or larger than ``LARGEST``.
 
         Raises
         ------
@@ -41,23 +114,11 @@ class Images(Protocol):
         ...
 
     def close(self) -> None:
-        """Stop the threads and let go of everything; also in the middle of the stream."""
+        """Stop the threads and release all memory; also in the middle of the stream."""
         ...
 
 
-def open_images(
-    backend: Backend,
-    source: Callable[[], Fed],
-    *,
-    batch: int,
-    stored_size: int,
-    size: int,
-    device: torch.device,
-    threads: int,
-    depth: int,
-    meters: Meters,
-    pixels: Pixels = "uint8",
-) -> Images:
+def open_images(backend: Backend, source: Callable[[], DecodeRequest], spec: DecodeSpec, meters: Meters) -> Images:
     """Start a backend.
 
     Parameters
@@ -65,29 +126,15 @@ def open_images(
     backend : {"auto", "dali", "cpu"}
         ``auto``: DALI on a GPU, the CPU path without one, where DALI's warp is the slowest part by far.
     source : callable
-        Called once per batch, in order and ahead of :meth:`Images.run`, from one thread; returns JPEG bytes (list of B
-        uint8 arrays), warp matrices (float32, (B, 2, 3), :func:`.augment.warp_matrices`) and sample keys.
-    batch : int
-        Largest B.
-    stored_size, size : int
-        Side of the pictures in the shards and of the output, pixels.
-    device : torch.device
-        Where the batches are wanted.
-    threads : int
-        CPU threads.
-    depth : int
-        Batches under way at once.
+        Called once per batch, in order and ahead of :meth:`Images.run`, from one thread.
+    spec : DecodeSpec
     meters : Meters
         Stages ``decode`` and ``augment``.
-    pixels : {"uint8", "float32"}
-        Bytes as they are, or normalised by ``PIXEL_MEAN`` and ``PIXEL_STD`` of :mod:`mrmfast.batch`.
     """
-    options: dict[str, Any] = {"batch": batch, "stored_size": stored_size, "size": size, "device": device}
-    options |= {"threads": threads, "depth": depth, "meters": meters, "pixels": pixels}
-    if backend == "dali" or (backend == "auto" and device.type == "cuda"):
+    if backend == "dali" or (backend == "auto" and spec.device.type == "cuda"):
         from mrmfast.data.images.dali import DALIImages  # data/ imports without DALI
 
-        return DALIImages(source, **options)
+        return DALIImages(source, spec, meters)
     from mrmfast.data.images.cpu import CPUImages
 
-    return CPUImages(source, **options)
+    return CPUImages(source, spec, meters)

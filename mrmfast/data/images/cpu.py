@@ -1,73 +1,77 @@
-"""The CPU path: libjpeg-turbo decodes (at reduced scale where that is enough), one fused warp in C does the rest.
+"""The CPU path: libjpeg-turbo decodes a picture once, one fused warp in C makes each view of it.
 
-Neither holds the interpreter lock, so plain threads suffice: no processes, no copies between them. Memory of batches is
-used again once nobody holds them.
+Three kinds of threads work on a batch. The feeder thread asks the source for a :class:`DecodeRequest`, takes memory for
+the result and puts chunks of CHUNK pictures into a queue. Decoding threads take chunks: each decodes GROUP pictures
+into memory of its own (:mod:`.decode_memory`) and warps them into their places, view by view (:mod:`.warp`). The thread
+that calls :meth:`CPUImages.run` waits until all chunks of the oldest batch are done. Example: with CHUNK = 8 and two
+decoding threads, a batch of 20 is the chunks 0-7, 8-15 and 16-19. One thread may take the first and the third, the
+other the second, in any order; the result is the same.
+
+Decoder and warp release the interpreter lock, so plain threads suffice: no processes, no copies between them. What
+limits the number of threads is the lock itself: how often a picture takes it, and for how long (``python -m
+benchmarks.loader.threads``). So one call warps a group, and no address is asked for twice. Memory of batches is used
+again once nobody holds them (:mod:`.buffers`).
 """
 
 from __future__ import annotations
 
-import ctypes
 import queue
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cache
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
-import cv2
 import numpy as np
-import simplejpeg
 import torch
 from torch import Tensor
 
-from mrmfast import native
-from mrmfast.batch import PIXEL_MEAN, PIXEL_STD
-from mrmfast.data.images.backend import LARGEST, Fed, Pixels
+from mrmfast.data.images.augment import largest_needed_side, needed_side
+from mrmfast.data.images.backend import DecodedBatch, DecodeRequest, DecodeSpec
 from mrmfast.data.images.buffers import Buffers
+from mrmfast.data.images.decode_memory import DecodeMemory
+from mrmfast.data.images.masks import UNKNOWN, decode_mask
+from mrmfast.data.images.warp import NORMAL, NORMAL_ADDRESS, library, warp, warp_mask
 from mrmfast.meters import Meters
 
 CHUNK = 8  # pictures a task: few enough to share a batch among threads, enough to make hand-overs cheap
-SPARE = 32  # bytes after a decoded picture that the warp may read
-FUSED = 1.3  # largest reduction that a bilinear warp does without visible aliasing; beyond, pixels are averaged first
-FLAGS = ("-O3", "-march=native", "-std=c11", "-ffp-contract=off")
-# Normalised = byte * scale + shift: three scales, then three shifts.
-NORMAL = np.concatenate([1 / (255 * np.array(PIXEL_STD)), -np.array(PIXEL_MEAN) / PIXEL_STD]).astype(np.float32)
+GROUP = 4  # decoded pictures that one call warps: the time of a picture is the same from 1 to 8, the lock is taken less
 
 
 class CPUImages:
     """Decode and warp in threads; the contract and the parameters are those of :mod:`mrmfast.data.images.backend`."""
 
-    def __init__(
-        self,
-        source: Callable[[], Fed],
-        *,
-        batch: int,
-        stored_size: int,
-        size: int,
-        device: torch.device,
-        threads: int,
-        depth: int,
-        meters: Meters,
-        pixels: Pixels = "uint8",
-    ) -> None:
-        self._source, self._size, self._device, self._meters = source, size, device, meters
-        self._floats = pixels == "float32"
-        self._shape = (batch, 3, size, size) if self._floats else (batch, size, size, 3)
-        # One in the caller's hands, one being taken, `depth` waiting and one being filled.
-        self._buffers = Buffers(self._shape, pixels, keep=depth + 3)
-        self._scratch = threading.local()
+    def __init__(self, source: Callable[[], DecodeRequest], spec: DecodeSpec, meters: Meters) -> None:
+        self._source, self._spec, self._meters = source, spec, meters
+        # One batch in the caller's hands, one being taken, `depth` waiting and one being filled.
+        keep = spec.depth + 3
+        self._views = [
+            BatchMemory((spec.batch, 3, size, size) if spec.pixels == "float32" else (spec.batch, size, size, 3),
+                        spec.pixels, spec.device, keep)
+            for size in spec.sizes
+        ]  # fmt: skip
+        self._mask: BatchMemory | None = None
+        if spec.mask_channels:
+            shape = (spec.batch, sum(spec.mask_channels), spec.sizes[0], spec.sizes[0])
+            self._mask = BatchMemory(shape, "uint8", spec.device, keep)
+        # Beyond twice the side needed, libjpeg's next smaller scale would do as well.
+        self._slot_side = min(spec.stored_size, 2 * max(map(largest_needed_side, spec.views)))
         self._closed = threading.Event()
-        self._ready: queue.Queue[_Batch | BaseException] = queue.Queue(maxsize=depth)
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="mrmfast-decode")
+        self._ready: queue.Queue[BatchUnderWay | BaseException] = queue.Queue(maxsize=spec.depth)
+        self._tasks: queue.SimpleQueue[tuple[BatchUnderWay, int] | None] = queue.SimpleQueue()
+        self._decoders = [
+            threading.Thread(target=self._work, name=f"mrmfast-decode-{number}", daemon=True)
+            for number in range(spec.threads)
+        ]
+        for thread in self._decoders:
+            thread.start()
         self._feeder = threading.Thread(target=self._feed, name="mrmfast-feed", daemon=True)
         self._feeder.start()
 
     def _feed(self) -> None:
+        """Begin batches, at most `depth` ahead of :meth:`run`."""
         while not self._closed.is_set():
-            item: _Batch | BaseException
+            item: BatchUnderWay | BaseException
             try:
-                item = self._begin(*self._source())
+                item = self._begin(self._source())
             except BaseException as error:  # whatever it is, it belongs to the caller of run()
                 item = error
             while not self._closed.is_set():
@@ -79,75 +83,118 @@ class CPUImages:
             if isinstance(item, BaseException):
                 return
 
-    def _begin(self, jpegs: list[np.ndarray], matrices: np.ndarray, keys: list[str]) -> _Batch:
-        images = self._memory()[: len(jpegs)]
-        bad = np.zeros(len(jpegs), dtype=bool)
-        matrices = np.ascontiguousarray(matrices, dtype=np.float32)
-        work = [
-            self._pool.submit(self._chunk, jpegs, matrices, images.numpy(), bad, start)
-            for start in range(0, len(jpegs), CHUNK)
-        ]
-        return _Batch(images, bad, work)
+    def _begin(self, request: DecodeRequest) -> BatchUnderWay:
+        count = len(request.jpegs)
+        batch = BatchUnderWay(
+            request,
+            self._needed_sides(request),
+            [memory.take(count) for memory in self._views],
+            None if self._mask is None else self._mask.take(count),
+        )
+        for start in range(0, count, CHUNK):
+            self._tasks.put((batch, start))
+        return batch
 
-    def _memory(self) -> Tensor:
-        if self._device.type != "cuda":
-            return torch.from_numpy(self._buffers.take())
-        # Pinned memory is torch's to reuse: it knows when a copy to the GPU has ended.
-        return torch.empty(self._shape, dtype=torch.float32 if self._floats else torch.uint8, pin_memory=True)
+    def _needed_sides(self, request: DecodeRequest) -> Sequence[tuple[int, ...]]:
+        """Return, per picture and view, the side that the whole picture must have."""
+        if all(view.crop is None for view in self._spec.views):
+            return [self._spec.sizes] * len(request.jpegs)
+        sides = [needed_side(matrices, size) for matrices, size in zip(request.matrices, self._spec.sizes, strict=True)]
+        return list(zip(*(side.tolist() for side in sides), strict=True))
 
-    def _chunk(
-        self, jpegs: list[np.ndarray], matrices: np.ndarray, images: np.ndarray, bad: np.ndarray, first: int
-    ) -> None:
+    def _work(self) -> None:
+        """Take chunks of batches until there are no more."""
+        memory = DecodeMemory(GROUP, self._slot_side, self._spec.sizes)
+        while (task := self._tasks.get()) is not None:
+            batch, start = task
+            try:
+                if not self._closed.is_set():
+                    self._chunk(memory, batch, start)
+            except BaseException as error:  # it belongs to the caller of run()
+                batch.error = error
+            batch.finish()
+            del task, batch  # the memory of a batch comes back when nobody holds it, and this thread may wait for long
+
+    def _chunk(self, memory: DecodeMemory, batch: BatchUnderWay, start: int) -> None:
         """Decode and warp CHUNK pictures of a batch into their places."""
-        last = min(first + CHUNK, len(jpegs))
+        end = min(start + CHUNK, len(batch.request.jpegs))
         decoding = warping = 0.0
-        begun = time.perf_counter()
-        for number in range(first, last):
-            if self._closed.is_set():
-                return
-            picture = self._decode(jpegs[number])
+        began = time.perf_counter()
+        for first in range(start, end, GROUP):
+            last = min(first + GROUP, end)
+            for number in range(first, last):
+                if not memory.decode(batch.request.jpegs[number], number, batch.needed[number]):
+                    batch.bad[number] = True
             decoded = time.perf_counter()
-            decoding += decoded - begun
-            if picture is None:
-                bad[number] = True
-                images[number] = NORMAL[3:, None, None] if self._floats else 0
-            else:
-                warp(picture, matrices[number], images[number])
-            begun = time.perf_counter()
-            warping += begun - decoded
-        self._meters.add("decode", decoding, last - first, start=begun - decoding - warping)
-        self._meters.add("augment", warping, last - first, start=begun - warping)
+            for view in range(len(self._views)):
+                self._warp(memory, batch, view)
+            memory.clear()
+            decoding, warping, began = decoding + decoded - began, warping - decoded, time.perf_counter()
+            warping += began
+        if batch.mask is not None:
+            self._masks(batch, batch.mask.numpy(), range(start, end))
+            warping, began = warping - began, time.perf_counter()
+            warping += began
+        for number in np.flatnonzero(batch.bad[start:end]) + start:
+            self._blacken(batch, number)
+        self._meters.add("decode", decoding, end - start, start=began - decoding - warping)
+        self._meters.add("augment", warping, end - start, start=began - warping)
 
-    def _decode(self, jpeg: np.ndarray) -> np.ndarray | None:
-        """Decode to RGB, at the smallest of libjpeg's scales that is not below the output; None if it cannot be."""
-        try:
-            height, width, _, _ = simplejpeg.decode_jpeg_header(jpeg)
-            if height * width > LARGEST:
-                return None
-            room = height * width * 3 + SPARE
-            scratch: np.ndarray | None = getattr(self._scratch, "buffer", None)
-            if scratch is None or len(scratch) < room:
-                scratch = self._scratch.buffer = np.empty(room, dtype=np.uint8)
-            # strict: what libjpeg only warns of (a truncated or damaged stream, filled up with grey) is an error here.
-            picture = simplejpeg.decode_jpeg(
-                jpeg, "RGB", min_height=self._size, min_width=self._size, buffer=scratch, strict=True
+    def _warp(self, memory: DecodeMemory, batch: BatchUnderWay, view: int) -> None:
+        """Warp the pictures of a group into one view of the batch."""
+        kernel = library()
+        if kernel is None:
+            for number, picture in memory.pictures(view):
+                warp(picture, batch.matrices[view][number], batch.arrays[view][number])
+        else:
+            kernel.warp_group(
+                memory.count,
+                memory.items[view],
+                batch.matrices_at[view],
+                batch.views_at[view],
+                batch.steps[view],
+                self._spec.sizes[view],
+                NORMAL_ADDRESS if self._spec.pixels == "float32" else None,
+                memory.line,
             )
-        except ValueError:
-            return None
-        return _reduced(picture, self._size)
 
-    def run(self) -> tuple[Tensor, np.ndarray]:
+    def _masks(self, batch: BatchUnderWay, out: np.ndarray, numbers: range) -> None:
+        """Decode and warp the masks of some pictures; one that cannot be decoded makes the sample a bad one."""
+        for number in numbers:
+            first = 0
+            for pngs, channels in zip(batch.request.masks, self._spec.mask_channels, strict=True):
+                png, planes = pngs[number], out[number, first : first + channels]
+                first += channels
+                mask = None if png is None else decode_mask(png, channels)
+                if mask is not None:
+                    warp_mask(mask, batch.matrices[0][number], planes)
+                else:
+                    planes[:] = UNKNOWN
+                    batch.bad[number] |= png is not None
+
+    def _blacken(self, batch: BatchUnderWay, number: int) -> None:
+        """Fill the place of a picture that cannot be decoded."""
+        for array in batch.arrays:
+            array[number] = NORMAL[3:, None, None] if self._spec.pixels == "float32" else 0
+        if batch.mask is not None:
+            batch.mask[number] = UNKNOWN
+
+    def run(self) -> DecodedBatch:
         """Wait for the next batch: see :class:`mrmfast.data.images.backend.Images`."""
         item = self._ready.get()
         if isinstance(item, BaseException):
             self._ready.put(item)  # asked again, it answers the same
             raise item
-        for future in item.work:
-            future.result()
-        return (item.images if self._floats else item.images.permute(0, 3, 1, 2)), item.bad
+        item.done.wait()
+        if item.error is not None:
+            raise item.error
+        views = item.views
+        if self._spec.pixels == "uint8":
+            views = [view.permute(0, 3, 1, 2) for view in views]
+        return DecodedBatch(tuple(views), item.bad, item.mask)
 
     def close(self) -> None:
-        """Stop the threads: those that decode after the picture at hand, the feeder once its source answers."""
+        """Stop the threads: those that decode after the chunk at hand, the feeder once its source answers."""
         self._closed.set()
         while True:
             try:
@@ -155,87 +202,59 @@ class CPUImages:
             except queue.Empty:
                 break
         self._feeder.join()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        for _ in self._decoders:
+            self._tasks.put(None)
+        for thread in self._decoders:
+            thread.join()
 
 
-class _Batch:
-    """A batch under way."""
-
-    def __init__(self, images: Tensor, bad: np.ndarray, work: list[Future[None]]) -> None:
-        self.images, self.bad, self.work = images, bad, work
-
-
-def _reduced(picture: np.ndarray, size: int) -> np.ndarray:
-    """Average a picture that is much larger than the output, or not square, down to it."""
-    height, width = picture.shape[:2]
-    if height == width and height <= FUSED * size:
-        return picture
-    reduced = np.empty(size * size * 3 + SPARE, dtype=np.uint8)[: size * size * 3].reshape(size, size, 3)
-    larger = height >= size and width >= size
-    return cv2.resize(picture, (size, size), dst=reduced, interpolation=cv2.INTER_AREA if larger else cv2.INTER_LINEAR)
-
-
-def warp(picture: np.ndarray, matrix: np.ndarray, out: np.ndarray) -> None:
-    """Warp one square picture into `out`; the last of the resizing (up or down by ``FUSED``) is part of it.
+class BatchMemory:
+    """Memory of one tensor of every batch.
 
     Parameters
     ----------
-    picture : ndarray, uint8, (S, S, 3)
-        The start of a buffer with ``SPARE`` bytes after it.
-    matrix : ndarray, float32, (2, 3)
-        From output to input pixels, both of a picture of the output's size (:mod:`mrmfast.data.images.augment`).
-    out : ndarray, uint8, (size, size, 3), or float32, (3, size, size)
-        Filled: bilinear between pixel centres, black outside; floats normalised by ``PIXEL_MEAN`` and ``PIXEL_STD``.
+    shape : tuple of int
+        Of the largest batch.
+    dtype : {"uint8", "float32"}
+    device : torch.device
+        Where the batches go: for a GPU the memory is pinned.
+    keep : int
+        Batches at a time.
     """
-    side, size, floats = len(picture), out.shape[1], out.dtype == np.float32
-    kernel = library()
-    if side != size:
-        matrix = matrix * np.float32(side / size)
-    if kernel is not None:
-        line = np.empty(size * 3 + SPARE, dtype=np.uint8)
-        scale = NORMAL.ctypes.data if floats else None
-        kernel.warp(picture.ctypes.data, side, side, matrix.ctypes.data, out.ctypes.data, size, scale, line.ctypes.data)
-        return
-    at_corners = matrix.astype(np.float64)  # OpenCV counts from pixel centres
-    at_corners[:, 2] += (at_corners[:, :2].sum(1) - 1) / 2
-    pixels = cv2.warpAffine(picture, at_corners, (size, size), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
-    out[:] = pixels.transpose(2, 0, 1) * NORMAL[:3, None, None] + NORMAL[3:, None, None] if floats else pixels
+
+    def __init__(self, shape: tuple[int, ...], dtype: str, device: torch.device, keep: int) -> None:
+        self._shape, self._dtype, self._pinned = shape, getattr(torch, dtype), device.type == "cuda"
+        self._buffers = Buffers(shape, dtype, keep=keep)
+
+    def take(self, count: int) -> Tensor:
+        """Return the memory of a batch of `count` samples, with whatever values it last had."""
+        if self._pinned:
+            # Pinned memory is torch's to reuse: it knows when a copy to the GPU has ended.
+            return torch.empty(self._shape, dtype=self._dtype, pin_memory=True)[:count]
+        return torch.from_numpy(self._buffers.take())[:count]
 
 
-def warp_reference(picture: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:
-    """Warp as :func:`warp` does, plainly and in float64.
+class BatchUnderWay:
+    """A batch that is being decoded; its addresses are asked for once, since NumPy takes microseconds to tell one."""
 
-    Parameters
-    ----------
-    picture : ndarray, uint8, (H, W, 3)
-    matrix : ndarray, (2, 3)
-        From output to input pixels.
-    size : int
+    def __init__(
+        self, request: DecodeRequest, needed: Sequence[tuple[int, ...]], views: list[Tensor], mask: Tensor | None
+    ) -> None:
+        self.request, self.needed, self.views, self.mask = request, needed, views, mask
+        self.matrices = [np.ascontiguousarray(matrices, dtype=np.float32) for matrices in request.matrices]
+        self.arrays = [view.numpy() for view in views]
+        self.matrices_at = [matrices.ctypes.data for matrices in self.matrices]
+        self.views_at, self.steps = [view.data_ptr() for view in views], [view[:1].nbytes for view in views]
+        self.bad = np.zeros(len(request.jpegs), dtype=bool)
+        self.error: BaseException | None = None
+        self.done = threading.Event()
+        self._left, self._lock = len(range(0, len(request.jpegs), CHUNK)), threading.Lock()
+        if not request.jpegs:
+            self.done.set()
 
-    Returns
-    -------
-    ndarray, uint8, (size, size, 3)
-    """
-    rows, columns = np.mgrid[:size, :size] + 0.5
-    x, y = (line[0] * columns + line[1] * rows + line[2] - 0.5 for line in matrix.astype(np.float64))
-    framed = np.pad(picture.astype(np.float64), ((1, 2), (1, 2), (0, 0)))
-    left = np.clip(np.floor(x), -1, picture.shape[1]).astype(int)
-    top = np.clip(np.floor(y), -1, picture.shape[0]).astype(int)
-    across, down = np.clip(x - left, 0, 1)[..., None], np.clip(y - top, 0, 1)[..., None]
-    above = framed[top + 1, left + 1] * (1 - across) + framed[top + 1, left + 2] * across
-    below = framed[top + 2, left + 1] * (1 - across) + framed[top + 2, left + 2] * across
-    inside = (x > -1) & (x < picture.shape[1]) & (y > -1) & (y < picture.shape[0])
-    return np.floor((above * (1 - down) + below * down) * inside[..., None] + 0.5).astype(np.uint8)
-
-
-@cache
-def library() -> ctypes.CDLL | None:
-    """Load the compiled warp; None, and a warning, where it cannot be built."""
-    loaded = native.load(
-        Path(__file__).with_name("warp.c"), FLAGS, name="warp", otherwise="Augmentation takes three times as long"
-    )
-    if loaded is not None:
-        pointer, size = ctypes.c_void_p, ctypes.c_ssize_t
-        loaded.warp.argtypes = [pointer, size, size, pointer, pointer, size, pointer, pointer]
-        loaded.warp.restype = None
-    return loaded
+    def finish(self) -> None:
+        """Count a chunk as done."""
+        with self._lock:
+            self._left -= 1
+            if not self._left:
+                self.done.set()

@@ -1,6 +1,6 @@
 // One bilinear warp of an RGB picture: rotation, flip, crop and the last of the resizing in one pass over the output, then
 // the bytes as they are or normalised floats, while the row is still in the nearest cache.
-// The readable reference is warp_reference in cpu_images.py; coordinates and borders are DALI's warp_affine's.
+// The readable reference is warp_reference in reference.py; coordinates and borders are DALI's warp_affine's.
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -192,4 +192,35 @@ void warp(const uint8_t *in, ptrdiff_t width, ptrdiff_t height, const float *mat
 #ifdef __AVX2__
     if (scale) _mm_sfence();
 #endif
+}
+
+// A group of pictures of one batch in one call. items: for each its number in the batch, the address of its pixels and
+// its side. matrices and out: those of the whole batch, the pictures of `out` `step` bytes apart. Matrices are between
+// pictures of the output's size; here they are brought to the side of the input.
+void warp_group(ptrdiff_t count, const int64_t *items, const float *matrices, uint8_t *out, ptrdiff_t step,
+                ptrdiff_t size, const float *scale, uint8_t *line) {
+    for (const int64_t *item = items; item < items + 3 * count; item += 3) {
+        ptrdiff_t side = item[2];
+        float matrix[6], ratio = (float)((double)side / size);
+        for (int i = 0; i < 6; i++) matrix[i] = side == size ? matrices[6 * item[0] + i] : matrices[6 * item[0] + i] * ratio;
+        warp((const uint8_t *)(intptr_t)item[1], side, side, matrix, out + item[0] * step, size, scale, line);
+    }
+}
+
+// A mask by nearest neighbour: an output pixel takes the input pixel that its centre falls into, 255 outside. In double
+// precision and in the order of warp_mask_reference in reference.py, so that both give the same bytes.
+// in: (height, width, channels). matrix: (2, 3), between pictures of the output's size. out: (channels, size, size).
+void warp_mask(const uint8_t *in, ptrdiff_t width, ptrdiff_t height, ptrdiff_t channels, const float *matrix,
+               uint8_t *out, ptrdiff_t size) {
+    const double across = (double)width / size, down = (double)height / size;
+    for (ptrdiff_t row = 0; row < size; row++) {
+        for (ptrdiff_t column = 0; column < size; column++) {
+            double x = floor(((double)matrix[0] * (column + 0.5) + (double)matrix[1] * (row + 0.5) + matrix[2]) * across);
+            double y = floor(((double)matrix[3] * (column + 0.5) + (double)matrix[4] * (row + 0.5) + matrix[5]) * down);
+            int inside = x >= 0 && x < width && y >= 0 && y < height;
+            const uint8_t *pixel = inside ? in + ((ptrdiff_t)y * width + (ptrdiff_t)x) * channels : NULL;
+            for (ptrdiff_t c = 0; c < channels; c++)
+                out[(c * size + row) * size + column] = pixel ? pixel[c] : 255;
+        }
+    }
 }

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from mrmfast.errors import UserError
-from mrmfast.formats.image_shards import SampleTable
+from mrmfast.formats.sample_table import SampleTable
 
 
 def read_weights(path: str | Path, table: SampleTable, selected: np.ndarray) -> np.ndarray:

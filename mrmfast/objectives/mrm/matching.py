@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from mrmfast.models.relation import Branches
+from mrmfast.objectives.mrm.relation import Branches
 
 
 def draw_pairs(samples: int, pairs: int, seed: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Reconstruction errors of image and genome (method page, reconstruction): means over elements."""
+"""Reconstruction error of the genome (method page, reconstruction): a mean over observed features."""
 
 from __future__ import annotations
 
@@ -6,47 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
-
-from mrmfast.models.patch_embed import denormalise, image_as_patches, normalise, patches_as_image
-
-# MAE (He et al. 2022) keeps a flat patch from being divided by zero with this.
-_EPSILON = 1e-6
-
-
-def _target(image_BCHW: Tensor, patch: int, norm_pixels: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Return what is to be predicted, (B, 3, rows, patch, columns, patch), and the statistics of each patch."""
-    pixels = image_as_patches(normalise(image_BCHW), patch)
-    if not norm_pixels:
-        return pixels, None, None
-    variance, mean = torch.var_mean(pixels, (1, 3, 5), keepdim=True)
-    scale = (variance + _EPSILON).sqrt()
-    return (pixels - mean) / scale, mean, scale
-
-
-def image_error(predicted_BNP: Tensor, image_BCHW: Tensor, patch: int, norm_pixels: bool = False) -> Tensor:
-    """Mean squared error over all pixels of all patches; nothing was masked at the input [ours].
-
-    Parameters
-    ----------
-    predicted_BNP : Tensor, (B, patches, patch * patch * 3)
-        Normalised pixels in MAE's order; compared as a view with the image's axes, so no patch is copied.
-    image_BCHW : Tensor, uint8, (B, 3, S, S)
-    patch : int
-    norm_pixels : bool
-        Standardise each patch of the target by its own mean and standard deviation.
-    """
-    target, _, _ = _target(image_BCHW, patch, norm_pixels)
-    return mse_loss(patches_as_image(predicted_BNP.float(), patch), target)
-
-
-def pictures(predicted_BNP: Tensor, image_BCHW: Tensor, patch: int, norm_pixels: bool = False) -> Tensor:
-    """Turn predictions into uint8 images, (B, 3, S, S); with `norm_pixels`, each patch gets the image's statistics."""
-    pixels = patches_as_image(predicted_BNP.float(), patch)
-    _, mean, scale = _target(image_BCHW, patch, norm_pixels)
-    if mean is not None and scale is not None:
-        pixels = pixels * scale + mean
-    return denormalise(pixels.flatten(4, 5).flatten(2, 3))
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 
 def genome_error(
@@ -73,10 +33,10 @@ def genome_error(
     if bce:
         parts, start = [], 0
         for _, kind, count in kinds:
-            here = slice(start, start + count)
-            part = error_BF[:, here]
+            features = slice(start, start + count)
+            part = error_BF[:, features]
             if kind == "binary":
-                part = binary_cross_entropy_with_logits(predicted_BF[:, here], x_BF[:, here], reduction="none")
+                part = binary_cross_entropy_with_logits(predicted_BF[:, features], x_BF[:, features], reduction="none")
             parts.append(part)
             start += count
         error_BF = torch.cat(parts, 1)

@@ -3,40 +3,48 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mrmfast.models.relation import split_heads
-from mrmfast.objectives.base import RelationMaps
+from mrmfast.objectives.base import Column, Figure
+from mrmfast.objectives.mrm.encoders import RelationEncoders
+from mrmfast.objectives.mrm.relation import split_heads
 from mrmfast.ops.relation_masking import reference
 
-if TYPE_CHECKING:
-    from mrmfast.objectives.mrm.objective import MRM
+
+def relation_figure(model: RelationEncoders, image_BCHW: Tensor, x_BF: Tensor | None) -> Figure:
+    """Draw R and R^M of the last relation block over the image."""
+    columns = [Column("image", image_BCHW)]
+    for name, maps in relation_maps(model, image_BCHW, x_BF).items():
+        for branch, heat in zip(("intact", "masked"), maps, strict=True):
+            columns.append(Column(f"{name}, {branch}", image_BCHW, heat))
+    title = "Relations of the last relation block to image patches, mean over heads"
+    return Figure("relations", title, tuple(columns))
 
 
-def relation_maps(model: MRM, image_BCHW: Tensor, packed: tuple[Tensor, ...], present: Tensor) -> RelationMaps:
+@torch.no_grad()
+def relation_maps(model: RelationEncoders, image_BCHW: Tensor, x_BF: Tensor | None) -> dict[str, tuple[Tensor, Tensor]]:
     """Run both branches and read R and R^M of the last relation block over the image's patches.
 
     Parameters
     ----------
-    model : MRM
+    model : RelationEncoders
     image_BCHW : Tensor, uint8, (B, 3, S, S)
-    packed, present
-        As in :class:`mrmfast.batch.Batch`.
+    x_BF : Tensor or None, (B, F)
 
     Returns
     -------
-    RelationMaps
-        Of the class token's self relation and, with a genome, of the genome's cross relation: the mean over heads (and
-        genome tokens), branch by branch.
+    dict of str to (Tensor, Tensor)
+        Whose relation -> (intact, masked), each (B, grid, grid): of the class token's self relation and, with a
+        genome, of the genome's cross relation; the mean over heads (and genome tokens).
     """
-    last, config = model.image.relation_blocks - 1, model.config
-    block: Any = model.image.blocks[last]
+    mask, encoder = model.config.mask, model.encoder
+    block: Any = encoder.blocks[mask.blocks - 1]
     watched: dict[str, nn.Module] = {"qkv": block.attn.qkv}
     if model.genome is not None:
-        cross = model.cross_sublayers(last)[1]
+        cross = model.cross_relations(mask.blocks - 1)[1]
         watched |= {"query": cross.query, "key": cross.key}
     seen: dict[str, Tensor] = {}
 
@@ -45,17 +53,16 @@ def relation_maps(model: MRM, image_BCHW: Tensor, packed: tuple[Tensor, ...], pr
 
     handles = [module.register_forward_hook(partial(see, name)) for name, module in watched.items()]
     try:
-        unpacked = model.unpack(packed, present)
-        model.encode(image_BCHW, unpacked[0] if unpacked else None)
+        model.encode(image_BCHW, x_BF)
     finally:
         for handle in handles:
             handle.remove()
     query, key, _ = seen["qkv"].chunk(3, -1)
-    maps = {"class token": (query[:, :1], key, config.tau_image * config.mask_self)}
+    relations = {"class token": (query[:, :1], key, mask.tau_image_self)}
     if model.genome is not None:
-        maps["genome"] = (seen["query"], seen["key"], config.tau_genome * config.mask_cross)
-    samples, heads, grid = len(image_BCHW), model.image.heads, model.image.grid
-    return RelationMaps(image_BCHW, {name: _over_patches(*parts, samples, heads, grid) for name, parts in maps.items()})
+        relations["genome"] = (seen["query"], seen["key"], mask.tau_genome_cross)
+    samples = len(image_BCHW)
+    return {name: _over_patches(*parts, samples, encoder.heads, encoder.grid) for name, parts in relations.items()}
 
 
 def _over_patches(

@@ -8,9 +8,11 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from mrmfast.ops.genome_unpack import cpu, reference
+from mrmfast.ops.genome_unpack import cpu, operators, reference
 
 __all__ = ["unpack_genome"]
+
+HAS_TRITON = find_spec("triton") is not None
 
 
 def unpack_genome(
@@ -34,10 +36,12 @@ def unpack_genome(
     x_BF : Tensor, `dtype`, (B, F)
     observed_BF : Tensor, bool, (B, F)
     """
-    if present.is_cuda and find_spec("triton"):
-        from mrmfast.ops.genome_unpack import triton  # models import without Triton
-
-        return triton.unpack_genome(packed, present, kinds, fill, dtype)
-    path = cpu if present.device.type == "cpu" and cpu.available() else reference
-    x_BF, observed_BF = path.unpack_genome(packed, present, kinds, fill)
-    return x_BF.to(dtype), observed_BF
+    fused = HAS_TRITON if present.is_cuda else present.device.type == "cpu" and cpu.available()
+    if not fused:
+        x_BF, observed_BF = reference.unpack_genome(packed, present, kinds, fill)
+        return x_BF.to(dtype), observed_BF
+    per_number = [operators.PER_NUMBER[kind] for _, kind, _ in kinds]
+    out: tuple[Tensor, Tensor] = operators.unpack(
+        list(packed), present, fill, per_number, [count for _, _, count in kinds], dtype
+    )
+    return out

@@ -59,6 +59,7 @@ def unpack_genome(
     return x_BF, observed_BF
 
 
+@torch.compiler.assume_constant_result
 def available() -> bool:
     """Whether the compiled path can be used; warns once where it cannot."""
     return library() is not None

@@ -9,7 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-PER_BYTE = {"genotype": 4, "binary": 8, "float": 1}
+from mrmfast.ops.genome_unpack.operators import PER_NUMBER
+
 # Packed values a program reads: a multiple of 128 outputs, so that a warp's stores are whole cache lines.
 BLOCK = {"genotype": 256, "binary": 128, "float": 512}
 WARPS = 4
@@ -86,7 +87,7 @@ def unpack_genome(
                 start,
                 part.stride(0),
                 present.stride(0),
-                PER_BYTE=PER_BYTE[kind],
+                PER_BYTE=PER_NUMBER[kind],
                 BLOCK=BLOCK[kind],
                 num_warps=WARPS,
             )

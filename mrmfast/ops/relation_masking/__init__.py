@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
+from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from mrmfast.ops.relation_masking import cpu, reference
+from mrmfast.ops.relation_masking import operators, reference
+from mrmfast.ops.relation_masking.operators import Form
 from mrmfast.ops.relation_masking.reference import masked_count
 
-__all__ = ["masked_count", "relation_attention"]
-
-HAS_TRITON = find_spec("triton") is not None
-FUSED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+__all__ = ["masked_count", "relation_attention", "stacked_relation_attention"]
 
 
 def relation_attention(
@@ -60,14 +57,49 @@ def relation_attention(
     float64, a device without a kernel, a sequence or head too long for one, and unlike shapes or dtypes take
     :func:`mrmfast.ops.relation_masking.reference.relation_attention`.
     """
-    path = reference.relation_attention
-    if q.device.type == "cpu" and cpu.supports(q, k, v):
-        path = cpu.relation_attention
-    elif q.is_cuda and HAS_TRITON:
-        import mrmfast.ops.relation_masking.triton as triton  # models import without Triton
+    if not (intact or masked):
+        masked_count(ratio, k.shape[-2])
+        return None, None
+    if not has_kernel(q, k, v):
+        return reference.relation_attention(q, k, v, ratio, intact=intact, masked=masked)
+    form: Form = "both" if intact and masked else "intact" if intact else "masked"
+    out = stacked_relation_attention([q, k, v], ratio, form)
+    if form == "both":
+        first, second = out.chunk(2)
+        return first, second
+    return (out, None) if intact else (None, out)
 
-        alike = q.dtype == k.dtype == v.dtype and q.shape[:2] == k.shape[:2] and k.shape == v.shape
-        fits = k.shape[-2] <= triton.LARGEST_KEYS and q.shape[-1] <= triton.LARGEST_WIDTH
-        if q.dtype in FUSED_DTYPES and alike and fits:
-            path = triton.relation_attention
-    return path(q, k, v, ratio, intact=intact, masked=masked)
+
+def stacked_relation_attention(projections: Sequence[Tensor], ratio: float, form: Form) -> Tensor:
+    """Attend for both branches at once; their outputs, and their gradients, lie stacked in one tensor.
+
+    Parameters
+    ----------
+    projections : sequence of Tensor
+        Three tensors, q (S, H, N, d), k and v (S, H, M, d), or a single (3, S, H, N, d) that packs them: the gradient
+        then is one tensor too, and no copy joins three. Any strides.
+    ratio : float
+        As in :func:`relation_attention`, whose rules hold here.
+    form : {"intact", "masked", "both", "halves"}
+        R V of each sample; R^M V of each; R V of each followed by R^M V of each; or R V of the first half of the
+        samples followed by R^M V of the second half.
+
+    Returns
+    -------
+    Tensor, (S, H, N, d), or (2 S, H, N, d) for both
+        In memory (samples, N, H, d), so that heads join without a copy.
+    """
+    q, k, v = operators.queries_keys_values(projections)
+    if not has_kernel(q, k, v):
+        return reference.stacked_relation_attention(projections, ratio, form)
+    count = masked_count(ratio, k.shape[-2])
+    if q.dtype not in operators.DEVICES[q.device.type].dtypes:  # float16 on a CPU: rare
+        return operators.forward([x.float() for x in projections], count, form)[0].to(q.dtype)
+    out: Tensor = operators.forward(list(projections), count, form)[0]
+    return out
+
+
+def has_kernel(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Tell whether there is a fused path for such tensors."""
+    device = operators.DEVICES.get(q.device.type)
+    return device is not None and device.takes(q, k, v)

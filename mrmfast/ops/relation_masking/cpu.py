@@ -1,7 +1,7 @@
-"""CPU path: ``cpu.cpp``, forward and backward fused, in float32 arithmetic, compiled at first use; operators of torch.
+"""CPU path: ``cpu.cpp``, forward and backward fused, in float32 arithmetic, compiled at first use.
 
-The operators ``mrmfast::relation_forward`` and ``relation_backward`` are opaque to ``torch.compile``, which knows the
-shapes and strides of what they return. Saved for the backward pass: q, k, v and three numbers a row.
+Relations under 1.2e-38 are 0. Saved for the backward pass: q, k, v and three numbers a row (maximum, inverse of the
+softmax's sum, threshold). ``operators.py`` allocates and calls.
 """
 
 from __future__ import annotations
@@ -11,42 +11,17 @@ import math
 from functools import cache, lru_cache
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from mrmfast import native
-from mrmfast.ops.relation_masking.reference import masked_count
 
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fno-exceptions", "-fno-rtti", "-fopenmp")
 SOURCE = Path(__file__).with_name("cpu.cpp")
 HEADERS = tuple(SOURCE.with_name(name) for name in ("cpu_gemm.h", "cpu_rows.h"))
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # the last is widened by the caller
 LEAST_FLOP = 1 << 20  # a thread; below this, about 10 us, waking it costs more than it gives
-ROW = 3  # maximum, inverse of the softmax's sum, threshold
-
-
-def relation_attention(
-    q: Tensor, k: Tensor, v: Tensor, ratio: float, *, intact: bool = True, masked: bool = True
-) -> tuple[Tensor | None, Tensor | None]:
-    """Attend with R and R^M: as :func:`mrmfast.ops.relation_masking.reference.relation_attention`, in float32.
-
-    Parameters
-    ----------
-    q, k, v, ratio, intact, masked
-        See there; ask :func:`supports` first.
-
-    Returns
-    -------
-    intact, masked : Tensor or None, (B, H, N, d)
-        Laid out as (B, N, H, d) in memory, so that joining the heads copies nothing. Relations under 1.2e-38 are 0.
-    """
-    if q.dtype == torch.float16:  # rare on CPUs: not worth instructions of its own
-        wide = relation_attention(q.float(), k.float(), v.float(), ratio, intact=intact, masked=masked)
-        return tuple(out if out is None else out.half() for out in wide)  # type: ignore[return-value]
-    intact_out, masked_out, _ = _forward(q, k, v, masked_count(ratio, k.shape[-2]), intact, masked)
-    return (intact_out if intact else None), (masked_out if masked else None)
 
 
 def supports(q: Tensor, k: Tensor, v: Tensor) -> bool:
@@ -106,6 +81,7 @@ def _run(
 ) -> None:
     kernel = library()
     assert kernel is not None, "ask supports() first"
+    assert rows.is_contiguous()
     batch, heads, queries, width = q.shape
     work = 2 * batch * heads * queries * k.shape[2] * (width + v.shape[3])
     threads = max(1, min(torch.get_num_threads(), batch * heads, work // LEAST_FLOP))
@@ -113,69 +89,33 @@ def _run(
     problem.quantile, problem.density = _normal_guess(count, k.shape[2])
     problem.scale, problem.is_bfloat16 = 1 / math.sqrt(width), q.dtype == torch.bfloat16
     tensors = (_Tensor4 * 8)()
-    for place, tensor in zip(tensors, (q, k, v, *others), strict=False):
+    for slot, tensor in zip(tensors, (q, k, v, *others), strict=False):
         if tensor is not None:
-            place.data, place.stride = tensor.data_ptr(), tensor.stride()
+            slot.data, slot.stride = tensor.data_ptr(), tensor.stride()
     floats = kernel.relation_workspace(ctypes.byref(problem))
     memory = torch.empty(threads * floats)
-    # ctypes lets go of the interpreter lock while C runs; the threads are those of torch's own OpenMP.
+    # ctypes releases the interpreter lock while C runs; the threads are those of torch's own OpenMP.
     getattr(kernel, name)(ctypes.byref(problem), tensors, rows.data_ptr(), memory.data_ptr(), floats)
 
 
-def _empty(like: Tensor, rows: int, width: int) -> Tensor:
-    """Return (B, H, rows, width) over memory laid out as (B, rows, H, width)."""
-    return like.new_empty(like.shape[0], rows, like.shape[1], width).transpose(1, 2)
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, count: int, rows: Tensor, intact: Tensor | None, masked: Tensor | None
+) -> None:
+    """Write R V to `intact` and R^M V to `masked`, each (B, H, N, d) or None, and to `rows` what backward needs."""
+    _run("relation_forward", q, k, v, count, rows, (intact, masked))
 
 
-def _outputs(q: Tensor, v: Tensor, intact: bool, masked: bool) -> tuple[Tensor, Tensor, Tensor]:
-    wanted = (_empty(q, q.shape[2], v.shape[3]) if want else q.new_empty(0) for want in (intact, masked))
-    return (*wanted, q.new_empty(*q.shape[:3], ROW, dtype=torch.float32))  # type: ignore[return-value]
-
-
-def _gradients(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return tuple(_empty(x, x.shape[2], x.shape[3]) for x in (q, k, v))  # type: ignore[return-value]
-
-
-@torch.library.custom_op("mrmfast::relation_forward", mutates_args=(), device_types="cpu")
-def _forward(q: Tensor, k: Tensor, v: Tensor, count: int, intact: bool, masked: bool) -> tuple[Tensor, Tensor, Tensor]:
-    intact_out, masked_out, rows = _outputs(q, v, intact, masked)
-    _run("relation_forward", q, k, v, count, rows, (intact_out if intact else None, masked_out if masked else None))
-    return intact_out, masked_out, rows
-
-
-@_forward.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, count: int, intact: bool, masked: bool) -> tuple[Tensor, Tensor, Tensor]:
-    return _outputs(q, v, intact, masked)
-
-
-@torch.library.custom_op("mrmfast::relation_backward", mutates_args=(), device_types="cpu")
-def _backward(
-    q: Tensor, k: Tensor, v: Tensor, rows: Tensor, d_intact: Tensor | None, d_masked: Tensor | None, count: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    gradients = _gradients(q, k, v)
-    _run("relation_backward", q, k, v, count, rows, (d_intact, d_masked, *gradients))
-    return gradients
-
-
-@_backward.register_fake
-def _(
-    q: Tensor, k: Tensor, v: Tensor, rows: Tensor, d_intact: Tensor | None, d_masked: Tensor | None, count: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _gradients(q, k, v)
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    q, k, v, ctx.count, ctx.intact, ctx.masked = inputs
-    ctx.save_for_backward(q, k, v, output[2])
-    ctx.set_materialize_grads(False)
-
-
-def _differentiate(ctx: Any, d_intact: Tensor | None, d_masked: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
-    d_intact, d_masked = (d_intact if ctx.intact else None), (d_masked if ctx.masked else None)
-    if d_intact is None and d_masked is None:
-        return (None,) * 6
-    q, k, v, rows = ctx.saved_tensors
-    return (*_backward(q, k, v, rows, d_intact, d_masked, ctx.count), None, None, None)
-
-
-_forward.register_autograd(_differentiate, setup_context=_save)
+def backward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rows: Tensor,
+    d_intact: Tensor | None,
+    d_masked: Tensor | None,
+    count: int,
+    dq: Tensor,
+    dk: Tensor,
+    dv: Tensor,
+) -> None:
+    """Write the gradients of q, k and v to `dq`, `dk` and `dv`; None is the gradient of an output that was not made."""
+    _run("relation_backward", q, k, v, count, rows, (d_intact, d_masked, dq, dk, dv))

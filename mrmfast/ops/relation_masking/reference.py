@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -65,3 +66,15 @@ def relation_attention(
         # masked_fill keeps a NaN row NaN: comparisons with NaN are False, so nothing of it is removed.
         relation = relation.masked_fill(removed, 0.0)
     return intact_out, relation.to(v.dtype) @ v
+
+
+def stacked_relation_attention(projections: Sequence[Tensor], ratio: float, form: str) -> Tensor:
+    """Attend for both branches: see :func:`mrmfast.ops.relation_masking.stacked_relation_attention`."""
+    q, k, v = projections[0].unbind() if len(projections) == 1 else projections
+    if form == "halves":
+        (q, q_masked), (k, k_masked), (v, v_masked) = (x.chunk(2) for x in (q, k, v))
+        intact, _ = relation_attention(q, k, v, ratio, masked=False)
+        _, masked = relation_attention(q_masked, k_masked, v_masked, ratio, intact=False)
+    else:
+        intact, masked = relation_attention(q, k, v, ratio, intact=form != "masked", masked=form != "intact")
+    return torch.cat([out for out in (intact, masked) if out is not None])

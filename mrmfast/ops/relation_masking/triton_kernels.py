@@ -3,7 +3,11 @@
 All kernels compute a tile of logits alike, rows of Q by keys with the whole head width in one product, so that the
 backward pass sees the bits that the forward pass selected on: an element of such a product depends on its row and its
 column only, not on the tile around them. Selection is on the unscaled float32 logits Q K^T; the scale is positive, so
-the order is the same. `scale` is 1 / sqrt(d) times log2(e), because a GPU has 2^x and no e^x.
+the order is the same. `scale` is 1 / sqrt(d) times log2(e), because a GPU has 2^x and no e^x. ``README.md`` has the
+maths.
+
+Arguments: q, k, v and the like are :class:`mrmfast.ops.relation_masking.triton_parts.TensorView`. `rows_ptr` is
+(B, H, N, 2): log2-sum-exp2 and threshold of each row. `delta_ptr` is (B, H, N).
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -14,7 +18,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mrmfast.ops.relation_masking.triton_parts import head_of, load_tile, products, row_thresholds, store_tile
+from mrmfast.ops.relation_masking.triton_parts import add_products, head_of, load_tile, row_thresholds, store_tile
 
 # Arguments whose values must not make another kernel: their divisibility changes nothing.
 SIZES = ["heads", "programs", "queries", "keys", "count", "blocks"]
@@ -23,28 +27,12 @@ LN2 = tl.constexpr(0.6931471805599453)  # from powers of two to powers of e
 
 @triton.jit(do_not_specialize=SIZES)
 def forward_kernel(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    intact_ptr,
-    masked_ptr,
-    lse_ptr,
-    threshold_ptr,
-    q_b,
-    q_h,
-    q_n,
-    q_d,
-    k_b,
-    k_h,
-    k_n,
-    k_d,
-    v_b,
-    v_h,
-    v_n,
-    v_d,
-    o_b,
-    o_h,
-    o_n,
+    q,
+    k,
+    v,
+    intact,
+    masked,
+    rows_ptr,
     heads,
     programs,
     queries,
@@ -67,75 +55,49 @@ def forward_kernel(
     """
     key = tl.arange(0, KEYS)
     inside = key < keys
-    q = head_of(q_ptr, q_b, q_h, heads, programs)
-    k_base = head_of(k_ptr, k_b, k_h, heads, programs)
-    v_base = head_of(v_ptr, v_b, v_h, heads, programs)
+    q_start, k_start, v_start = head_of(q, heads, programs), head_of(k, heads, programs), head_of(v, heads, programs)
     column = tl.arange(0, PART)
-    k = load_tile(k_base, key, keys, k_n, column, width, k_d)
-    v = load_tile(v_base, key, keys, v_n, column, width, v_d)
-    statistics = (tl.program_id(0) // programs).to(tl.int64) * queries
+    k_tile = load_tile(k, k_start, key, keys, column, width)
+    v_tile = load_tile(v, v_start, key, keys, column, width)
+    rows_ptr += (tl.program_id(0) // programs).to(tl.int64) * queries * 2
     first = (tl.program_id(0) % programs) * blocks * ROWS
     for start in range(first, min(first + blocks * ROWS, queries), ROWS):
         row = start + tl.arange(0, ROWS)
         valid = row < queries
         s = tl.zeros((ROWS, KEYS), tl.float32)
-        s = products(s, q, row, queries, q_n, q_d, k, k_base, key, keys, k_n, k_d, width, RESIDENT, WIDTH, PART)
+        s = add_products(s, q, q_start, row, queries, k, k_start, k_tile, key, keys, width, RESIDENT, WIDTH, PART)
         s = tl.where(inside[None, :], s, float("-inf"))
         top = tl.max(s, 1) * scale
         lse = top + tl.log2(tl.sum(tl.exp2(s * scale - top[:, None]), 1))
-        tl.store(lse_ptr + statistics + row, lse, mask=valid)
+        tl.store(rows_ptr + 2 * row, lse, mask=valid)
         p = tl.exp2(s * scale - lse[:, None])
         kept = p
         if MASKED:
             threshold = row_thresholds(s, inside, valid, keys, count)
-            tl.store(threshold_ptr + statistics + row, threshold, mask=valid)
+            tl.store(rows_ptr + 2 * row + 1, threshold, mask=valid)
             # A comparison with NaN is False, so nothing of a NaN row is removed and it stays NaN.
             kept = tl.where(s >= threshold[:, None], 0.0, p)
         for part in range(0, WIDTH, PART):
             column = part + tl.arange(0, PART)
-            values = v if RESIDENT else load_tile(v_base, key, keys, v_n, column, width, v_d)
+            values = v_tile if RESIDENT else load_tile(v, v_start, key, keys, column, width)
             if INTACT:
-                out = tl.dot(p.to(v.dtype), values, input_precision="ieee")
-                store_tile(head_of(intact_ptr, o_b, o_h, heads, programs), out, row, queries, o_n, column, width, 1)
+                out = tl.dot(p.to(values.dtype), values, input_precision="ieee")
+                store_tile(intact, head_of(intact, heads, programs), out, row, queries, column, width)
             if MASKED:
-                out = tl.dot(kept.to(v.dtype), values, input_precision="ieee")
-                store_tile(head_of(masked_ptr, o_b, o_h, heads, programs), out, row, queries, o_n, column, width, 1)
+                out = tl.dot(kept.to(values.dtype), values, input_precision="ieee")
+                store_tile(masked, head_of(masked, heads, programs), out, row, queries, column, width)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def query_gradient_kernel(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    intact_ptr,
-    masked_ptr,
-    lse_ptr,
-    threshold_ptr,
+    q,
+    k,
+    v,
+    d_intact,
+    d_masked,
+    rows_ptr,
     delta_ptr,
-    dq_ptr,
-    q_b,
-    q_h,
-    q_n,
-    q_d,
-    k_b,
-    k_h,
-    k_n,
-    k_d,
-    v_b,
-    v_h,
-    v_n,
-    v_d,
-    i_b,
-    i_h,
-    i_n,
-    i_d,
-    m_b,
-    m_h,
-    m_n,
-    m_d,
-    o_b,
-    o_h,
-    o_n,
+    dq,
     heads,
     programs,
     queries,
@@ -153,81 +115,61 @@ def query_gradient_kernel(
 ):
     """DQ of `blocks` blocks of rows; saves delta, sum of P dP over a row, which is rowsum(dO O) of both outputs.
 
-    intact and masked are the outputs' gradients; RESIDENT and PART as in the forward kernel.
+    d_intact and d_masked are the outputs' gradients; RESIDENT and PART as in the forward kernel.
     """
     key = tl.arange(0, KEYS)
     inside = key < keys
-    q = head_of(q_ptr, q_b, q_h, heads, programs)
-    k_base = head_of(k_ptr, k_b, k_h, heads, programs)
-    v_base = head_of(v_ptr, v_b, v_h, heads, programs)
+    q_start, k_start, v_start = head_of(q, heads, programs), head_of(k, heads, programs), head_of(v, heads, programs)
     column = tl.arange(0, PART)
-    k = load_tile(k_base, key, keys, k_n, column, width, k_d)
-    v = load_tile(v_base, key, keys, v_n, column, width, v_d)
+    k_tile = load_tile(k, k_start, key, keys, column, width)
+    v_tile = load_tile(v, v_start, key, keys, column, width)
     statistics = (tl.program_id(0) // programs).to(tl.int64) * queries
+    rows_ptr += statistics * 2
+    delta_ptr += statistics
     first = (tl.program_id(0) % programs) * blocks * ROWS
     for start in range(first, min(first + blocks * ROWS, queries), ROWS):
         row = start + tl.arange(0, ROWS)
         valid = row < queries
         s = tl.zeros((ROWS, KEYS), tl.float32)
-        s = products(s, q, row, queries, q_n, q_d, k, k_base, key, keys, k_n, k_d, width, RESIDENT, WIDTH, PART)
+        s = add_products(s, q, q_start, row, queries, k, k_start, k_tile, key, keys, width, RESIDENT, WIDTH, PART)
         s = tl.where(inside[None, :], s, float("-inf"))
         dp = tl.zeros((ROWS, KEYS), tl.float32)
         if MASKED:
-            threshold = tl.load(threshold_ptr + statistics + row, mask=valid, other=0.0)
-            do = head_of(masked_ptr, m_b, m_h, heads, programs)
-            dp = products(dp, do, row, queries, m_n, m_d, v, v_base, key, keys, v_n, v_d, width, RESIDENT, WIDTH, PART)
+            threshold = tl.load(rows_ptr + 2 * row + 1, mask=valid, other=0.0)
+            g_start = head_of(d_masked, heads, programs)
+            dp = add_products(
+                dp, d_masked, g_start, row, queries, v, v_start, v_tile, key, keys, width, RESIDENT, WIDTH, PART
+            )
             dp = tl.where(s >= threshold[:, None], 0.0, dp)
         if INTACT:
-            do = head_of(intact_ptr, i_b, i_h, heads, programs)
-            dp = products(dp, do, row, queries, i_n, i_d, v, v_base, key, keys, v_n, v_d, width, RESIDENT, WIDTH, PART)
+            g_start = head_of(d_intact, heads, programs)
+            dp = add_products(
+                dp, d_intact, g_start, row, queries, v, v_start, v_tile, key, keys, width, RESIDENT, WIDTH, PART
+            )
         # Rows that do not exist have P = 2^-inf = 0.
-        lse = tl.load(lse_ptr + statistics + row, mask=valid, other=float("inf"))
+        lse = tl.load(rows_ptr + 2 * row, mask=valid, other=float("inf"))
         p = tl.exp2(s * scale - lse[:, None])
         delta = tl.sum(p * dp, 1)
-        tl.store(delta_ptr + statistics + row, delta, mask=valid)
-        ds = (p * (dp - delta[:, None])).to(k.dtype)
+        tl.store(delta_ptr + row, delta, mask=valid)
+        ds = (p * (dp - delta[:, None])).to(k_tile.dtype)
         for part in range(0, WIDTH, PART):
             column = part + tl.arange(0, PART)
-            there = k if RESIDENT else load_tile(k_base, key, keys, k_n, column, width, k_d)
-            dq = tl.dot(ds, there, input_precision="ieee") * (scale * LN2)
-            store_tile(head_of(dq_ptr, o_b, o_h, heads, programs), dq, row, queries, o_n, column, width, 1)
+            k_part = k_tile if RESIDENT else load_tile(k, k_start, key, keys, column, width)
+            out = tl.dot(ds, k_part, input_precision="ieee") * (scale * LN2)
+            store_tile(dq, head_of(dq, heads, programs), out, row, queries, column, width)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def key_gradient_kernel(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    intact_ptr,
-    masked_ptr,
-    lse_ptr,
-    threshold_ptr,
+    q,
+    k,
+    v,
+    d_intact,
+    d_masked,
+    rows_ptr,
     delta_ptr,
-    dk_ptr,
-    dv_ptr,
-    q_b,
-    q_h,
-    q_n,
-    q_d,
-    k_b,
-    k_h,
-    k_n,
-    k_d,
-    v_b,
-    v_h,
-    v_n,
-    v_d,
-    i_b,
-    i_h,
-    i_n,
-    i_d,
-    m_b,
-    m_h,
-    m_n,
-    m_d,
-    o_b,
-    o_h,
-    o_n,
+    dk,
+    dv,
     heads,
     programs,
     queries,
@@ -244,35 +186,37 @@ def key_gradient_kernel(
     key = (tl.program_id(0) % programs) * KEYS + tl.arange(0, KEYS)
     column = tl.arange(0, WIDTH)
     inside = key < keys
-    q_head = head_of(q_ptr, q_b, q_h, heads, programs)
-    k = load_tile(head_of(k_ptr, k_b, k_h, heads, programs), key, keys, k_n, column, width, k_d)
-    v = load_tile(head_of(v_ptr, v_b, v_h, heads, programs), key, keys, v_n, column, width, v_d)
+    q_start = head_of(q, heads, programs)
+    k_tile = load_tile(k, head_of(k, heads, programs), key, keys, column, width)
+    v_tile = load_tile(v, head_of(v, heads, programs), key, keys, column, width)
     statistics = (tl.program_id(0) // programs).to(tl.int64) * queries
-    dk = tl.zeros((KEYS, WIDTH), tl.float32)
-    dv = tl.zeros((KEYS, WIDTH), tl.float32)
+    rows_ptr += statistics * 2
+    delta_ptr += statistics
+    dk_sum = tl.zeros((KEYS, WIDTH), tl.float32)
+    dv_sum = tl.zeros((KEYS, WIDTH), tl.float32)
     for start in range(0, queries, ROWS):
         row = start + tl.arange(0, ROWS)
         valid = row < queries
-        q = load_tile(q_head, row, queries, q_n, column, width, q_d)
-        s = tl.dot(q, tl.trans(k), input_precision="ieee")
+        q_tile = load_tile(q, q_start, row, queries, column, width)
+        s = tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee")
         s = tl.where(inside[None, :], s, float("-inf"))
         # Rows that do not exist have P = 2^-inf = 0.
-        lse = tl.load(lse_ptr + statistics + row, mask=valid, other=float("inf"))
-        delta = tl.load(delta_ptr + statistics + row, mask=valid, other=0.0)
+        lse = tl.load(rows_ptr + 2 * row, mask=valid, other=float("inf"))
+        delta = tl.load(delta_ptr + row, mask=valid, other=0.0)
         p = tl.exp2(s * scale - lse[:, None])
         dp = tl.zeros((ROWS, KEYS), tl.float32)
         if MASKED:
-            threshold = tl.load(threshold_ptr + statistics + row, mask=valid, other=0.0)
+            threshold = tl.load(rows_ptr + 2 * row + 1, mask=valid, other=0.0)
             removed = s >= threshold[:, None]
-            do = load_tile(head_of(masked_ptr, m_b, m_h, heads, programs), row, queries, m_n, column, width, m_d)
-            dv = tl.dot(tl.trans(tl.where(removed, 0.0, p).to(do.dtype)), do, dv, input_precision="ieee")
-            dp = tl.where(removed, 0.0, tl.dot(do, tl.trans(v), input_precision="ieee"))
+            g = load_tile(d_masked, head_of(d_masked, heads, programs), row, queries, column, width)
+            dv_sum = tl.dot(tl.trans(tl.where(removed, 0.0, p).to(g.dtype)), g, dv_sum, input_precision="ieee")
+            dp = tl.where(removed, 0.0, tl.dot(g, tl.trans(v_tile), input_precision="ieee"))
         if INTACT:
-            do = load_tile(head_of(intact_ptr, i_b, i_h, heads, programs), row, queries, i_n, column, width, i_d)
-            dv = tl.dot(tl.trans(p.to(do.dtype)), do, dv, input_precision="ieee")
-            dp = tl.dot(do, tl.trans(v), dp, input_precision="ieee")
+            g = load_tile(d_intact, head_of(d_intact, heads, programs), row, queries, column, width)
+            dv_sum = tl.dot(tl.trans(p.to(g.dtype)), g, dv_sum, input_precision="ieee")
+            dp = tl.dot(g, tl.trans(v_tile), dp, input_precision="ieee")
         ds = p * (dp - delta[:, None])
-        dk = tl.dot(tl.trans(ds.to(q.dtype)), q, dk, input_precision="ieee")
-    dk *= scale * LN2
-    store_tile(head_of(dk_ptr, o_b, o_h, heads, programs), dk, key, keys, o_n, column, width, 1)
-    store_tile(head_of(dv_ptr, o_b, o_h, heads, programs), dv, key, keys, o_n, column, width, 1)
+        dk_sum = tl.dot(tl.trans(ds.to(q_tile.dtype)), q_tile, dk_sum, input_precision="ieee")
+    dk_sum *= scale * LN2
+    store_tile(dk, head_of(dk, heads, programs), dk_sum, key, keys, column, width)
+    store_tile(dv, head_of(dv, heads, programs), dv_sum, key, keys, column, width)

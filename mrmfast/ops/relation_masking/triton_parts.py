@@ -5,11 +5,29 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
+from torch import Tensor
 
 # Halvings of the value before the search goes on by bits; random logits of 197 keys take 13.
 HALVINGS = tl.constexpr(24)
+
+
+class TensorView(NamedTuple):
+    """A tensor (B, H, N, d) as a kernel's argument: where it starts and its four strides, in elements."""
+
+    data: Tensor
+    batch: Any
+    head: Any
+    token: Any
+    column: Any
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> TensorView:
+        """Describe a tensor."""
+        return cls(tensor, *tensor.stride())
 
 
 @triton.jit
@@ -65,41 +83,39 @@ def row_thresholds(s, inside, valid, keys, count):
 
 
 @triton.jit
-def load_tile(base, row, rows, row_stride, column, columns, column_stride):
-    """Load base[row, column], 0 outside (rows, columns)."""
-    place = row[:, None] * row_stride + column[None, :] * column_stride
-    return tl.load(base + place, mask=(row < rows)[:, None] & (column < columns)[None, :], other=0.0)
-
-
-@triton.jit
-def store_tile(base, value, row, rows, row_stride, column, columns, column_stride):
-    """Store to base[row, column], nothing outside (rows, columns)."""
-    place = row[:, None] * row_stride + column[None, :] * column_stride
-    mask = (row < rows)[:, None] & (column < columns)[None, :]
-    tl.store(base + place, value.to(base.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def head_of(base, batch_stride, head_stride, heads, programs):
-    """Return the start of this program's sample and head; `programs` in a row share one, so the L2 cache has it."""
+def head_of(tensor, heads, programs):
+    """Return where this program's sample and head start; `programs` in a row share one, so the L2 cache has it."""
     head = tl.program_id(0) // programs
-    return base + (head // heads).to(tl.int64) * batch_stride + (head % heads).to(tl.int64) * head_stride
+    return tensor.data + (head // heads).to(tl.int64) * tensor.batch + (head % heads).to(tl.int64) * tensor.head
 
 
 @triton.jit
-def products(
+def load_tile(tensor, start, token, tokens, column, columns):
+    """Load tokens by columns of one head that starts at `start`, 0 outside (tokens, columns)."""
+    offset = token[:, None] * tensor.token + column[None, :] * tensor.column
+    return tl.load(start + offset, mask=(token < tokens)[:, None] & (column < columns)[None, :], other=0.0)
+
+
+@triton.jit
+def store_tile(tensor, start, value, token, tokens, column, columns):
+    """Store tokens by columns of one head that starts at `start`, nothing outside (tokens, columns)."""
+    offset = token[:, None] * tensor.token + column[None, :] * tensor.column
+    mask = (token < tokens)[:, None] & (column < columns)[None, :]
+    tl.store(start + offset, value.to(tensor.data.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def add_products(
     out,
-    a_base,
+    a,
+    a_start,
     row,
     rows,
-    a_n,
-    a_d,
     b,
-    b_base,
+    b_start,
+    b_tile,
     key,
     keys,
-    b_n,
-    b_d,
     width,
     RESIDENT: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -107,9 +123,9 @@ def products(
 ):
     """Add A B^T to `out`, (ROWS, KEYS): A from memory, B resident or read PART columns at a time, in the same order."""
     # No static_range: unrolled, all parts are loaded first and spill.
-    for start in range(0, WIDTH, PART):
-        column = start + tl.arange(0, PART)
-        a = load_tile(a_base, row, rows, a_n, column, width, a_d)
-        part = b if RESIDENT else load_tile(b_base, key, keys, b_n, column, width, b_d)
-        out = tl.dot(a, tl.trans(part), out, input_precision="ieee")
+    for first in range(0, WIDTH, PART):
+        column = first + tl.arange(0, PART)
+        a_tile = load_tile(a, a_start, row, rows, column, width)
+        part = b_tile if RESIDENT else load_tile(b, b_start, key, keys, column, width)
+        out = tl.dot(a_tile, tl.trans(part), out, input_precision="ieee")
     return out

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mrmfast.ops.relation_masking import masked_count, relation_attention
-
-# Where relation blocks keep their residual connections (method page, encoders): around self and cross relations,
-# around cross relations only, or around neither. The feed-forward sublayer, which the equations leave out, has its own.
-Residual = Literal["all", "cross", "none"]
+from mrmfast.objectives.mrm.config import Residual
+from mrmfast.ops.relation_masking import masked_count, stacked_relation_attention
 
 
 @dataclass(frozen=True)
@@ -75,31 +72,32 @@ def split_heads(x_BND: Tensor, heads: int) -> Tensor:
     return x_BND.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
-def attend(query: Branches, key: Branches, value: Branches, heads: int, ratio: float) -> Branches:
+def attend(projections: Sequence[Tensor], samples: int, ratio: float) -> Branches:
     """Relate both branches: R V on the intact one, R^M V on the masked one (method page, relation masking).
 
     Parameters
     ----------
-    query : Branches of (B, N, D)
-    key, value : Branches of (B, M, D)
-    heads : int
+    projections : sequence of Tensor
+        Heads split: q (S, H, N, d), k and v (S, H, M, d), or one (3, S, H, N, d) that packs them; S is B where both
+        branches are the same, else 2 B.
+    samples : int
+        B.
     ratio : float
         Masking ratio of the querying modality.
+
+    Returns
+    -------
+    Branches of (B or 2 B, N, D)
     """
-    if query.copies == key.copies == 1:
-        q, k, v = (split_heads(branches.stacked, heads) for branches in (query, key, value))
-        some = masked_count(ratio, k.shape[2]) > 0  # else the branches stay the same
-        outputs = relation_attention(q, k, v, ratio, masked=some)
+    q, k = (projections[0][0], projections[0][1]) if len(projections) == 1 else projections[:2]
+    if len(q) > samples or len(k) > samples:
+        # One modality may still be shared by the branches where the other is not.
+        projections = [torch.cat([x, x]) if x.ndim == 4 and len(x) == samples else x for x in projections]
+        related = stacked_relation_attention(projections, ratio, "halves")
     else:
-        (q, q_masked), (k, k_masked), (v, v_masked) = (
-            [split_heads(half, heads) for half in branches.halves()] for branches in (query, key, value)
-        )
-        intact, _ = relation_attention(q, k, v, ratio, masked=False)
-        _, masked = relation_attention(q_masked, k_masked, v_masked, ratio, intact=False)
-        outputs = (intact, masked)
-    # One copy joins the heads and stacks the branches.
-    stacked = torch.cat([output.transpose(1, 2) for output in outputs if output is not None])
-    return Branches(stacked.flatten(2), query.samples)
+        masked = masked_count(ratio, k.shape[2]) > 0  # else the branches stay the same
+        related = stacked_relation_attention(projections, ratio, "both" if masked else "intact")
+    return Branches(related.transpose(1, 2).flatten(2), samples)
 
 
 class CrossRelation(nn.Module):
@@ -136,9 +134,9 @@ class CrossRelation(nn.Module):
         ratio : float
             Masking ratio of the querying modality.
         """
-        context = context.batched(self.norm_context)
-        query = tokens.batched(self.norm_query).batched(self.query)
-        related = attend(query, context.batched(self.key), context.batched(self.value), self.heads, ratio)
+        keys = self.norm_context(context.stacked)
+        query, key, value = self.query(self.norm_query(tokens.stacked)), self.key(keys), self.value(keys)
+        related = attend([split_heads(x, self.heads) for x in (query, key, value)], tokens.samples, ratio)
         return related.batched(self.proj)
 
 
@@ -155,7 +153,7 @@ def self_relation(block: nn.Module, tokens: Branches, ratio: float, residual: Re
         ``all`` adds the input, as a ViT block does; the others leave R V alone, as the paper's equations do.
     """
     attn: Any = block.attn
-    qkv = tokens.batched(block.norm1).batched(attn.qkv)  # type: ignore[arg-type]
-    query, key, value = (Branches(part, tokens.samples) for part in qkv.stacked.chunk(3, -1))
-    related = attend(query, key, value, attn.num_heads, ratio).batched(attn.proj).batched(block.ls1)  # type: ignore[arg-type]
+    qkv = tokens.batched(block.norm1).batched(attn.qkv).stacked  # type: ignore[arg-type]
+    packed = qkv.unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    related = attend([packed], tokens.samples, ratio).batched(attn.proj).batched(block.ls1)  # type: ignore[arg-type]
     return tokens + related if residual == "all" else related

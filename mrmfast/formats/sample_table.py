@@ -1,0 +1,132 @@
+"""The table of all samples: ``images/index.zarr``, one row per image in shard order."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.abc.store import Store
+from zarr.codecs import ZstdCodec
+
+from mrmfast.atomic import rename_directory
+from mrmfast.errors import ClosedError, UserError
+from mrmfast.formats.checksums import seal
+
+INDEX = "images/index.zarr"
+# Rows per chunk and per shard file: a few object-store reads even for millions of images.
+CHUNK_ROWS, SHARD_ROWS = 65_536, 1_048_576
+
+
+@dataclass(frozen=True)
+class MaskColumn:
+    """Where one mask of every sample is.
+
+    Attributes
+    ----------
+    name : str
+    channels : int
+        1, 3 or 4; the same in all samples.
+    offset, size : ndarray of int64, shape (samples,)
+        Bytes in the sample's shard; size 0: the sample has no such mask.
+    """
+
+    name: str
+    channels: int
+    offset: np.ndarray
+    size: np.ndarray
+
+
+@dataclass(frozen=True)
+class SampleTable:
+    """All samples of a dataset, one row each, in shard order.
+
+    Attributes
+    ----------
+    shard, offset, size : ndarray of int64, shape (samples,)
+        Which shard, and where in it the JPEG bytes are.
+    key, participant : ndarray of str, shape (samples,)
+    masks : tuple of MaskColumn
+        By name.
+    """
+
+    shard: np.ndarray
+    offset: np.ndarray
+    size: np.ndarray
+    key: np.ndarray
+    participant: np.ndarray
+    masks: tuple[MaskColumn, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.shard)
+
+
+def write_table(path: Path, columns: dict[str, np.ndarray], attributes: dict[str, Any] | None = None) -> str:
+    """Write equally long 1-D columns as a sealed Zarr v3 group, aside and renamed; replaces an older table.
+
+    Returns
+    -------
+    str
+        Digest of the table: see :func:`mrmfast.formats.checksums.seal`.
+    """
+    aside = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    group = zarr.open_group(aside, mode="w", zarr_format=3)
+    group.attrs.update(attributes or {})
+    write_columns(group, columns)
+    digest = seal(aside)
+    if path.exists():
+        shutil.rmtree(path)
+    rename_directory(aside, path)
+    return digest
+
+
+def write_columns(group: zarr.Group, columns: dict[str, np.ndarray]) -> None:
+    """Add 1-D columns to a Zarr group: zstd with checksum, strings as ``vlen-utf8``."""
+    for name, values in columns.items():
+        length = max(1, len(values))
+        chunk = min(CHUNK_ROWS, length)
+        array = group.create_array(
+            name,
+            shape=(len(values),),
+            chunks=(chunk,),
+            shards=(min(SHARD_ROWS, -(-length // chunk) * chunk),),
+            dtype="str" if values.dtype == object else values.dtype,
+            compressors=[ZstdCodec(level=3, checksum=True)],
+        )
+        array[:] = values
+
+
+def read_sample_table(url: str, store: Store | None = None) -> SampleTable:
+    """Read ``images/index.zarr`` of a dataset.
+
+    Parameters
+    ----------
+    url : str
+        Folder of the dataset; its URL for the errors, where `store` is given.
+    store : Store, optional
+        The dataset's folder on an object store (:meth:`mrmfast.storage.source.Source.zarr_store`).
+
+    Raises
+    ------
+    UserError
+        The table is missing or damaged, or the object store does not give it.
+    ClosedError
+        The dataset was closed meanwhile.
+    """
+    where = f"{url.rstrip('/')}/{INDEX}"
+    try:
+        group: Any = zarr.open_group(store or url, path=INDEX, mode="r", zarr_format=3)
+        columns = {name: np.asarray(group[name][:]) for name in ("shard", "offset", "size", "key", "participant")}
+        masks = tuple(
+            MaskColumn(name, channels, *(np.asarray(group[f"masks/{name}/{part}"][:]) for part in ("offset", "size")))
+            for name, channels in group.attrs.get("masks", {}).items()
+        )
+    except (UserError, ClosedError):  # a ValueError and a RuntimeError, but they say themselves what is wrong
+        raise
+    except (KeyError, FileNotFoundError, ValueError, RuntimeError) as error:
+        raise UserError(f"{where}: missing or damaged sample table; run the image preprocessor again") from error
+    return SampleTable(**columns, masks=masks)

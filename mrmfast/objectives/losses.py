@@ -1,0 +1,99 @@
+"""Losses that several objectives share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, mse_loss, normalize
+
+from mrmfast.models.patch_embed import denormalise, image_as_patches, normalise, patches_as_image
+
+# MAE (He et al. 2022) keeps a flat patch from being divided by zero with this.
+_EPSILON = 1e-6
+
+
+def nt_xent(first_ND: Tensor, second_ND: Tensor, temperature: float, rows: slice | None = None) -> Tensor:
+    """Normalised temperature-scaled cross-entropy of two views (SimCLR; Chen et al. 2020).
+
+    For a sample of one view the candidates are all samples of the other view and the other samples of its own; the
+    right one is the same sample in the other view.
+
+    Parameters
+    ----------
+    first_ND, second_ND : Tensor, (N, D)
+        One vector per sample and view; not normalised.
+    temperature : float
+    rows : slice, optional
+        The samples whose terms are averaged, all by default; the others are candidates only.
+
+    Returns
+    -------
+    Tensor, scalar
+        Both directions summed, as google-research/simclr computes it: twice the mean over 2 N rows of most ports. Equal
+        vectors give 2 ln(2 N - 1).
+    """
+    first_ND, second_ND = normalize(first_ND, dim=1), normalize(second_ND, dim=1)
+    own = torch.arange(len(first_ND), device=first_ND.device)
+    rows = rows or slice(None)
+
+    def direction(query_ND: Tensor, other_ND: Tensor) -> Tensor:
+        across = query_ND[rows] @ other_ND.T / temperature
+        within = query_ND[rows] @ query_ND.T / temperature
+        within = within.masked_fill(own[rows, None] == own, float("-inf"))
+        return cross_entropy(torch.cat([across, within], 1), own[rows])
+
+    return direction(first_ND, second_ND) + direction(second_ND, first_ND)
+
+
+def _patch_target(
+    image_BCHW: Tensor, patch: int, norm_pixels: bool, dtype: torch.dtype
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Return what is to be predicted, (B, 3, rows, patch, columns, patch), and the statistics of each patch."""
+    pixels = image_as_patches(normalise(image_BCHW, dtype), patch)
+    if not norm_pixels:
+        return pixels, None, None
+    variance, mean = torch.var_mean(pixels, (1, 3, 5), keepdim=True)  # unbiased, as MAE's
+    scale = (variance + _EPSILON).sqrt()
+    return (pixels - mean) / scale, mean, scale
+
+
+def patch_error(
+    predicted_BNP: Tensor, image_BCHW: Tensor, patch: int, norm_pixels: bool, counted_BN: Tensor | None = None
+) -> Tensor:
+    """Mean squared error of predicted patches.
+
+    Parameters
+    ----------
+    predicted_BNP : Tensor, (B, patches, patch * patch * 3)
+        Normalised pixels in MAE's order; compared as a view with the image's axes, so no patch is copied.
+    image_BCHW : Tensor, uint8 or normalised, (B, 3, S, S)
+    patch : int
+        Pixels a side.
+    norm_pixels : bool
+        Standardise each patch of the target by its own mean and standard deviation.
+    counted_BN : Tensor of bool, (B, patches), optional
+        The patches that carry loss; all by default.
+
+    Returns
+    -------
+    Tensor, scalar
+        The mean over the pixels of a patch, then over the patches of the batch.
+    """
+    target, _, _ = _patch_target(image_BCHW, patch, norm_pixels, predicted_BNP.dtype)
+    predicted = patches_as_image(predicted_BNP, patch)
+    if counted_BN is None:
+        return mse_loss(predicted, target)
+    error_BN = (predicted - target).square().mean((1, 3, 5)).flatten(1)
+    return (error_BN * counted_BN).sum() / counted_BN.sum()
+
+
+def patches_as_pixels(predicted_BNP: Tensor, image_BCHW: Tensor, patch: int, norm_pixels: bool) -> Tensor:
+    """Turn predicted patches into uint8 images, (B, 3, S, S).
+
+    With `norm_pixels`, each patch gets the mean and the standard deviation of the image's patch.
+    """
+    pixels = patches_as_image(predicted_BNP.float(), patch)
+    _, mean, scale = _patch_target(image_BCHW, patch, norm_pixels, torch.float32)
+    if mean is not None and scale is not None:
+        pixels = pixels * scale + mean
+    return denormalise(pixels.flatten(4, 5).flatten(2, 3))

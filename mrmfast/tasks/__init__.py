@@ -1,0 +1,1 @@
+"""Tasks that a pre-trained encoder is fine-tuned on."""

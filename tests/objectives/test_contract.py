@@ -1,0 +1,112 @@
+"""Every registered objective keeps the contract of ``mrmfast/objectives/base.py``.
+
+A new objective is tested here without a change. The last tests show that each check fails for an objective that breaks
+it.
+"""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from mrmfast.objectives import OBJECTIVES, load_objective
+from tests.helpers import contract, toys
+from tests.helpers.common import TINY_MODEL, launch, read_jsonl, train
+
+NAMES = sorted(OBJECTIVES)
+CHECKS = [
+    contract.check_loss,
+    contract.check_gradients,
+    contract.check_same_info_same_loss,
+    contract.check_bf16,
+    contract.check_averages,
+    contract.check_figures,
+]
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("name", NAMES)
+def test_contract(name, check):
+    check(load_objective(name))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_export_is_the_encoder(name, tmp_path):
+    contract.check_export(load_objective(name), tmp_path)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_yaml_and_page_exist(name):
+    contract.check_yaml_and_page(name)
+
+
+def arguments(name, dataset, folder, run, **settings):
+    fixed = {"data.path": dataset, "run.dir": folder, "run.name": run, "batch_size": 8, "steps": 6}
+    merged = {**fixed, "run.checkpoint_every": 3, "run.keep": 5, **settings}
+    options = [*TINY_MODEL, *contract.small_overrides(name), *(f"{key}={value}" for key, value in merged.items())]
+    return ["--config", "configs/demo.yaml", *options]
+
+
+def losses(folder):
+    return np.array([entry["loss"] for entry in read_jsonl(folder / "metrics.jsonl")])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_two_ranks_train_stages_agree_and_a_killed_run_resumes(name, dataset, tmp_path):
+    """Two ranks through ``deepspeed`` at the highest stage; forked at stage 0; and stage 0 again from its middle."""
+    stage = load_objective(name).max_zero_stage
+    done = launch(*arguments(name, dataset, tmp_path, "high", **{"engine.zero_stage": stage}), ranks=2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "high/encoder.safetensors").exists()
+    done = train(*arguments(name, dataset, tmp_path, "zero", **{"engine.zero_stage": 0}), ranks=2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    high, zero = losses(tmp_path / "high"), losses(tmp_path / "zero")
+    print(f"{name}: ZeRO {stage} against 0, largest difference in 6 steps {np.abs(high - zero).max():.1e}")
+    assert len(high) == len(zero) == 6
+    assert np.abs(high - zero).max() <= 1e-3
+    # What a kill after step 6 leaves: a checkpoint of step 3, and lines of the log beyond it.
+    shutil.copytree(tmp_path / "zero", tmp_path / "killed")
+    shutil.rmtree(tmp_path / "killed/checkpoints/step-00000006")
+    (tmp_path / "killed/encoder.safetensors").unlink()
+    resume = (*arguments(name, dataset, tmp_path, "killed", **{"engine.zero_stage": 0}), "--resume", "auto")
+    done = train(*resume, ranks=2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "steps 4 to 6" in done.stderr
+    assert np.array_equal(losses(tmp_path / "killed"), zero)
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_a_toy_keeps_the_contract(check):
+    check(toys.Toy)
+
+
+@pytest.mark.parametrize(
+    ("toy", "check"),
+    [
+        (toys.NotFinite, contract.check_loss),
+        (toys.Unused, contract.check_gradients),
+        (toys.OtherRandomness, contract.check_same_info_same_loss),
+        (toys.RoundedLoss, contract.check_bf16),
+        (toys.MovedInForward, contract.check_averages),
+        (toys.NeverMoved, contract.check_averages),
+        (toys.RoundedAverage, contract.check_averages),
+        (toys.FloatFigures, contract.check_figures),
+    ],
+    ids=lambda part: part.__name__,
+)
+def test_a_toy_that_breaks_the_contract_fails_its_check(toy, check):
+    with pytest.raises(AssertionError):
+        check(toy)
+
+
+def test_a_toy_that_exports_something_else_fails_its_check(tmp_path):
+    contract.check_export(toys.Toy, tmp_path)
+    with pytest.raises(AssertionError):
+        contract.check_export(toys.OtherExport, tmp_path)
+
+
+def test_an_objective_without_config_or_page_fails_its_check(monkeypatch):
+    monkeypatch.setitem(OBJECTIVES, "toy", "tests.helpers.toys:Toy")
+    with pytest.raises(ValueError, match="no such config file"):
+        contract.check_yaml_and_page("toy")
