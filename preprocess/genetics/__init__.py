@@ -4,5 +4,5 @@
 ``match`` finds its variants, ``score_folder`` keeps the ledger, ``sums`` (or ``plink2``) computes. Burden: ``vep`` and
 ``harm`` say what is harmful, ``burden_vcf`` and ``burden_plink`` read who carries it, ``gene_bits`` holds that.
 ``genotypes`` and ``dosages`` read genotypes; ``cohort``, ``standardise`` and ``target`` hold what the commands share.
-"Trap N" in comments is a number in the genetics notes of the project: a known way to get genotypes wrong.
+Known ways to get genotypes wrong: ``docs/genetics-pitfalls.md``.
 """

@@ -47,8 +47,8 @@ def relation_attention(
 
     Notes
     -----
-    Paper, section on relation masking (method page, same heading). Selection happens on the logits in float32 or
-    wider (monotone in R, so the same set; bf16 probabilities would tie). Ties at the threshold are all masked. The
+    Paper, section on relation masking (docs/methods/mrm.md#relation-masking). Selection happens on the logits in
+    float32 or wider (monotone in R, so the same set; bf16 probabilities would tie). Ties at the threshold are all masked. The
     selection has no gradient; the kept entries have, through the softmax over the full row. A NaN logit makes its
     whole row NaN in both outputs, as in plain attention; +inf likewise; -inf logits have R = 0 and add nothing.
     """

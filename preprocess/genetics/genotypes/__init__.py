@@ -1,9 +1,13 @@
 """Genotypes of a cohort, whatever the format, in one file or one per chromosome: :func:`open_genotypes`.
 
-Rules, all counted: only autosomes are read (trap 8); sites with more than two alleles are left out (split them with
+Rules, all counted: only autosomes are read; sites with more than two alleles are left out (split them with
 ``bcftools norm -m-`` to keep them); variants whose alleles both differ from the FASTA are left out; participants are
-joined by id and those withdrawn left out (trap 9). Repeated variant ids stay in the table: what they mean depends on
-the use. Counts are copies of the allele that differs from the reference (trap 1).
+joined by id and those withdrawn left out. Repeated variant ids stay in the table: what they mean depends on
+the use. Counts are copies of the allele that differs from the reference.
+
+See docs/genetics-pitfalls.md#chromosome-codes.
+See docs/genetics-pitfalls.md#withdrawn-participants.
+See docs/genetics-pitfalls.md#a1-is-not-the-reference.
 """
 
 from __future__ import annotations
@@ -74,7 +78,9 @@ class Genotypes:
         return self._read("copies", np.int8, variants, samples)
 
     def dosages(self, variants: np.ndarray, samples: np.ndarray | slice | None = None) -> np.ndarray:
-        """Read expected copies of that allele (trap 4); where a file holds no dosages they are the hard calls.
+        """Read expected copies of that allele; where a file holds no dosages they are the hard calls.
+
+        See docs/genetics-pitfalls.md#dosages-before-hard-calls.
 
         Returns
         -------

@@ -21,7 +21,10 @@ DOSAGE_STEPS, CALL_DISTANCE = 16384, 1638
 
 
 def autosome(label: str) -> int:
-    """Return 1..22 for an autosome's label, with or without ``chr``; 0 for any other chromosome (trap 8)."""
+    """Return 1..22 for an autosome's label, with or without ``chr``; 0 for any other chromosome.
+
+    See docs/genetics-pitfalls.md#chromosome-codes.
+    """
     bare = label[3:] if label[:3].lower() == "chr" else label
     return AUTOSOMES.get(bare.lstrip("0"), 0)
 

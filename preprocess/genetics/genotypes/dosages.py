@@ -2,7 +2,9 @@
 
 ``pgs`` and ``burden`` ask no more of a reader than :class:`Genotypes`. :class:`PlinkFiles` is one over pgenlib, which
 reads .bed and .pgen alike and counts ALT copies of a .pgen and A1 copies (.bim column 5) of a .bed. For scores and
-carriers the names ``ref`` and ``alt`` only say which allele is counted; weights are signed to fit (trap 1).
+carriers the names ``ref`` and ``alt`` only say which allele is counted; weights are signed to fit.
+
+See docs/genetics-pitfalls.md#a1-is-not-the-reference.
 """
 
 from __future__ import annotations
@@ -46,7 +48,10 @@ class Genotypes(Protocol):
 
 
 def chromosome_code(label: str) -> int:
-    """Return 1..22 for an autosome, 23 for X and its pseudo-autosomal ends, 0 for any other chromosome (trap 8)."""
+    """Return 1..22 for an autosome, 23 for X and its pseudo-autosomal ends, 0 for any other chromosome.
+
+    See docs/genetics-pitfalls.md#chromosome-codes.
+    """
     bare = label[3:] if label[:3].lower() == "chr" else label
     return X_CHROMOSOME if bare.upper() in X_LABELS else autosome(bare)
 
@@ -94,7 +99,8 @@ class PlinkFiles:
     def dosages(self, variant_rows: np.ndarray, sample_rows: np.ndarray | None = None) -> np.ndarray:
         """Read expected copies of ``alt``: float32, shape (variants, participants), NaN is missing."""
         values = self._read(variant_rows, sample_rows, np.float32)
-        # pgenlib writes -9 here too; unmasked it would silently ruin a sum (trap 2).
+        # pgenlib writes -9 here too; unmasked it would silently ruin a sum.
+        # docs/genetics-pitfalls.md#missing-codes
         if values.size and values.min() < 0:
             values[values < 0] = np.nan
         return values

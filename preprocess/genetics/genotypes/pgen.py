@@ -66,7 +66,10 @@ class PgenFile(GenotypeFile):
             ) from error
 
     def copies(self, columns: np.ndarray) -> np.ndarray:
-        """See :meth:`GenotypeFile.copies`; pgenlib writes -9 for missing (trap 2)."""
+        """See :meth:`GenotypeFile.copies`; pgenlib writes -9 for missing.
+
+        See docs/genetics-pitfalls.md#missing-codes.
+        """
         out = np.empty((len(columns), len(self.ids)), dtype=np.int8)
         self._read("read_list", columns, out)
         np.maximum(out, MISSING, out=out)
@@ -131,7 +134,9 @@ def read_pvar(path: Path) -> tuple[pd.DataFrame, int]:
     DataFrame
         As :attr:`GenotypeFile.variants`.
     int
-        How many REF alleles plink2 calls provisional (INFO ``PR``: taken from A2 of a .bed, trap 1).
+        How many REF alleles plink2 calls provisional (INFO ``PR``: taken from A2 of a .bed).
+
+        See docs/genetics-pitfalls.md#a1-is-not-the-reference.
 
     Raises
     ------

@@ -204,7 +204,9 @@ class ScorePass:
 
     @staticmethod
     def _load(part: np.ndarray, copies: np.ndarray) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-        """Convert to float64 with 0 for missing, negative or NaN: unmasked it would ruin the product (trap 2).
+        """Convert to float64 with 0 for missing, negative or NaN: unmasked it would ruin the product.
+
+        See docs/genetics-pitfalls.md#missing-codes.
 
         Returns
         -------
