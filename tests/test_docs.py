@@ -65,7 +65,7 @@ def broken_citations(text):
     """Pages of ``docs/`` that a text cites, and that do not exist or lack the anchor."""
     broken = []
     for page, anchor in re.findall(r"\b(docs/[\w/.-]+\.md)(?:#([\w-]+))?", text):
-        if not re.search(r"[A-Z]{3}", page) and (page not in tracked() or (anchor and anchor not in anchors(page))):
+        if not re.search(r"[A-Z]{3}", page + anchor) and (page not in tracked() or (anchor and anchor not in anchors(page))):
             broken.append(f"{page}#{anchor}")
     return broken
 
