@@ -1,6 +1,6 @@
-"""Errors that a user can mend.
+"""Errors that a user can fix.
 
-The doors (``mrmfast/train.py``, ``python -m preprocess``) print a :class:`UserError` as one line and exit with
+The commands (``mrmfast/train.py``, ``python -m preprocess``) print a :class:`UserError` as one line and exit with
 status 2. Anything else is a defect of ours and keeps its traceback.
 """
 

@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the command; return 0 where all is well, 1 where anything is damaged.
+    """Run the command; return 0 where all checksums match, 1 where anything is damaged.
 
     Raises
     ------
@@ -138,19 +138,19 @@ def _joins(dataset: Path, manifest: Manifest) -> tuple[list[str], list[str]]:
 
 def _id_damage(manifest: Manifest, where: Path, ids: Iterable[str]) -> list[str]:
     """Where the manifest names a key, every id must be a pseudonym."""
-    plain = sum(SHAPE.fullmatch(one) is None for one in ids) if manifest.pseudonyms else 0
+    plain = sum(SHAPE.fullmatch(identifier) is None for identifier in ids) if manifest.pseudonyms else 0
     return [f"{where}: holds {plain} ids that are no pseudonyms, {NAME} says that all are"] if plain else []
 
 
 def _sample_damage(
     dataset: Path, manifest: Manifest, shard: np.ndarray, offset: np.ndarray, size: np.ndarray
 ) -> list[str]:
-    """Every row of the sample table must point at the picture that its tar holds there."""
+    """Every row of the sample table must point at the image that its tar holds there."""
     problems = []
     for number, entry in enumerate(manifest.shards):
         with tarfile.open(dataset / entry.path) as tar:
-            held = [(m.offset_data, m.size) for m in tar if m.name.lower().endswith((".jpg", ".jpeg"))]
+            in_tar = [(m.offset_data, m.size) for m in tar if m.name.lower().endswith((".jpg", ".jpeg"))]
         rows = shard == number
-        if held != list(zip(offset[rows].tolist(), size[rows].tolist(), strict=True)):
-            problems.append(f"{dataset / INDEX}: does not point at the pictures of {entry.path}")
+        if in_tar != list(zip(offset[rows].tolist(), size[rows].tolist(), strict=True)):
+            problems.append(f"{dataset / INDEX}: does not point at the images of {entry.path}")
     return problems

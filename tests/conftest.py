@@ -1,10 +1,13 @@
-"""Fixtures of all tests: a tiny dataset, an S3 server."""
+"""Fixtures of all tests: a tiny dataset, an S3 server. At the end of a run: what was skipped, and why."""
 
 from pathlib import Path
 
 import pytest
 
 from tests.helpers.common import write_dataset
+from tests.helpers.skips import pytest_terminal_summary
+
+__all__ = ["pytest_terminal_summary"]
 
 
 @pytest.fixture(scope="session")

@@ -78,7 +78,7 @@ def _ours(tiles: Path, where: str, threads: int, batch: int, genetics: bool, siz
     options: dict[str, Any] = {"rank": 0, "world": 1, "device": torch.device(where)}
     opened = Loader(open_dataset(config), config, seed=0, batch=batch, micro_batch=batch, **options)
     total = sizes.rounds * sizes.tiles // batch * batch
-    with closing(opened.batches(0)) as batches:  # type: ignore[type-var]
+    with closing(opened.batches(0)) as batches:
         next(batches)
         start, images = time.perf_counter(), 0
         while images < total:
@@ -93,7 +93,7 @@ def _finish(device: str) -> None:
 
 
 def _jpegs(tiles: Path) -> list[np.ndarray]:
-    from mrmfast.formats.image_shards import read_sample_table
+    from mrmfast.formats.sample_table import read_sample_table
 
     table, shards = read_sample_table(str(tiles)), sorted((tiles / "images").glob("*.tar"))
     rows = zip(table.shard, table.offset, table.size, strict=True)
@@ -106,7 +106,9 @@ def _dali(jpegs: list[np.ndarray], device: str, share: float, sizes: Sizes) -> f
     batch = min(256, len(jpegs))
     options = {"device": "mixed", "hw_decoder_load": share} if device == "cuda" else {"device": "cpu"}
 
-    @pipeline_def(batch_size=batch, num_threads=8, device_id=0 if device == "cuda" else None, prefetch_queue_depth=2)
+    device_id: Any = 0 if device == "cuda" else None
+
+    @pipeline_def(batch_size=batch, num_threads=8, device_id=device_id, prefetch_queue_depth=2)
     def graph() -> Any:
         encoded = fn.external_source(source=lambda: jpegs[:batch])
         return fn.decoders.image(encoded, **options)

@@ -64,9 +64,13 @@ CHECKED = (
 FULL = Sizes(
     DEFAULTS, CHECKED, 1_000_000, 256, 26_909, 64, "vit_base_patch16_224", 224, 5, 2048, 256, 40, (64, 256), ()
 )
-SMALL_MODEL = ("model.depth=2", "model.genome_layers=1", "data.threads=1")
-SMALL_MODEL += ("objective.reconstruct.image_decoder={width: 32, depth: 1, heads: 2}",)
-SMALL_MODEL += ("objective.reconstruct.genome_decoder.width=32",)
+SMALL_MODEL = (
+    "model.depth=2",
+    "model.genome_layers=1",
+    "data.threads=1",
+    "objective.reconstruct.image_decoder={width: 32, depth: 1, heads: 2}",
+    "objective.reconstruct.genome_decoder.width=32",
+)
 TINY = Sizes(
     {"tiny": Shape(1, 2, 17, 20, 16)},
     ((1, 2, 17, 20, 16),),

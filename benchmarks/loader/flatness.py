@@ -42,7 +42,7 @@ from mrmfast.data.images.backend import Backend
 from mrmfast.data.loader import Loader
 from mrmfast.formats.image_shards import Sample, finalise_images, write_shard
 from mrmfast.formats.manifest import SplitRule, claim_splits
-from mrmfast.storage.source import FetchConfig
+from mrmfast.storage.config import FetchConfig
 
 PICTURES, SHARDS, SIZE, BATCH, FEATURES = 512, 128, 64, 32, 400
 ROOM = 0.75  # of the shards, in the cache

@@ -34,8 +34,9 @@ from benchmarks.object_store.raw_download import raw
 from benchmarks.object_store.whole_loader import DELAYS, at, whole
 from mrmfast.formats.manifest import Manifest, Shard
 from mrmfast.meters import Meters
+from mrmfast.storage.config import FetchConfig
 from mrmfast.storage.object_store import ObjectStore
-from mrmfast.storage.source import FetchConfig, Source
+from mrmfast.storage.source import DatasetSource
 
 SAMPLES, SIZE = 1_000, 12_000
 CONFIG = FetchConfig()
@@ -59,7 +60,7 @@ def programs(command: list[str], url: str, manifest: Manifest, folder: Path) -> 
 
 def fetched(url: str, manifest: Manifest, folder: Path, meters: Meters) -> list[Path]:
     """Fetch through the cache."""
-    with Source("s3://bucket", str(folder), options(url), CONFIG, meters) as source:
+    with DatasetSource("s3://bucket", str(folder), options(url), CONFIG, meters) as source:
         source.prefetch(manifest.shards)
         return [source.local(shard) for shard in manifest.shards]
 

@@ -27,8 +27,9 @@ from benchmarks.harness.servers import nginx
 from benchmarks.object_store import dataset
 from benchmarks.object_store.fault_proxy import KINDS, FaultProxy
 from mrmfast.meters import Meters
-from mrmfast.storage import source
-from mrmfast.storage.source import FetchConfig, Source
+from mrmfast.storage import shard_fetch
+from mrmfast.storage.config import FetchConfig
+from mrmfast.storage.source import DatasetSource
 
 SHARDS, SAMPLES, SIZE = 6, 40, 12_000
 LARGE = (2, 200, 12_000)  # two of 2.4 MB, in several requests
@@ -42,7 +43,7 @@ def epoch(url: str, cache: Path, seed: int, meters: Meters) -> tuple[Counter[int
     """Fetch an epoch in a random order; return how often each sample came, how many there are, how many were wrong."""
     came: Counter[int] = Counter()
     wrong = expected = 0
-    with Source(url, str(cache), config=CONFIG, meters=meters) as source:
+    with DatasetSource(url, str(cache), config=CONFIG, meters=meters) as source:
         shards = source.manifest().shards
         random.Random(seed).shuffle(shards)
         source.prefetch(shards)
@@ -75,7 +76,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     bench = Bench("faults: small epochs through a network that breaks a fifth of the answers", arguments.json)
-    source.REQUEST = REQUEST
+    shard_fetch.REQUEST = REQUEST
     with tempfile.TemporaryDirectory() as work, nginx(Path(work)) as server:
         for name, shape in (("small", (SHARDS, SAMPLES, SIZE)), ("large", LARGE)):
             _, digests = dataset.write(Path(work) / name, *shape)

@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from mrmfast.formats.manifest import Manifest, Shard
-from mrmfast.storage.source import FetchConfig
+from mrmfast.storage.config import FetchConfig
 
 REQUESTS = FetchConfig().requests
 CHUNK = 256 << 10

@@ -19,7 +19,8 @@ from mrmfast.data.sampling.weights import read_weights
 from mrmfast.errors import UserError
 from mrmfast.formats.manifest import Manifest
 from mrmfast.formats.sample_table import SampleTable, read_sample_table
-from mrmfast.storage.source import FetchConfig, Source
+from mrmfast.storage.config import FetchConfig
+from mrmfast.storage.source import DatasetSource
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class Dataset:
 
     Attributes
     ----------
-    source : Source
+    source : DatasetSource
     manifest : Manifest
     table : SampleTable
         All samples.
@@ -114,7 +115,7 @@ class Dataset:
         Of all samples; None without ``data.labels``.
     """
 
-    source: Source
+    source: DatasetSource
     manifest: Manifest
     table: SampleTable
     selected: np.ndarray
@@ -154,7 +155,7 @@ def open_dataset(config: DataConfig) -> Dataset:
     """
     if not config.path:
         raise UserError("data.path is empty; give data.path=FOLDER or data.path=s3://BUCKET/PREFIX")
-    source = Source(config.path, config.cache, {"anon": True} if config.anonymous else None, config.fetch)
+    source = DatasetSource(config.path, config.cache, {"anon": True} if config.anonymous else None, config.fetch)
     manifest = source.manifest()
     if not manifest.shards:
         raise UserError(

@@ -9,7 +9,7 @@ import numpy as np
 from mrmfast.formats.manifest import Shard
 from mrmfast.formats.sample_table import MaskColumn, SampleTable
 from mrmfast.meters import Meters
-from mrmfast.storage.source import Source
+from mrmfast.storage.source import DatasetSource
 
 
 class ShardReader:
@@ -17,7 +17,7 @@ class ShardReader:
 
     Parameters
     ----------
-    source : Source
+    source : DatasetSource
         Fetches shards and keeps them in its cache as long as they are in use here.
     shards : list of Shard
     table : SampleTable
@@ -27,7 +27,9 @@ class ShardReader:
         Shards open at a time; the one used longest ago is closed first. The system bounds maps and files.
     """
 
-    def __init__(self, source: Source, shards: list[Shard], table: SampleTable, meters: Meters, limit: int) -> None:
+    def __init__(
+        self, source: DatasetSource, shards: list[Shard], table: SampleTable, meters: Meters, limit: int
+    ) -> None:
         self._source, self._shards, self._table, self._meters = source, shards, table, meters
         self._limit = limit
         self._open: OrderedDict[int, np.ndarray] = OrderedDict()

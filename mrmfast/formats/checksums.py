@@ -38,10 +38,10 @@ def seal(folder: Path) -> str:
         SHA-256 of ``checksums.json`` itself: equal digests mean equal folders.
     """
     names = _files(folder)
-    with ThreadPoolExecutor(HASHING_THREADS) as pool:  # hashlib lets go of the interpreter lock
-        sums = dict(zip(names, pool.map(file_sha256, [folder / name for name in names]), strict=True))
+    with ThreadPoolExecutor(HASHING_THREADS) as pool:  # hashlib releases the interpreter lock
+        digests = dict(zip(names, pool.map(file_sha256, [folder / name for name in names]), strict=True))
     with write_aside(folder / NAME) as file:
-        file.write(json.dumps(sums, indent=0) + "\n")
+        file.write(json.dumps(digests, indent=0) + "\n")
     return file_sha256(folder / NAME)
 
 
@@ -59,7 +59,7 @@ def damage(folder: Path, digest: str, progress: Callable[[int], object]) -> Iter
     Yields
     ------
     str
-        One line per file that is damaged, missing or in excess, with the remedy left to the caller.
+        One line per file that is damaged, missing or unexpected; the caller adds the remedy.
     """
     if not (folder / NAME).is_file():
         yield f"{folder / NAME}: is missing"
@@ -67,15 +67,15 @@ def damage(folder: Path, digest: str, progress: Callable[[int], object]) -> Iter
     if file_sha256(folder / NAME) != digest:
         yield f"{folder / NAME}: SHA-256 differs from the manifest"
         return
-    sums = json.loads((folder / NAME).read_bytes())
-    found = set(_files(folder))
-    for name in sorted(sums.keys() | found):
-        if name not in found:
+    digests = json.loads((folder / NAME).read_bytes())
+    present = set(_files(folder))
+    for name in sorted(digests.keys() | present):
+        if name not in present:
             yield f"{folder / name}: is missing"
-        elif name not in sums:
+        elif name not in digests:
             yield f"{folder / name}: does not belong there"
         else:
-            if file_sha256(folder / name) != sums[name]:
+            if file_sha256(folder / name) != digests[name]:
                 yield f"{folder / name}: SHA-256 differs from {NAME}"
             progress((folder / name).stat().st_size)
 

@@ -54,7 +54,7 @@ class SplitRule:
     def training(self, participants: Iterable[str]) -> np.ndarray:
         """Return who of n participants is training data, bool, shape (n,)."""
         prefix = f"{self.seed}:".encode()
-        digests = b"".join(hashlib.sha256(prefix + one.encode()).digest()[:8] for one in participants)
+        digests = b"".join(hashlib.sha256(prefix + name.encode()).digest()[:8] for name in participants)
         # As integers: a float64 would round a hash near the edge to the other side.
         return np.frombuffer(digests, dtype=">u8") >= np.uint64(min(int(self.test_fraction * 2**64), 2**64 - 1))
 
@@ -151,7 +151,7 @@ class Manifest:
             raise
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{where}: damaged manifest ({error}); run the preprocessor again") from error
-        # Last, since what is wrong in particular says more.
+        # Last, because a fault of one field tells the user more.
         if document.pop("sha256", None) != _seal(document):
             raise UserError(
                 f"{where}: differs from its own SHA-256 (field 'sha256'); "

@@ -1,9 +1,9 @@
 """Participant ids replaced by keyed hashes, the same in images and genetics, on request (``--pseudonymise KEYFILE``).
 
 BLAKE2b with a secret key (RFC 7693): whoever lacks the key file can neither turn a pseudonym back nor test a guessed
-id, and whoever has it gets the same pseudonym for the same id in every dataset. A preprocessor replaces ids as soon as
-it has left out withdrawn participants and applied keep lists (both go by the ids of the source) and before it applies
-the split rule (which goes by what is stored)::
+id, and whoever has it gets the same pseudonym for the same id in every dataset. A preprocessor replaces ids after
+withdrawn participants and keep lists (both use the ids of the source) and before the split rule (which uses the stored
+ids)::
 
     add_argument(parser)
     pseudonyms = Pseudonyms.read(arguments.pseudonymise)
@@ -68,7 +68,7 @@ class Pseudonyms:
         try:
             key = Path(path).read_bytes().strip()
         except OSError as error:
-            raise UserError(f"{path}: cannot read the key ({type(error).__name__}); mend --pseudonymise") from error
+            raise UserError(f"{path}: cannot read the key ({type(error).__name__}); fix --pseudonymise") from error
         if not LEAST_KEY <= len(key) <= MOST_KEY:
             raise UserError(
                 f"{path}: holds a key of {len(key)} bytes, {LEAST_KEY} to {MOST_KEY} are needed; make one with "
@@ -80,12 +80,12 @@ class Pseudonyms:
         """Return what is stored for participants: ndarray of str, shape (n,), in their order."""
         ids = list(participants)
         if self.key:
-            ids = [self._digest(one.encode(), b"mrmfast-id") for one in ids]
+            ids = [self._digest(name.encode(), b"mrmfast-id") for name in ids]
         return np.array(ids, dtype=object)
 
     @property
     def fingerprint(self) -> str:
-        """Says which key was used without giving it away; empty for none."""
+        """Identifies the key without revealing it; empty for none."""
         return self._digest(b"", b"mrmfast-key") if self.key else ""
 
     def _digest(self, data: bytes, purpose: bytes) -> str:

@@ -108,7 +108,7 @@ def read_sample_table(url: str, store: Store | None = None) -> SampleTable:
     url : str
         Folder of the dataset; its URL for the errors, where `store` is given.
     store : Store, optional
-        The dataset's folder on an object store (:meth:`mrmfast.storage.source.Source.zarr_store`).
+        The dataset's folder on an object store (:meth:`mrmfast.storage.source.DatasetSource.zarr_store`).
 
     Raises
     ------

@@ -2,8 +2,8 @@
 
 A preprocessor that has a shard's rows in hand writes them once, where they are made, without holding the interpreter
 lock or a whole shard in memory. Layout (Zarr v3, codec ``sharding_indexed``): encoded chunks one after another, then
-(offset, length) of every chunk as little-endian uint64 and the CRC-32C of that index. A chunk of zeros is left out, and
-a shard of nothing else has no file (https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed).
+(offset, length) of every chunk as little-endian uint64 and the CRC-32C of that index. A chunk of zeros is not
+written, and a shard of nothing else has no file (https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def write_shard(file: IO[bytes], blocks: Iterable[np.ndarray], rows_per_chunk: i
 
     index = np.full((chunks_per_shard, 2), ABSENT, dtype="<u8")
     codec = Zstd(level=ZSTD_LEVEL, checksum=True)
-    number = place = 0
+    number = position = 0
     for block in blocks:
         for start in range(0, len(block), rows_per_chunk):
             rows = np.ascontiguousarray(block[start : start + rows_per_chunk])
@@ -48,12 +48,12 @@ def write_shard(file: IO[bytes], blocks: Iterable[np.ndarray], rows_per_chunk: i
             if rows.any():
                 encoded = codec.encode(rows)
                 file.write(encoded)
-                index[number] = place, len(encoded)
-                place += len(encoded)
+                index[number] = position, len(encoded)
+                position += len(encoded)
             number += 1
     assert number <= chunks_per_shard, "more rows than a shard takes"
-    if not place:
+    if not position:
         return 0
     file.write(index.data)
     file.write(google_crc32c.value(index.tobytes()).to_bytes(4, "little"))
-    return place + index.nbytes + 4
+    return position + index.nbytes + 4

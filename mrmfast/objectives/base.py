@@ -149,9 +149,9 @@ class TrainableModule(nn.Module):
         """Keep only the inputs of blocks for the backward pass, and run the blocks again there."""
         for module in self.modules():
             if hasattr(module, "activation_checkpointing"):
-                module.activation_checkpointing = enable
+                setattr(module, "activation_checkpointing", enable)  # noqa: B010 - nn.Module's types know tensors alone
 
-    @final
+    @final  # type: ignore[misc]  # nn.Module declares a variable in place of a method
     def forward(
         self,
         views: tuple[Tensor, ...],

@@ -1,63 +1,27 @@
-"""Requests to an object store that come through: a bounded number at once, made again where that helps, counted."""
+"""Requests to an object store: a bounded number at once, retried where a retry may help, counted."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mrmfast.errors import ClosedError, UserError
+from mrmfast.errors import ClosedError
 from mrmfast.formats import checksums
 from mrmfast.meters import Meters
 from mrmfast.storage import retry
+from mrmfast.storage.config import FetchConfig
 from mrmfast.storage.object_store import ObjectStore, explain, secretive
 
 if TYPE_CHECKING:
     from mrmfast.storage.object_store import Part
 
 T = TypeVar("T")
-
-UNLIMITED = {"cache_gb": "; leave it out for no limit"}
-
-
-@dataclass(frozen=True)
-class FetchConfig:
-    """How a dataset is fetched from an object store.
-
-    Attributes
-    ----------
-    requests : int
-        Under way at once, per rank.
-    stall : float
-        Seconds without a byte after which a request is given up and made again.
-    deadline : float
-        Seconds without any progress on a shard after which training stops with an error.
-    cache_gb : float, optional
-        What downloaded shards may take on this node, GB (1e9 bytes); those used longest ago make room. No limit by
-        default.
-    verify : bool
-        Hash cached shards again at first use by each rank (they are hashed when downloaded, and after each boot).
-    """
-
-    requests: int = 16
-    stall: float = 10.0
-    deadline: float = 300.0
-    cache_gb: float | None = None
-    verify: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("requests", "stall", "deadline", "cache_gb"):
-            value = getattr(self, name)
-            # Seconds and bytes become whole numbers further on; what is not finite has none.
-            if value is not None and not 0 < value < sys.float_info.max / 1e9:
-                raise UserError(f"data.fetch.{name}={value}: must be above 0 and finite{UNLIMITED.get(name, '')}")
 
 
 class Client:
@@ -90,7 +54,7 @@ class Client:
         self._lock = threading.Lock()
         self._slots = threading.BoundedSemaphore(config.requests)
         self._seals: dict[str, str] = {}  # folder -> SHA-256 of its checksums.json
-        self._sums: dict[str, dict[str, str]] = {}  # folder -> the SHA-256 of its files
+        self._digests: dict[str, dict[str, str]] = {}  # folder -> file -> SHA-256
 
     def close(self) -> None:
         """Let go of threads and connections; `closing` is set before."""
@@ -125,7 +89,7 @@ class Client:
     def stream(self, path: str, start: int, stop: int, size: int, write: Callable[[int, bytes], object]) -> None:
         """Hand the bytes from `start` up to `stop` of a file of `size` bytes to ``write(position, chunk)``, in order.
 
-        An attempt goes on where the one before broke off.
+        An attempt resumes where the attempt before broke off.
 
         Raises
         ------
@@ -138,7 +102,7 @@ class Client:
             nonlocal position
             before = position
             if position == stop:
-                return  # all had come when the connection broke
+                return  # all bytes had come when the connection broke
             try:
                 # Closed outright: an error's traceback would keep the connection open until it is collected.
                 with closing(store.stream(path, position, stop, size)) as chunks:
@@ -163,15 +127,15 @@ class Client:
 
     def _digest(self, path: str) -> str | None:
         """Return the SHA-256 that a file must have, if some folder above it is trusted."""
-        folder = next((one for one in self._seals if path.startswith(f"{one}/")), None)
+        folder = next((sealed for sealed in self._seals if path.startswith(f"{sealed}/")), None)
         if folder is None:
             return None
         seal = f"{folder}/{checksums.NAME}"
         if path == seal:
             return self._seals[folder]
-        if folder not in self._sums:
-            self._sums[folder] = json.loads(self.read(seal))
-        return self._sums[folder].get(path.removeprefix(f"{folder}/"))
+        if folder not in self._digests:
+            self._digests[folder] = json.loads(self.read(seal))
+        return self._digests[folder].get(path.removeprefix(f"{folder}/"))
 
     def _call(self, path: str, attempt: Callable[[ObjectStore, retry.Patience], T], deadline: float | None = None) -> T:
         patience = retry.Patience(deadline or self.config.deadline, self.closing, self._note)

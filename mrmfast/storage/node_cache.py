@@ -1,133 +1,41 @@
-"""Files of a node that its ranks share: named by their SHA-256, downloaded once, evicted when nobody uses them.
+"""The cache of a node, shared by its ranks: files named by their SHA-256, downloaded once, evicted when unused.
 
-Every promise is a ``flock``, which the kernel drops when a process dies, however it dies:
+States of a file, and what moves it from one to the next::
 
-- ``<sha256>.tar`` is whole. Who reads it holds a shared lock on it; eviction takes an exclusive one without waiting, or
-  leaves the file alone.
-- ``<sha256>.partial`` is being downloaded by whoever holds its exclusive lock. Behind the bytes lies one byte per block
-  that says whether the block was written, so that the next process goes on where a killed one stopped.
+    absent --claim()--> downloading --finish()--> complete, pinned --Pin.close()--> complete, unused
+      ^                  |   |  ^                      ^                               |    |
+      |                  |   |  |                      +------- find(), claim() -------+    |
+      |<-- discard() ----+   |  +-- claim() by the next process                             |
+      |                      v      (resumes)                                               |
+      |                 interrupted: its process died or closed                             |
+      |                      |                                                              |
+      +<---- eviction -------+<------------- eviction, or find() sees damage ---------------+
 
-Nothing is flushed to disk: that would bind downloads to the disk's speed. A file from before this boot of the machine
-may have lost pages, so it is hashed once more before it is used.
+- *downloading*: ``<sha256>.partial``, exclusively locked by one process (:mod:`.partial_file`).
+- *interrupted*: the same file without a lock; its map of blocks tells what is there.
+- *complete, pinned*: ``<sha256>.tar`` with at least one shared lock (:class:`.file_lock.Pin`).
+- *complete, unused*: the same file without a lock; the least recently used is evicted first (:mod:`.eviction`).
+
+Each promise is a lock of the kernel, which drops it when a process dies, however it dies. Nothing is flushed to disk:
+that would bind downloads to the disk's speed. So a file from before this boot of the machine may have lost pages, and
+is hashed once more before it is used.
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import hashlib
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from mrmfast.formats.checksums import file_sha256
+from mrmfast.storage.eviction import POLL, Evictor
+from mrmfast.storage.file_lock import SHARED, Pin, still_names, try_lock
+from mrmfast.storage.partial_file import PartialFile
 
-BLOCK = 1 << 20  # bytes; what a killed process loses at most per request
-POLL = 0.02  # seconds between looks at another's lock
 _BOOTED = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
-class FullError(OSError):
-    """Everything in the cache is in use, and one file more would exceed its size."""
-
-
-class Pin:
-    """A whole file that can't be evicted until :meth:`close`."""
-
-    def __init__(self, path: Path, descriptor: int) -> None:
-        self.path = path
-        self._file = os.fdopen(descriptor, "rb", buffering=0)  # a file object: closed when collected, too
-
-    def close(self) -> None:
-        """Allow eviction; memory maps of the file stay valid."""
-        self._file.close()
-
-
-class Partial:
-    """A file being downloaded; this process holds its lock.
-
-    Parameters
-    ----------
-    path : Path
-    descriptor : int
-        Open for writing, exclusively locked.
-    size : int
-        Bytes of the whole file.
-    """
-
-    def __init__(self, path: Path, descriptor: int, size: int) -> None:
-        self.path, self.size, self._fd = path, size, descriptor
-        self._blocks = -(-size // BLOCK)
-        self._hash, self._hashed = hashlib.sha256(), 0
-
-    def restart(self) -> None:
-        """Begin anew: the bytes were wrong."""
-        self.allocate()
-        self._hash, self._hashed = hashlib.sha256(), 0
-
-    @property
-    def allocated(self) -> bool:
-        """Whether the file was laid out before (by a process that didn't finish)."""
-        return os.fstat(self._fd).st_size == self.size + self._blocks
-
-    def allocate(self) -> None:
-        """Lay the file out; fails here, not halfway, where the disk is full. Also twice as fast as growing it."""
-        os.ftruncate(self._fd, 0)
-        os.posix_fallocate(self._fd, 0, self.size + self._blocks)
-
-    def missing(self, longest: int) -> list[tuple[int, int]]:
-        """Return what has to be fetched, as (start, stop) in bytes, none longer than `longest`."""
-        runs: list[tuple[int, int]] = []
-        for block, done in enumerate(os.pread(self._fd, self._blocks, self.size)):
-            start, stop = block * BLOCK, min((block + 1) * BLOCK, self.size)
-            if done:
-                continue
-            if runs and runs[-1][1] == start and stop - runs[-1][0] <= longest:
-                runs[-1] = (runs[-1][0], stop)
-            else:
-                runs.append((start, stop))
-        return runs
-
-    def write(self, position: int, chunk: bytes) -> None:
-        """Write bytes of a run that began at a block's edge and goes on without gaps; one thread per run."""
-        view, at = memoryview(chunk), position
-        while view:
-            count = os.pwrite(self._fd, view, at)
-            view, at = view[count:], at + count
-        # Hashed while warm in the CPU's cache where bytes come in order; only one thread can stand at the frontier.
-        if position == self._hashed:
-            self._hash.update(chunk)
-            self._hashed = at
-        first, last = position // BLOCK, self._blocks if at == self.size else at // BLOCK
-        if last > first:
-            os.pwrite(self._fd, b"\1" * (last - first), self.size + first)
-
-    def sha256(self) -> str:
-        """Return the SHA-256 of the whole file in hex."""
-        while self._hashed < self.size:
-            chunk = os.pread(self._fd, min(BLOCK, self.size - self._hashed), self._hashed)
-            self._hash.update(chunk)
-            self._hashed += len(chunk)
-        return self._hash.hexdigest()
-
-    def finish(self, final: Path) -> Pin | None:
-        """Give the file its final name and keep it in use; None where an eviction came in between."""
-        os.ftruncate(self._fd, self.size)
-        os.utime(self._fd)  # checked at this moment, whatever a resumed download's blocks are dated
-        os.replace(self.path, final)
-        fcntl.flock(self._fd, fcntl.LOCK_SH)  # lets go of the exclusive lock first, for a moment
-        return Pin(final, os.dup(self._fd)) if _is(self._fd, final) else None
-
-    def discard(self) -> None:
-        """Remove the file."""
-        self.path.unlink(missing_ok=True)
-
-    def close(self) -> None:
-        """Leave the file for whoever comes next."""
-        os.close(self._fd)
 
 
 class NodeCache:
@@ -154,38 +62,40 @@ class NodeCache:
         closing: threading.Event,
         evicted: Callable[[], object] = lambda: None,
     ) -> None:
-        self.folder, self.limit, self.verify, self.closing = folder, limit, verify, closing
-        self.evicted = evicted
-        self._sweeping = threading.Lock()
-        self._unswept: int | None = None  # bytes added since the folder was looked through; None: never
+        self.folder, self.verify, self.closing = folder, verify, closing
+        self._evictor = None if limit is None else Evictor(folder, limit, closing, evicted)
+
+    def complete_path(self, sha256: str) -> Path:
+        """Return where a complete file is."""
+        return self.folder / f"{sha256}.tar"
 
     def find(self, sha256: str, size: int) -> Pin | None:
-        """Return the file, in use from now on; None where it's absent or was damaged."""
-        path = self.final(sha256)
+        """Return the file, pinned; None where it is absent or was damaged (then it is removed)."""
+        path = self.complete_path(sha256)
         while not self.closing.is_set():
             try:
                 descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             except FileNotFoundError:
                 return None
             pin = Pin(path, descriptor)
-            if not _lock(descriptor, fcntl.LOCK_SH) or not _is(descriptor, path):
+            if not try_lock(descriptor, SHARED) or not still_names(path, descriptor):
                 pin.close()  # just being finished, or evicted
                 self.closing.wait(POLL)
                 continue
-            state = os.fstat(descriptor)
-            suspect = self.verify or state.st_mtime <= _BOOTED
-            if state.st_size != size or (suspect and file_sha256(path) != sha256):
-                path.unlink(missing_ok=True)  # who maps it keeps what it has
+            status = os.fstat(descriptor)
+            suspect = self.verify or status.st_mtime <= _BOOTED
+            if status.st_size != size or (suspect and file_sha256(path) != sha256):
+                path.unlink(missing_ok=True)  # memory maps of the file stay valid
                 pin.close()
                 return None
-            # Last use, told outright: most file systems don't note reads at once. The other time: last checked.
-            os.utime(path, ns=(time.time_ns(), time.time_ns() if suspect else state.st_mtime_ns))
+            # Access time: last use, set here because most file systems delay it. Modification time: last check.
+            os.utime(path, ns=(time.time_ns(), time.time_ns() if suspect else status.st_mtime_ns))
             return pin
         return None
 
     @contextmanager
-    def claim(self, sha256: str, size: int) -> Iterator[Pin | Partial]:
-        """Yield the file, or the sole right to download it; waits while another process or thread does.
+    def claim(self, sha256: str, size: int) -> Iterator[Pin | PartialFile]:
+        """Yield the file, or the sole right to download it; waits while another process or thread downloads it.
 
         Raises
         ------
@@ -201,94 +111,25 @@ class NodeCache:
             if pin is not None:
                 yield pin
                 return
-            partial = Partial(path, os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), size)
+            partial = PartialFile(path, size)
             try:
-                if not _lock(partial._fd, fcntl.LOCK_EX):
+                if not partial.lock():
                     self.closing.wait(POLL)
-                elif _is(partial._fd, path):  # else: finished or evicted since it was opened
-                    if not partial.allocated:
-                        self._allocate(partial)
+                elif partial.current:
+                    self._lay_out(partial)
                     yield partial
                     return
             finally:
                 partial.close()
         raise InterruptedError
 
-    def final(self, sha256: str) -> Path:
-        """Return where a whole file lies."""
-        return self.folder / f"{sha256}.tar"
-
-    def _allocate(self, partial: Partial) -> None:
+    def _lay_out(self, partial: PartialFile) -> None:
+        """Allocate a file that no earlier process has allocated, below the limit."""
+        if partial.allocated:
+            return
         try:
-            if self.limit is None:
-                partial.allocate()
-                return
-            # One at a time, or two would take the last room both: threads here, processes by a lock of the folder.
-            with self._sweeping, open(self.folder / ".sweep.lock", "w") as lock:
-                while not _lock(lock.fileno(), fcntl.LOCK_EX):
-                    if self.closing.wait(POLL):
-                        raise InterruptedError
-                self._make_room(partial.size, self.limit)
+            with self._evictor.room(partial.size) if self._evictor else nullcontext():
                 partial.allocate()
         except OSError:
             partial.discard()
             raise
-
-    def _make_room(self, size: int, limit: int) -> None:
-        """Evict what was used longest ago until `size` bytes more stay within the limit."""
-        # Looking through a hundred thousand files for each would cost more than its download: with a limit of many
-        # files, look after every hundredth of it, and leave room for eight processes that do the same.
-        step = limit // 100
-        if size < step and self._unswept is not None and self._unswept + size < step:
-            self._unswept += size
-            return
-        self._unswept = None  # whoever is refused below, and whoever comes then, looks again
-        room = limit - size - (8 * step if size < step else 0)
-        entries = []
-        for entry in os.scandir(self.folder):
-            if entry.name.endswith((".tar", ".partial")) and entry.is_file():
-                with suppress(FileNotFoundError):
-                    state = entry.stat()
-                    # No Path: it interns its parts, and Python's table of forgotten names grows by megabytes.
-                    entries.append((state.st_atime_ns, state.st_size, entry.path))
-        total = sum(taken for _, taken, _ in entries)
-        for _, taken, path in sorted(entries):
-            if total <= room:
-                break
-            if _remove_unused(path):
-                total -= taken
-                self.evicted()
-        if total > limit - size:
-            raise FullError(errno.EDQUOT, "cache limit", str(self.folder))
-        if total <= room:
-            self._unswept = size
-
-
-def _lock(descriptor: int, kind: int) -> bool:
-    try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _is(descriptor: int, path: Path | str) -> bool:
-    """Tell whether `path` still names the open file."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except FileNotFoundError:
-        return False
-
-
-def _remove_unused(path: str) -> bool:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return True
-    try:
-        free = _lock(descriptor, fcntl.LOCK_EX) and _is(descriptor, path)
-        if free:
-            os.unlink(path)
-        return free
-    finally:
-        os.close(descriptor)

@@ -1,4 +1,4 @@
-"""The object store's face: a URL and a path in, bytes or one line of explanation out. One request a call, no retries.
+"""One object store: a URL and a path in, bytes or one line of explanation out. One request per call, no retries.
 
 The client is obstore (Rust); ``python -m benchmarks.object_store`` compares it with s3fs. Credentials come from the
 standard chain of the store's own library and are never read, kept or logged here.
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 CHUNK = 1 << 20  # bytes handed over at once: with 16 requests on two cores, smaller ones cost a tenth of the speed
 FORBIDDEN = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)
-LONGEST = timedelta(days=1)  # a request may take as long as bytes come; `stall` ends one that stands still
+LONGEST = timedelta(days=1)  # a request may take as long as bytes come; `stall` ends one without bytes
 
 
 class MissingError(UserError):
@@ -65,9 +65,9 @@ class ObjectStore:
         if scheme in ("s3", "gs") and anonymous:
             config["skip_signature"] = True
         if scheme == "s3":
-            chain, found = _aws(url, anonymous)
+            chain, defaults = _aws(url, anonymous)
             arguments |= chain
-            config = {**found, **config}
+            config = {**defaults, **config}
         try:
             self._store: Any = from_url(url, config=config or None, **arguments)
         except (exceptions.BaseError, ValueError) as error:
@@ -107,12 +107,12 @@ class ObjectStore:
 
     def names(self, path: str) -> list[str]:
         """Return the names directly below `path`."""
-        found = obstore.list_with_delimiter(self._store, path)
-        paths = [*found["common_prefixes"], *(entry["path"] for entry in found["objects"])]
-        return [one.rstrip("/").rsplit("/", 1)[-1] for one in paths]
+        listing = obstore.list_with_delimiter(self._store, path)
+        paths = [*listing["common_prefixes"], *(entry["path"] for entry in listing["objects"])]
+        return [child.rstrip("/").rsplit("/", 1)[-1] for child in paths]
 
     def close(self) -> None:
-        """Let go of the connections."""
+        """Release the connections."""
         self._store = None
 
 
@@ -124,15 +124,15 @@ def _aws(url: str, anonymous: bool) -> tuple[dict[str, Any], dict[str, Any]]:
 
     try:
         session = boto3.Session()
-        found = {"region": session.region_name or "us-east-1"}
+        settings = {"region": session.region_name or "us-east-1"}
         profile = session._session.get_scoped_config() if not os.environ.get("AWS_ENDPOINT_URL") else {}
         if profile.get("endpoint_url"):
-            found["endpoint"] = profile["endpoint_url"]
+            settings["endpoint"] = profile["endpoint_url"]
         if anonymous:
-            return {}, found
+            return {}, settings
         if session.get_credentials() is None:
             raise UserError(_no_credentials(url))
-        return {"credential_provider": Boto3CredentialProvider(session)}, found
+        return {"credential_provider": Boto3CredentialProvider(session)}, settings
     except botocore.exceptions.BotoCoreError as error:
         raise UserError(f"{url}: {error}; check AWS_PROFILE and the AWS configuration files") from error
 
@@ -145,16 +145,16 @@ def _no_credentials(where: str) -> str:
 
 
 def explain(error: Exception, where: str) -> Exception:
-    """Turn an exception of the client into one line with a remedy; a defect of ours stays what it is.
+    """Turn an exception of the client into one line with a remedy; any other exception is returned as it is.
 
-    The client's own words are left out: they quote the server's answer, and S3 puts key ids and signed strings in it.
+    The client's own message is not shown: it quotes the server's answer, and S3 puts key ids and signed strings in it.
     """
     if isinstance(error, (UserError, ClosedError)):
         return error
     if isinstance(error, retry.MismatchError):
         return UserError(f"{error}, {retry.MISMATCHES} times")
     if isinstance(error, FileNotFoundError):
-        return MissingError(f"{where}: not there; upload the dataset, or mend data.path")
+        return MissingError(f"{where}: not there; upload the dataset, or fix data.path")
     if not isinstance(error, exceptions.BaseError):
         return error
     code, text = retry.status(error), str(error)

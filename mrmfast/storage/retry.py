@@ -1,4 +1,4 @@
-"""When a request is made again: which failures, how long between, and when to give up."""
+"""Retries of requests: after which failures, how long between attempts, and until when."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tenacity.stop import stop_base
 
 T = TypeVar("T")
 
-MISMATCHES = 4  # wrong bytes are asked for this often: a proxy's fault passes, a wrong upload doesn't
+MISMATCHES = 4  # attempts at wrong bytes: a proxy's fault passes, a wrong upload does not
 BACKOFF = (0.1, 10.0)  # seconds: first and longest mean wait; random, so that ranks don't come back in step
 FINAL = (
     FileNotFoundError,  # the client's NotFoundError
@@ -28,17 +28,17 @@ PASSING = (408, 425, 429)  # besides 5xx: timeout, too early, slow down
 
 
 class MismatchError(OSError):
-    """An answer that came whole, but isn't what was asked for: wrong length or wrong SHA-256."""
+    """A complete answer with the wrong length or the wrong SHA-256."""
 
 
 def status(error: BaseException) -> int | None:
     """Return the HTTP status in an error of the client; it has no field for it."""
-    found = re.search(r"non-2xx status code: (\d{3})", str(error))
-    return int(found[1]) if found else None
+    match = re.search(r"non-2xx status code: (\d{3})", str(error))
+    return int(match[1]) if match else None
 
 
 def passing(error: BaseException) -> bool:
-    """Tell whether asking again may help."""
+    """Tell whether a retry may help."""
     if isinstance(error, MismatchError):
         return True
     if not isinstance(error, exceptions.BaseError) or isinstance(error, FINAL):
@@ -48,7 +48,7 @@ def passing(error: BaseException) -> bool:
 
 
 class Patience:
-    """Make calls again that failed for a passing reason, with exponential random waits (tenacity).
+    """Retries calls that failed for a passing reason, with exponential random waits (tenacity).
 
     Parameters
     ----------
@@ -67,15 +67,15 @@ class Patience:
         self.last = 0.0
 
     def progress(self) -> None:
-        """Bytes came: the deadline begins anew."""
+        """Restart the deadline, because bytes came."""
         self.last = time.monotonic()
 
     def extend(self, seconds: float) -> None:
-        """Put the deadline off: time that was spent waiting for our own."""
+        """Extend the deadline by the time spent waiting for a slot of this process."""
         self.last += seconds
 
     def call(self, function: Callable[[], T]) -> T:
-        """Return what `function` returns in the end; from one thread at a time."""
+        """Return what `function` returns after retries; from one thread at a time."""
         self.progress()
         return tenacity.Retrying(
             retry=tenacity.retry_if_exception(passing),

@@ -39,7 +39,7 @@ class RemoteStore(Store):
         return isinstance(other, RemoteStore) and other._client is self._client
 
     async def _ask(self, call: Callable[..., T], *arguments: object) -> T:
-        if self._client.closing.is_set():  # its pool would say so in words of its own
+        if self._client.closing.is_set():  # the pool's own error is no ClosedError
             raise ClosedError(f"{self._client.url}: closed")
         return await asyncio.wrap_future(self._client.pool.submit(call, *arguments))
 

@@ -72,7 +72,7 @@ def build(config: TrainConfig, *, resume: bool) -> Job:
     """
     folder = config.run.folder
     lock = _only_run(folder)
-    saved = _checkpoint_to_resume(config) if resume else _refuse_existing_run(folder)
+    saved = _checkpoint_to_resume(config, resume)
     recorded = TrainState() if saved is None else checkpoint.read_state(saved)
     dataset = build_data(config)
     world = join_world(config.engine)
@@ -179,14 +179,14 @@ def resume_position(
     return state
 
 
-def _refuse_existing_run(folder: Path) -> None:
-    if (folder / "config.yaml").exists():
-        raise UserError(f"{folder}: holds a run already; go on with --resume auto, or choose another run.name")
-
-
-def _checkpoint_to_resume(config: TrainConfig) -> Path | None:
-    """Return the latest complete checkpoint of the run, None where there is none yet."""
-    complete = checkpoint.checkpoints(config.run.folder / "checkpoints")
+def _checkpoint_to_resume(config: TrainConfig, resume: bool) -> Path | None:
+    """Return the latest complete checkpoint, None where there is none; refuse to begin a run that exists already."""
+    folder = config.run.folder
+    if not resume:
+        if (folder / "config.yaml").exists():
+            raise UserError(f"{folder}: holds a run already; go on with --resume auto, or choose another run.name")
+        return None
+    complete = checkpoint.checkpoints(folder / "checkpoints")
     if not complete:
         return None
     _same_model(config)

@@ -5,38 +5,56 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mrmfast.formats.manifest import SplitRule
 from mrmfast.formats.pseudonyms import Pseudonyms, add_argument
-from preprocess.images.partition import FILES_PER_PART, Job, run_job
-from preprocess.images.picture import Outcome
-from preprocess.images.sources import Naming, Source, pseudonymised
+from preprocess import parallel
+from preprocess.images.job import ImageJob
+from preprocess.images.outcome import Outcome
+from preprocess.images.participants import ParticipantRule
+from preprocess.images.run import run_job
+from preprocess.images.sources import SourceFile, pseudonymised
 
 
-def whole_number(at_least: int) -> Callable[[str], int]:
+def integer(at_least: int) -> Callable[[str], int]:
     """Return an argparse type: an integer not below `at_least`."""
 
-    def whole(text: str) -> int:
-        value = int(text)
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = at_least - 1
         if value < at_least:
-            raise argparse.ArgumentTypeError(f"must be at least {at_least}")
+            raise argparse.ArgumentTypeError(f"must be an integer of at least {at_least} (got {text!r})")
         return value
 
-    return whole
+    return parse
 
 
-def share(below: float) -> Callable[[str], float]:
+def fraction(below: float) -> Callable[[str], float]:
     """Return an argparse type: a number from 0 up to, not including, `below`."""
 
-    def number(text: str) -> float:
-        value = float(text)
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = -1.0
         if not 0 <= value < below:
-            raise argparse.ArgumentTypeError(f"must be at least 0 and below {below:g}")
+            raise argparse.ArgumentTypeError(f"must be a number of at least 0 and below {below:g} (got {text!r})")
         return value
 
-    return number
+    return parse
+
+
+def add_split_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the seed and the fraction of the split into training and test participants."""
+    parser.add_argument("--split-seed", type=int, default=0, help="seed of the train/test split (default: %(default)s)")
+    parser.add_argument(
+        "--test-fraction", type=fraction(1), default=0.2, help="fraction held out for testing (default: %(default)s)"
+    )
 
 
 def add_job_arguments(parser: argparse.ArgumentParser, source_help: str, pattern: str) -> None:
@@ -44,12 +62,16 @@ def add_job_arguments(parser: argparse.ArgumentParser, source_help: str, pattern
     parser.add_argument("source", type=Path, metavar="SRC", help=source_help)
     parser.add_argument("--out", type=Path, required=True, metavar="DATASET", help="dataset folder")
     parser.add_argument(
-        "--size", type=whole_number(16), default=224, help="side of the pictures (default: %(default)s)"
+        "--size", type=integer(16), default=224, help="output image size, pixels (default: %(default)s)"
     )
-    parser.add_argument("--samples-per-shard", type=whole_number(1), default=1024, help="(default: %(default)s)")
-    parser.add_argument("--workers", type=whole_number(1), default=2, help="processes (default: %(default)s)")
-    parser.add_argument("--split-seed", type=int, default=0, help="who is held out (default: %(default)s)")
-    parser.add_argument("--test-fraction", type=share(1), default=0.2, help="share held out (default: %(default)s)")
+    parser.add_argument(
+        "--samples-per-shard", type=integer(1), default=1024, help="images per tar file (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--workers", type=integer(1), default=2, help="processes of this machine (default: %(default)s)"
+    )
+    parallel.add_scheduler_argument(parser)
+    add_split_arguments(parser)
     parser.add_argument(
         "--participant-pattern",
         default=pattern,
@@ -61,7 +83,7 @@ def add_job_arguments(parser: argparse.ArgumentParser, source_help: str, pattern
         "--participant-table",
         type=Path,
         metavar="CSV",
-        help="columns file,participant[,eye]; used in place of the pattern",
+        help="columns file,participant[,eye]; replaces the pattern",
     )
     add_argument(parser)
     parser.add_argument(
@@ -71,90 +93,101 @@ def add_job_arguments(parser: argparse.ArgumentParser, source_help: str, pattern
     )
 
 
-def name_sources(arguments: argparse.Namespace, command: str, files: list[str]) -> tuple[list[Source], dict[str, int]]:
-    """Find the participant of each file, as the arguments say, and print how many names do not tell one.
+def find_participants(
+    arguments: argparse.Namespace, command: str, files: list[str]
+) -> tuple[list[SourceFile], dict[str, int]]:
+    """Find the participant of each file, as the arguments say, and print how many names have none.
 
     Returns
     -------
-    list of Source
+    list of SourceFile
     dict
         That number, for report and manifest.
     """
-    sources, unmatched = Naming(arguments.participant_pattern, arguments.participant_table).sources(files)
+    sources, unmatched = ParticipantRule(arguments.participant_pattern, arguments.participant_table).apply(files)
     if unmatched:
         print(
-            f"{command}: {unmatched} of {len(files)} file names do not tell a participant; each of these names is "
-            "taken as a participant of its own (--participant-pattern or --participant-table changes this)"
+            f"{command}: no participant ID found in {unmatched} of {len(files)} file names; each of these files is "
+            "treated as a separate participant (--participant-pattern or --participant-table changes this)"
         )
     return pseudonymised(sources, Pseudonyms.read(arguments.pseudonymise)), {"own_participant": unmatched}
 
 
-def run_image_command(
-    arguments: argparse.Namespace,
-    command: str,
-    sources: list[Source],
-    process: Callable[[Path, Source], Outcome],
-    *,
-    choices: dict[str, Any],
-    counts: dict[str, int],
-    schema: dict[str, str],
-    brightness_percent: float = 0.0,
-    files_per_part: int = FILES_PER_PART,
-) -> int:
-    """Build the job from the parsed arguments, run it and print what came of it.
+@dataclass(frozen=True)
+class ImageCommand:
+    """What distinguishes one image command from another.
 
-    Parameters
+    Attributes
     ----------
-    arguments : Namespace
-        Of a parser with :func:`add_job_arguments`.
-    command : str
-    sources : list of Source
+    name : str
     process, schema, brightness_percent, files_per_part
-        See :class:`preprocess.images.partition.Job`.
+        See :class:`preprocess.images.job.ImageJob`.
     choices : dict
         The command's own arguments that decide the bytes.
     counts : dict
         The command's own counts for report and manifest.
+    """
+
+    name: str
+    process: Callable[[Path, SourceFile], Outcome]
+    choices: dict[str, Any]
+    counts: dict[str, int]
+    schema: dict[str, str]
+    brightness_percent: float = 0.0
+    files_per_part: int = ImageJob.files_per_part
+
+
+def run_image_command(command: ImageCommand, arguments: argparse.Namespace, sources: list[SourceFile]) -> int:
+    """Build the job from the parsed arguments, run it and print the summary.
+
+    Parameters
+    ----------
+    command : ImageCommand
+    arguments : Namespace
+        Of a parser with :func:`add_job_arguments`.
+    sources : list of SourceFile
 
     Returns
     -------
     int
         Exit status: 0, or 3 if files could not be read and this was not accepted.
     """
-    job = Job(
-        command=command,
+    job = ImageJob(
+        command=command.name,
         root=arguments.source,
         dataset=arguments.out,
         sources=sources,
-        process=process,
-        arguments={"size": arguments.size, "samples_per_shard": arguments.samples_per_shard, **choices},
+        process=command.process,
+        arguments={"size": arguments.size, "samples_per_shard": arguments.samples_per_shard, **command.choices},
         image_size=arguments.size,
         samples_per_shard=arguments.samples_per_shard,
         splits=SplitRule(arguments.split_seed, arguments.test_fraction),
         pseudonyms=Pseudonyms.read(arguments.pseudonymise),
-        schema=schema,
-        brightness_percent=brightness_percent,
-        files_per_part=files_per_part,
-        counts=counts,
+        schema=command.schema,
+        brightness_percent=command.brightness_percent,
+        files_per_part=command.files_per_part,
+        counts=command.counts,
     )
-    report, status = run_job(job, workers=arguments.workers, accept_unreadable=arguments.accept_unreadable)
-    found = report["counts"]
-    size = arguments.size
+    report, status = run_job(job, arguments, accept_unreadable=arguments.accept_unreadable)
+    _print_summary(job, report["counts"], accepted=status == 0)
+    return status
+
+
+def _print_summary(job: ImageJob, counts: dict[str, Any], accepted: bool) -> None:
     print(
-        f"{command}: {found['found']} files, {found['written']} pictures of {found['participants']} participants "
-        f"written to {job.dataset} at {size} x {size}"
+        f"{job.command}: {counts['found']} files, {counts['written']} images of {counts['participants']} participants "
+        f"written to {job.dataset} at {job.image_size} x {job.image_size}"
     )
-    if found["set_aside"]:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in found["set_aside"].items())
-        print(f"{command}: set aside by quality control: {reasons}; listed in {job.report}")
-    if found["unreadable"]:
-        line = f"{found['unreadable']} of {found['found']} files could not be read and were left out"
-        if status:
+    if counts["excluded"]:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in counts["excluded"].items())
+        print(f"{job.command}: excluded by quality control: {reasons}; listed in {job.report}")
+    if counts["unreadable"]:
+        line = f"{counts['unreadable']} of {counts['found']} files could not be read and were skipped"
+        if accepted:
+            print(f"{job.command}: {line}; listed in {job.report}")
+        else:
             print(
                 f"mrmfast: error: {line}; they are listed in {job.report}; "
                 "replace them and rerun, or accept with --accept-unreadable",
                 file=sys.stderr,
             )
-        else:
-            print(f"{command}: {line}; listed in {job.report}")
-    return status

@@ -1,8 +1,8 @@
 """``python -m preprocess index DATASET``: a dataset of WebDataset tars that another tool wrote, without rewriting them.
 
-Adds what random access needs beside them: a DALI index per tar, the table of all samples, the manifest with checksums.
-Tars are read member by member and never unpacked, so ids that they hold stay in them: with ``--pseudonymise`` the table
-joins with genetics under pseudonyms, and the tars are as private as they were.
+Random access needs files beside the tars, which are added: a DALI index per tar, the table of all samples, the manifest
+with checksums. Tars are read member by member and never unpacked or changed: with ``--pseudonymise`` the table joins
+with genetics under pseudonyms, and the ids in the tars stay there.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import re
 import sys
 import tarfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,7 +27,7 @@ from mrmfast.formats.checksums import file_sha256
 from mrmfast.formats.image_shards import Member, finalise_images, index_text, tar_samples
 from mrmfast.formats.manifest import Shard, SplitRule, claim_splits
 from mrmfast.formats.pseudonyms import Pseudonyms, add_argument
-from preprocess.images.command import share
+from preprocess.images.command import add_split_arguments
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg")
 
@@ -34,7 +35,9 @@ IMAGE_EXTENSIONS = ("jpg", "jpeg")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``index``."""
     parser.add_argument("dataset", metavar="DATASET", type=Path, help="folder with the tars, anywhere below it")
-    parser.add_argument("--tars", default="**/*.tar", metavar="GLOB", help="which of them (default: %(default)s)")
+    parser.add_argument(
+        "--tars", default="**/*.tar", metavar="GLOB", help="which tar files to index (default: %(default)s)"
+    )
     parser.add_argument(
         "--participant-field",
         default="participant",
@@ -46,8 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="REGEX",
         help="take the participant from the sample's key instead: group (?P<participant>...), from the key's start",
     )
-    parser.add_argument("--split-seed", type=int, default=0, help="who is held out (default: %(default)s)")
-    parser.add_argument("--test-fraction", type=share(1), default=0.2, help="share held out (default: %(default)s)")
+    add_split_arguments(parser)
     add_argument(parser)
 
 
@@ -57,52 +59,60 @@ def run(arguments: argparse.Namespace) -> int:
     Raises
     ------
     UserError
-        No tars, a damaged or compressed tar, a sample without a JPEG or without a participant, or pictures that are
-        not square and of one size.
+        No tars, a damaged or compressed tar, a sample without a JPEG or without a participant, or images that are not
+        square and of one size.
     """
     dataset: Path = arguments.dataset
     tars = sorted(path for path in dataset.glob(arguments.tars) if path.is_file())
     if not tars:
         raise UserError(f"{dataset}: no file matches {arguments.tars}; give the folder that holds the tars, or --tars")
-    pattern = _pattern(arguments.participant_pattern)
+    identify = _Identify(arguments.participant_field, _pattern(arguments.participant_pattern))
     pseudonyms = Pseudonyms.read(arguments.pseudonymise)
     claim_splits(dataset, SplitRule(arguments.split_seed, arguments.test_fraction))
     pseudonyms.check(dataset)
-    parts: list[tuple[Shard, list[dict[str, Any]]]] = []
-    sides: set[int] = set()
-    number = 0
+    size = _OneSize()
+    shards: list[tuple[Shard, list[dict[str, Any]]]] = []
     for path in tqdm(tars, desc="index", unit="tar", disable=None):
-        rows: list[dict[str, Any]] = []
-        samples: list[list[Member]] = []
-        for members, picture, jpeg, metadata in _samples(path):
-            sides.add(_side(path, picture, jpeg))
-            if len(sides) > 1:
-                raise UserError(
-                    f"{path}: the picture at byte {picture.offset} is {max(sides)} pixels wide, others {min(sides)}; "
-                    "pictures must be of one size: make the dataset with python -m preprocess fundus or pathology"
-                )
-            participant = _participant(path, picture, metadata, arguments.participant_field, pattern)
-            [participant] = pseudonyms.of([participant])
-            # A running number, since keys show up in logs and another tool's may hold ids.
-            rows.append(
-                {"key": f"{number:09d}", "participant": participant, "offset": picture.offset, "size": picture.size}
-            )
-            samples.append(members)
-            number += 1
-        if not rows:
-            raise UserError(f"{path}: holds no JPEG pictures; leave it out with --tars")
-        index = path.with_suffix(".idx")
-        with write_aside(index) as file:
-            file.write(index_text(samples))
-        name, index_name = (str(one.relative_to(dataset)) for one in (path, index))
-        parts.append((Shard(name, index_name, path.stat().st_size, len(rows), file_sha256(path)), rows))
-    schema = {"jpg": "RGB picture, image_size x image_size"}
+        first = sum(shard.samples for shard, _ in shards)
+        shards.append(_index_tar(dataset, path, first, identify, pseudonyms, size))
+    samples = sum(shard.samples for shard, _ in shards)
+    schema = {"jpg": "RGB image, image_size x image_size"}
     pseudonyms.claim(dataset)
-    finalise_images(dataset, parts, image_size=sides.pop(), schema=schema, statistics={"found": number})
-    print(f"index: {number} pictures of {len(tars)} tars; {dataset} is a dataset now")
+    finalise_images(dataset, shards, image_size=size.pixels, schema=schema, statistics={"found": samples})
+    print(f"index: {samples} images of {len(tars)} tars; {dataset} is a dataset now")
     if pseudonyms.key:
         print("index: the tars themselves still hold the ids they came with: keep the folder private", file=sys.stderr)
     return 0
+
+
+def _index_tar(
+    dataset: Path, path: Path, first: int, identify: _Identify, pseudonyms: Pseudonyms, size: _OneSize
+) -> tuple[Shard, list[dict[str, Any]]]:
+    """Write the DALI index of a tar; return its manifest entry and its rows of the sample table.
+
+    Keys are running numbers from `first`: keys show up in logs, and those of another tool may hold ids.
+    """
+    rows: list[dict[str, Any]] = []
+    samples: list[list[Member]] = []
+    for members, image, jpeg, metadata in _samples(path):
+        size.check(path, image, jpeg)
+        [participant] = pseudonyms.of([identify(path, image, metadata)])
+        key = f"{first + len(rows):09d}"
+        rows.append({"key": key, "participant": participant, "offset": image.offset, "size": image.size})
+        samples.append(members)
+    if not rows:
+        raise UserError(f"{path}: holds no JPEG images; exclude it with --tars")
+    index = path.with_suffix(".idx")
+    with write_aside(index) as file:
+        file.write(index_text(samples))
+    entry = Shard(
+        path=str(path.relative_to(dataset)),
+        index=str(index.relative_to(dataset)),
+        bytes=path.stat().st_size,
+        samples=len(rows),
+        sha256=file_sha256(path),
+    )
+    return entry, rows
 
 
 def _pattern(text: str | None) -> re.Pattern[str] | None:
@@ -111,14 +121,14 @@ def _pattern(text: str | None) -> re.Pattern[str] | None:
     try:
         pattern = re.compile(text)
     except re.error as error:
-        raise UserError(f"--participant-pattern={text}: {error}; mend the regular expression") from error
+        raise UserError(f"--participant-pattern={text}: {error}; fix the regular expression") from error
     if "participant" not in pattern.groupindex:
         raise UserError(f"--participant-pattern={text}: lacks a group (?P<participant>...); add it")
     return pattern
 
 
 def _samples(path: Path) -> Iterator[tuple[list[Member], Member, bytes, dict[str, Any]]]:
-    """Yield each sample's members, which of them is the picture, its JPEG and its metadata."""
+    """Yield each sample's members, which of them is the image, its JPEG and its metadata."""
     try:
         with tarfile.open(path, "r:") as tar:
             samples = list(tar_samples(tar))
@@ -126,19 +136,26 @@ def _samples(path: Path) -> Iterator[tuple[list[Member], Member, bytes, dict[str
         raise UserError(f"{path}: not a plain, whole tar ({error}); unpack compression, or copy it again") from error
     with open(path, "rb") as file:
         for members in samples:
-            found = {member.extension: member for member in members}
-            picture = next((found[one] for one in IMAGE_EXTENSIONS if one in found), None)
-            if picture is None:
+            by_extension = {member.extension: member for member in members}
+            image = next((by_extension[name] for name in IMAGE_EXTENSIONS if name in by_extension), None)
+            if image is None:
                 raise UserError(
-                    f"{path}: the sample at byte {members[0].offset} has no .jpg; only JPEG pictures can be streamed"
+                    f"{path}: the sample at byte {members[0].offset} has no .jpg; only JPEG images can be streamed"
                 )
-            try:
-                metadata = json.loads(_bytes(file, found["json"])) if "json" in found else {}
-            except ValueError as error:
-                raise UserError(
-                    f"{path}: the .json at byte {found['json'].offset} is damaged ({error}); write the tar again"
-                ) from None
-            yield members, picture, _bytes(file, picture), metadata if isinstance(metadata, dict) else {}
+            yield members, image, _bytes(file, image), _metadata(path, file, by_extension.get("json"))
+
+
+def _metadata(path: Path, file: IO[bytes], member: Member | None) -> dict[str, Any]:
+    """Return the fields of a sample's .json; none where there is no .json, or it holds something else."""
+    if member is None:
+        return {}
+    try:
+        metadata = json.loads(_bytes(file, member))
+    except ValueError as error:
+        raise UserError(
+            f"{path}: the .json at byte {member.offset} is damaged ({error}); write the tar again"
+        ) from None
+    return metadata if isinstance(metadata, dict) else {}
 
 
 def _bytes(file: IO[bytes], member: Member) -> bytes:
@@ -146,36 +163,63 @@ def _bytes(file: IO[bytes], member: Member) -> bytes:
     return file.read(member.size)
 
 
-def _side(path: Path, member: Member, picture: bytes) -> int:
+class _OneSize:
+    """The side that all images of a dataset must have, pixels; 0 before the first image."""
+
+    pixels = 0
+
+    def check(self, path: Path, member: Member, jpeg: bytes) -> None:
+        """Compare an image with those before it.
+
+        Raises
+        ------
+        UserError
+            It is no JPEG, not square, or of another size.
+        """
+        side = _side(path, member, jpeg)
+        if self.pixels and side != self.pixels:
+            raise UserError(
+                f"{path}: the image at byte {member.offset} is {side} pixels wide, others {self.pixels}; "
+                "images must be of one size: make the dataset with python -m preprocess fundus or pathology"
+            )
+        self.pixels = side
+
+
+def _side(path: Path, member: Member, jpeg: bytes) -> int:
     try:
-        with Image.open(io.BytesIO(picture)) as opened:
-            width, height = opened.size
-            kind = opened.format
+        with Image.open(io.BytesIO(jpeg)) as header:
+            width, height = header.size
+            kind = header.format
     except OSError:
         raise UserError(
-            f"{path}: the picture at byte {member.offset} is not a readable picture; write the tar again"
+            f"{path}: the image at byte {member.offset} is not a readable image; write the tar again"
         ) from None
     if kind != "JPEG" or width != height:
         raise UserError(
-            f"{path}: the picture at byte {member.offset} is a {kind} of {width} x {height}; "
+            f"{path}: the image at byte {member.offset} is a {kind} of {width} x {height}; "
             "square JPEGs are needed: make the dataset with python -m preprocess fundus or pathology"
         )
     return width
 
 
-def _participant(
-    path: Path, member: Member, metadata: dict[str, Any], field: str, pattern: re.Pattern[str] | None
-) -> str:
-    if pattern is not None:
-        found = pattern.match(member.name.rpartition("/")[2].partition(".")[0])
-        if found:
-            return found["participant"]
-        raise UserError(
-            f"{path}: a key does not match --participant-pattern; mend the pattern (sample at byte {member.offset})"
-        )
-    if metadata.get(field) is None:
-        raise UserError(
-            f"{path}: the sample at byte {member.offset} has no field {field!r} in its .json; name another with "
-            "--participant-field, or take the participant from keys with --participant-pattern"
-        )
-    return str(metadata[field])
+@dataclass(frozen=True)
+class _Identify:
+    """Finds the participant of a sample: in a field of its .json, or by a pattern in its key."""
+
+    field: str
+    pattern: re.Pattern[str] | None
+
+    def __call__(self, path: Path, member: Member, metadata: dict[str, Any]) -> str:
+        if self.pattern is not None:
+            match = self.pattern.match(member.name.rpartition("/")[2].partition(".")[0])
+            if match:
+                return match["participant"]
+            raise UserError(
+                f"{path}: a key does not match --participant-pattern; fix the pattern (sample at byte {member.offset})"
+            )
+        if metadata.get(self.field) is None:
+            raise UserError(
+                f"{path}: the sample at byte {member.offset} has no field {self.field!r} in its .json; name another "
+                "with --participant-field, or take the participant from keys with --participant-pattern"
+            )
+        return str(metadata[self.field])

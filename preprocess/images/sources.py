@@ -1,10 +1,8 @@
-"""The source files of an image preprocessor: which they are, and whose."""
+"""The source files of an image preprocessor: which files they are, and what may be written down about them."""
 
 from __future__ import annotations
 
-import csv
 import os
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -13,15 +11,15 @@ from typing import Any
 from mrmfast.errors import UserError
 from mrmfast.formats.pseudonyms import Pseudonyms
 
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
-_EYES = {
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
+EYES = {
     **dict.fromkeys(("left", "l", "os", "21015"), "left"),
     **dict.fromkeys(("right", "r", "od", "21016"), "right"),
 }
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceFile:
     """One file to process.
 
     Attributes
@@ -49,116 +47,8 @@ class Source:
         return self.alias or self.file
 
 
-def pseudonymised(sources: list[Source], pseudonyms: Pseudonyms) -> list[Source]:
-    """Replace ids, also where they are part of a slide's or another name, and number the files; without a key nothing.
-
-    A slide's name is replaced whether or not it holds the id: it leads to the patient like one.
-    """
-    if not pseudonyms.key:
-        return sources
-
-    def hide(source: Source, participant: str) -> Source:
-        secret = [
-            key
-            for key, value in source.metadata.items()
-            if key == "slide" or (source.participant in str(value) and value not in _EYES.values())
-        ]
-        hidden = dict(zip(secret, pseudonyms.of(source.metadata[key] for key in secret).tolist(), strict=True))
-        return replace(
-            source,
-            participant=participant,
-            metadata=source.metadata | hidden,
-            alias=f"file {source.number + 1}",
-        )
-
-    names = pseudonyms.of(source.participant for source in sources).tolist()
-    return [hide(source, name) for source, name in zip(sources, names, strict=True)]
-
-
-@dataclass(frozen=True)
-class Naming:
-    """How a file name tells the participant.
-
-    Attributes
-    ----------
-    pattern : str
-        Regular expression searched from the start of the file name, with a group ``participant`` and optional further
-        groups. A name that does not match is its own participant.
-    table : Path or None
-        CSV with the columns file, participant and, if wanted, eye; overrides the pattern.
-    """
-
-    pattern: str
-    table: Path | None = None
-
-    def sources(self, files: list[str]) -> tuple[list[Source], int]:
-        """Name the participant of every file.
-
-        Returns
-        -------
-        list of Source
-            In the order of `files`.
-        int
-            How many files did not match and are their own participant.
-
-        Raises
-        ------
-        UserError
-            The pattern is no regular expression or lacks the group; the table is unusable or lacks files.
-        """
-        return _from_table(self.table, files) if self.table else self._from_pattern(files)
-
-    def _from_pattern(self, files: list[str]) -> tuple[list[Source], int]:
-        try:
-            pattern = re.compile(self.pattern, re.IGNORECASE)
-        except re.error as error:
-            raise UserError(f"--participant-pattern: not a regular expression ({error})") from error
-        if "participant" not in pattern.groupindex:
-            raise UserError("--participant-pattern: needs a group (?P<participant>...)")
-        sources, unmatched = [], 0
-        for number, file in enumerate(files):
-            name = PurePosixPath(file)
-            found = pattern.match(name.name)
-            groups = {k: v for k, v in found.groupdict().items() if v} if found else {}
-            unmatched += "participant" not in groups
-            participant = groups.pop("participant", name.stem)
-            if "eye" in groups:
-                groups["eye"] = _EYES.get(groups["eye"].lower(), groups["eye"])
-            sources.append(Source(number, file, participant, groups))
-        return sources, unmatched
-
-
-def _from_table(table: Path, files: list[str]) -> tuple[list[Source], int]:
-    try:
-        with open(table, newline="", encoding="utf-8-sig") as stream:
-            rows = list(csv.DictReader(stream))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{table}: unreadable participant table ({type(error).__name__})") from error
-    if not rows or not {"file", "participant"} <= rows[0].keys():
-        raise UserError(f"{table}: needs a header with the columns file,participant (and, if wanted, eye)")
-    known: dict[str, dict[str, str]] = {}
-    for line, row in enumerate(rows, start=2):
-        eye = (row.get("eye") or "").strip().lower()
-        if not (row["file"] and row["participant"]) or (eye and eye not in _EYES):
-            raise UserError(f"{table}: line {line} lacks a file or participant, or its eye is not left or right")
-        if known.setdefault(row["file"], row) is not row:
-            raise UserError(f"{table}: line {line} names a file a second time; remove one of the lines")
-    sources = []
-    for number, file in enumerate(files):
-        entry = known.get(file) or known.get(PurePosixPath(file).name)
-        if entry:
-            eye = _EYES.get((entry.get("eye") or "").strip().lower(), "")
-            sources.append(Source(number, file, entry["participant"].strip(), {"eye": eye} if eye else {}))
-    if len(sources) < len(files):
-        raise UserError(
-            f"{table}: has no line for {len(files) - len(sources)} of the {len(files)} image files; "
-            "add them (file = path below SRC, or the bare name) or move these files away"
-        )
-    return sources, 0
-
-
 def find_files(
-    root: Path, suffixes: tuple[str, ...], leave_out: Callable[[PurePosixPath], bool]
+    root: Path, suffixes: tuple[str, ...], is_mask: Callable[[PurePosixPath], bool]
 ) -> tuple[list[str], int]:
     """List the files below a folder by suffix, sorted by their path relative to it.
 
@@ -166,16 +56,16 @@ def find_files(
     ----------
     root : Path
     suffixes : tuple of str
-        Lower case, with the dot; matched without regard to case. Hidden files are passed over.
-    leave_out : callable
-        Says of a relative path whether it is something else (a mask).
+        Lower case, with the dot; matched without regard to case. Files whose names begin with a dot are skipped.
+    is_mask : callable
+        Tells of a relative path whether it is a mask, which is no image.
 
     Returns
     -------
     list of str
         Relative paths with forward slashes.
     int
-        How many were left out.
+        How many masks were skipped.
 
     Raises
     ------
@@ -184,19 +74,42 @@ def find_files(
     """
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; SRC is the folder with the image files")
-    found: list[str] = []
-    left_out = 0
-    for folder, _, names in os.walk(root):
-        for name in names:
-            path = PurePosixPath(Path(folder, name).relative_to(root).as_posix())
-            if path.suffix.lower() in suffixes and not name.startswith("."):
-                if leave_out(path):
-                    left_out += 1
-                else:
-                    found.append(str(path))
-    if not found:
+    paths = [path for path in _walk(root) if path.suffix.lower() in suffixes and not path.name.startswith(".")]
+    files = sorted(str(path) for path in paths if not is_mask(path))
+    masks = len(paths) - len(files)
+    if not files:
         raise UserError(
-            f"{root}: no image files ({', '.join(s[1:] for s in suffixes)}) in it"
-            + (f"; {left_out} masks were left out" if left_out else "; is SRC the right folder?")
+            f"{root}: no image files ({', '.join(suffix[1:] for suffix in suffixes)}) in it"
+            + (f"; {masks} masks were skipped" if masks else "; is SRC the right folder?")
         )
-    return sorted(found), left_out
+    return files, masks
+
+
+def _walk(root: Path) -> list[PurePosixPath]:
+    """Return every file below a folder, as a path relative to it."""
+    return [
+        PurePosixPath(Path(folder, name).relative_to(root).as_posix())
+        for folder, _, names in os.walk(root)
+        for name in names
+    ]
+
+
+def pseudonymised(sources: list[SourceFile], pseudonyms: Pseudonyms) -> list[SourceFile]:
+    """Replace ids, also where they are part of a slide's or another name, and number the files; without a key nothing.
+
+    A slide's name is replaced whether or not it holds the id: it leads to the patient like one.
+    """
+    if not pseudonyms.key:
+        return sources
+    names = pseudonyms.of(source.participant for source in sources).tolist()
+    return [_hidden(source, name, pseudonyms) for source, name in zip(sources, names, strict=True)]
+
+
+def _hidden(source: SourceFile, pseudonym: str, pseudonyms: Pseudonyms) -> SourceFile:
+    secret = [
+        key
+        for key, value in source.metadata.items()
+        if key == "slide" or (source.participant in str(value) and value not in EYES.values())
+    ]
+    hidden = dict(zip(secret, pseudonyms.of(source.metadata[key] for key in secret).tolist(), strict=True))
+    return replace(source, participant=pseudonym, metadata=source.metadata | hidden, alias=f"file {source.number + 1}")

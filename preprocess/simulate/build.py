@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from mrmfast.errors import UserError
+from preprocess import parallel
 from preprocess.simulate import cohort, genotypes, phenotypes, photographs, rare_variants, scores, traits
 from preprocess.simulate.cohort import Settings
 from preprocess.simulate.files import write_json, write_table, writing
-from preprocess.simulate.pool import each
 
 _FORMAT = 1
 _TRUTH = "truth.json"
@@ -58,11 +58,7 @@ def simulate(out: Path, settings: Settings, workers: int) -> None:
     carriers = _write_burden(out, settings, genes, planted, ids)
     age = phenotypes.draw_age(seed, settings.participants)
     values = traits.realise(settings, plan, sums, planted_genes, carriers, age)
-    order = np.argsort(ids).tolist()
-    rows = ([str(ids[i]), *(f"{column[i]:.5g}" for column in values.values())] for i in order)
-    write_table(out / "traits.tsv", ["eid", *values], rows)
-    fields = phenotypes.draw_phenotypes(seed, age, values["vessel_width"], values["vessel_tortuosity"])
-    phenotypes.write_phenotypes(out / "phenotypes.tsv", ids, fields)
+    _write_traits(out, seed, ids, values, age)
     photographs.take_all(out / "fundus", seed, ids, values, workers)
 
     truth = {
@@ -73,15 +69,7 @@ def simulate(out: Path, settings: Settings, workers: int) -> None:
         "reference": "A2",
         "genotypes_missing_share": genotypes.MISSING_CHANCE,
         "keep_every": genotypes.KEEP_EVERY,
-        "sizes": {
-            "participants": settings.participants,
-            "photographs": 2 * settings.participants,
-            "snps": settings.snps,
-            "snps_by_chromosome": counts,
-            "scores": settings.scores,
-            "genes": settings.genes,
-            "rare_variants": sum(len(gene.variants) for gene in genes),
-        },
+        "sizes": _sizes(settings, counts, genes),
         "traits": described,
         "scores": {
             score.pgs_id: {"matched_rows": len(score.index), "absent_rows": absent[score.pgs_id]}
@@ -91,6 +79,27 @@ def simulate(out: Path, settings: Settings, workers: int) -> None:
     }
     write_json(out / _TRUTH, truth)
     shutil.rmtree(out / _WORK)
+
+
+def _sizes(settings: Settings, counts: list[int], genes: list[rare_variants.Gene]) -> dict[str, Any]:
+    return {
+        "participants": settings.participants,
+        "photographs": 2 * settings.participants,
+        "snps": settings.snps,
+        "snps_by_chromosome": counts,
+        "scores": settings.scores,
+        "genes": settings.genes,
+        "rare_variants": sum(len(gene.variants) for gene in genes),
+    }
+
+
+def _write_traits(out: Path, seed: int, ids: np.ndarray, values: dict[str, np.ndarray], age: np.ndarray) -> None:
+    """Write the tables of traits and of UK Biobank fields."""
+    order = np.argsort(ids).tolist()
+    rows = ([str(ids[i]), *(f"{column[i]:.5g}" for column in values.values())] for i in order)
+    write_table(out / "traits.tsv", ["eid", *values], rows)
+    fields = phenotypes.draw_phenotypes(seed, age, values["vessel_width"], values["vessel_tortuosity"])
+    phenotypes.write_phenotypes(out / "phenotypes.tsv", ids, fields)
 
 
 def estimate_bytes(settings: Settings) -> int:
@@ -128,12 +137,21 @@ def _save(path: Path, array: np.ndarray) -> None:
         np.save(handle, array)
 
 
-def _write_one_chromosome(
-    out: Path, seed: int, ids: np.ndarray, rows: int, task: tuple[int, int, dict[int, np.ndarray]]
-) -> None:
+@dataclass(frozen=True)
+class _Genome:
+    """What the chromosomes share."""
+
+    out: Path
+    seed: int
+    ids: np.ndarray
+    rows: int
+
+
+def _write_one_chromosome(genome: _Genome, task: tuple[int, int, dict[int, np.ndarray]]) -> None:
     number, snps, weights = task
-    sums = genotypes.write_chromosome(out / "genotypes", seed, number, snps, ids, weights, rows)
-    _save(out / _WORK / f"chr{number}.npy", sums)  # last: it says that the chromosome is written
+    folder = genome.out / "genotypes"
+    sums = genotypes.write_chromosome(folder, genome.seed, number, snps, genome.ids, weights, genome.rows)
+    _save(genome.out / _WORK / f"chr{number}.npy", sums)  # last: its presence means that the chromosome is written
 
 
 def _write_genotypes(
@@ -145,9 +163,17 @@ def _write_genotypes(
         for number, snps in enumerate(counts, start=1)
         if not (out / _WORK / f"chr{number}.npy").exists()
     ]
-    job = partial(_write_one_chromosome, out, settings.seed, ids, len(plan.sd))
-    for _ in tqdm(each(job, tasks, workers), desc="genotypes", unit="chromosome", total=len(tasks)):
-        pass
+    genome = _Genome(out, settings.seed, ids, len(plan.sd))
+    parallel.run_parts(
+        _write_one_chromosome,
+        genome,
+        tasks,
+        [1] * len(tasks),
+        argparse.Namespace(workers=workers, scheduler=None),
+        "genotypes",
+        "chromosome",
+        processes=True,
+    )
     return sum(np.load(out / _WORK / f"chr{number}.npy") for number in range(1, 23))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from bed_reader import create_bed
@@ -138,18 +139,9 @@ def write_chromosome(
     people = len(ids)
     sums = np.zeros((rows, people))
     founder = stream(seed, "first founder", number).integers(0, FOUNDERS, 2 * people, dtype=np.uint8)
-    names = [str(i) for i in ids]
     final = {suffix: folder / f"chr{number}.{suffix}" for suffix in ("fam", "bim", "bed")}
     parts = {suffix: aside(path) for suffix, path in final.items()}
-    properties = {
-        "fid": names,
-        "iid": names,
-        "chromosome": [str(number)] * snps,
-        "sid": [chromosome.name(index) for index in range(snps)],
-        "bp_position": chromosome.positions,
-        "allele_1": chromosome.alt,
-        "allele_2": chromosome.ref,
-    }
+    properties = _properties(chromosome, number, snps, [str(i) for i in ids])
     with create_bed(
         parts["bed"], people, snps, properties, fam_location=parts["fam"], bim_location=parts["bim"]
     ) as writer:
@@ -167,3 +159,16 @@ def write_chromosome(
     for suffix, path in final.items():
         settle(parts[suffix], path)
     return sums
+
+
+def _properties(chromosome: Chromosome, number: int, snps: int, names: list[str]) -> dict[str, Any]:
+    """Return the columns of ``.fam`` and ``.bim`` as bed-reader names them."""
+    return {
+        "fid": names,
+        "iid": names,
+        "chromosome": [str(number)] * snps,
+        "sid": [chromosome.name(index) for index in range(snps)],
+        "bp_position": chromosome.positions,
+        "allele_1": chromosome.alt,
+        "allele_2": chromosome.ref,
+    }

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
+from preprocess import parallel
 from preprocess.simulate.cohort import EYES, bad_photographs, stream
 from preprocess.simulate.files import writing
 from preprocess.simulate.fundus_image import CAMERAS, photograph
-from preprocess.simulate.pool import each
 from preprocess.simulate.spoiled import spoil
 
 _JPEG_QUALITY = 90
+PEOPLE_PER_PART = 8
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,12 @@ def take(folder: Path, seed: int, sitting: Sitting) -> None:
             handle.write(encoded.tobytes())
 
 
+def take_part(job: tuple[Path, int], sittings: list[Sitting]) -> None:
+    """Draw and write what is missing of some participants' photographs; `job` is the folder and the seed."""
+    for sitting in sittings:
+        take(*job, sitting)
+
+
 def _sittings(seed: int, ids: np.ndarray, traits: dict[str, np.ndarray]) -> Iterator[Sitting]:
     bad = bad_photographs(seed, len(ids))
     for index, eid in enumerate(ids.tolist()):
@@ -69,7 +75,15 @@ def take_all(folder: Path, seed: int, ids: np.ndarray, traits: dict[str, np.ndar
     traits
         Trait name -> values, shape (N,).
     """
-    job = partial(take, folder, seed)
-    sittings = _sittings(seed, ids, traits)
-    for _ in tqdm(each(job, sittings, workers, chunk=8), desc="photographs", unit="participant", total=len(ids)):
-        pass
+    sittings = list(_sittings(seed, ids, traits))
+    tasks = [sittings[start : start + PEOPLE_PER_PART] for start in range(0, len(sittings), PEOPLE_PER_PART)]
+    parallel.run_parts(
+        take_part,
+        (folder, seed),
+        tasks,
+        [len(task) for task in tasks],
+        argparse.Namespace(workers=workers, scheduler=None),
+        "photographs",
+        "participant",
+        processes=True,
+    )

@@ -200,29 +200,10 @@ def describe(plan: Plan, genome: list[Chromosome], scores: list[Score], genes: l
                 "age": trait.age_share,
                 "noise": round(trait.noise_share, 6),
             },
-            "snps": [],
+            "snps": _describe_snps(trait, plan, genome) if trait.name in plan.row_of else [],
             "score": None,
             "genes": [],
         }
-        if trait.name in plan.row_of:
-            row = plan.row_of[trait.name]
-            scale = trait.sd * np.sqrt(trait.snp_share) / plan.sd[row]
-            for number, table in sorted(plan.weights.items()):
-                chromosome = genome[number - 1]
-                entry["snps"] += [
-                    {
-                        "chromosome": number,
-                        "id": chromosome.name(index),
-                        "index": index,
-                        "position": int(chromosome.positions[index]),
-                        "effect_allele": str(chromosome.alt[index]),
-                        "other_allele": str(chromosome.ref[index]),
-                        "effect_allele_frequency": float(chromosome.panel[index].mean()),
-                        "effect": float(weights[row] * scale),
-                    }
-                    for index, weights in sorted(table.items())
-                    if weights[row]
-                ]
         if trait.score is not None:
             score, row = scores[trait.score], plan.score_row_of[trait.name]
             entry["score"] = {
@@ -243,3 +224,24 @@ def describe(plan: Plan, genome: list[Chromosome], scores: list[Score], genes: l
         ]
         described.append(entry)
     return described
+
+
+def _describe_snps(trait: Trait, plan: Plan, genome: list[Chromosome]) -> list[dict[str, Any]]:
+    """List the SNPs that are planted in a trait."""
+    row = plan.row_of[trait.name]
+    scale = trait.sd * np.sqrt(trait.snp_share) / plan.sd[row]
+    return [
+        {
+            "chromosome": number,
+            "id": genome[number - 1].name(index),
+            "index": index,
+            "position": int(genome[number - 1].positions[index]),
+            "effect_allele": str(genome[number - 1].alt[index]),
+            "other_allele": str(genome[number - 1].ref[index]),
+            "effect_allele_frequency": float(genome[number - 1].panel[index].mean()),
+            "effect": float(weights[row] * scale),
+        }
+        for number, table in sorted(plan.weights.items())
+        for index, weights in sorted(table.items())
+        if weights[row]
+    ]

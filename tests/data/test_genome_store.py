@@ -16,7 +16,7 @@ from mrmfast.data.genetics.store import FeatureTable, GenomeStore, pack_rows, wr
 from mrmfast.data.genetics.table import lay_out
 from mrmfast.errors import UserError
 from mrmfast.formats import genetics
-from mrmfast.storage.source import Source
+from mrmfast.storage.source import DatasetSource
 from tests.helpers.common import write_dataset
 
 
@@ -213,7 +213,7 @@ def test_an_object_store_gives_the_same_rows(tmp_path, upload, monkeypatch):
     url = upload(local, "genome-store")
     # Caches apart: equal content would otherwise be found by its checksum and nothing would be read remotely.
     near = GenomeStore.open(str(local), cache=str(tmp_path / "near"))
-    far = GenomeStore.open(url, store=Source(url).zarr_store(), cache=str(tmp_path / "far"))
+    far = GenomeStore.open(url, store=DatasetSource(url).zarr_store(), cache=str(tmp_path / "far"))
     assert far.groups() == near.groups()
     for one, other in zip(near.modalities, far.modalities, strict=True):
         assert np.array_equal(one.rows, other.rows, equal_nan=one.kind == "float")

@@ -18,7 +18,7 @@ from mrmfast.data.dataset import DataConfig, open_dataset
 from mrmfast.data.loader import Loader
 from mrmfast.data.reader import ShardReader
 from mrmfast.errors import UserError
-from mrmfast.storage.source import FetchConfig
+from mrmfast.storage.config import FetchConfig
 from tests.helpers.common import ROOT, write_dataset
 
 BACKENDS = ("cpu", "dali")

@@ -17,7 +17,7 @@ from mrmfast.formats.manifest import Manifest, SplitRule, claim_splits, read_man
 from mrmfast.formats.pseudonyms import Pseudonyms
 from mrmfast.formats.sample_table import read_sample_table
 from mrmfast.ops.genome_unpack import unpack_genome
-from mrmfast.storage.source import Source
+from mrmfast.storage.source import DatasetSource
 from preprocess.__main__ import main as preprocess
 from tests.helpers.common import write_dataset
 
@@ -200,7 +200,7 @@ def test_a_changed_manifest_is_refused(tmp_path):
     changed, unsealed = whole | {"pseudonyms": "another"}, {key: whole[key] for key in whole if key != "sha256"}
     for document in (changed, unsealed):
         path.write_text(json.dumps(document))
-        for read in (Source(str(path.parent)).manifest, lambda: read_manifest(path.parent)):
+        for read in (DatasetSource(str(path.parent)).manifest, lambda: read_manifest(path.parent)):
             with pytest.raises(UserError, match=r"dataset.json: differs from its own SHA-256 .*; copy or upload"):
                 read()
 
@@ -222,7 +222,7 @@ def test_a_failed_update_keeps_the_manifest(tmp_path):
 def test_missing_and_short_shards_are_named(tmp_path):
     path = write_dataset(tmp_path, genetics=False)
     manifest = read_manifest(path)
-    source = Source(str(path))
+    source = DatasetSource(str(path))
     shard = path / manifest.shards[0].path
     shard.write_bytes(shard.read_bytes()[:-512])
     with pytest.raises(UserError, match=r"shard-000000\.tar: has .* bytes"):

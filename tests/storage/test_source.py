@@ -20,15 +20,18 @@ import pytest
 
 from benchmarks.object_store import dataset, fault_proxy
 from benchmarks.object_store.fault_proxy import KINDS, FaultProxy
+from mrmfast.config import build
 from mrmfast.data.dataset import DataConfig, open_dataset
 from mrmfast.data.genetics.store import GenomeStore
 from mrmfast.errors import ClosedError, UserError
 from mrmfast.formats.sample_table import read_sample_table
 from mrmfast.meters import Meters
-from mrmfast.storage import node_cache, retry
+from mrmfast.storage import partial_file, retry, shard_fetch
 from mrmfast.storage import source as source_module
-from mrmfast.storage.node_cache import FullError, NodeCache
-from mrmfast.storage.source import FetchConfig, Source
+from mrmfast.storage.config import FetchConfig
+from mrmfast.storage.eviction import FullError
+from mrmfast.storage.node_cache import NodeCache
+from mrmfast.storage.source import DatasetSource
 from tests.helpers.common import ROOT
 
 SHARDS, SAMPLES, SIZE = 5, 10, 3_000
@@ -91,7 +94,7 @@ def test_a_fault_costs_a_retry_and_no_byte(kind, bucket, behind, tmp_path):
     left = [kind]
     behind(lambda path: left.pop() if left and path.endswith("shard-000002.tar") else None)
     meters = Meters()
-    with Source(url, str(tmp_path), config=QUICK, meters=meters) as source:
+    with DatasetSource(url, str(tmp_path), config=QUICK, meters=meters) as source:
         assert source.manifest() == manifest
         source.prefetch(manifest.shards)
         assert all(whole(source.local(shard), shard) for shard in manifest.shards)
@@ -110,7 +113,7 @@ def test_a_fault_in_the_manifest_and_every_chunk_of_genetics(dataset, s3, behind
     for number, kind in enumerate(("flip", "503", "wrong length")):
         proxy = behind(once(kind, "/ds/"))
         meters = Meters()
-        with Source(url, config=QUICK, meters=meters) as source:
+        with DatasetSource(url, config=QUICK, meters=meters) as source:
             names = sorted(source.manifest().genetics)
             table = read_sample_table(url, source.zarr_store())
             far = GenomeStore.open(url, names, source.zarr_store(), str(tmp_path / f"far{number}"))
@@ -125,7 +128,7 @@ def test_why_the_tables_did_not_come_is_told(dataset, s3, behind, tmp_path):
     """Neither a refused request nor a closed source is a damaged dataset."""
     url = s3[1](dataset, "fetch-refused")
     behind(always("403", ".zarr"))
-    with Source(url, config=QUICK) as source:
+    with DatasetSource(url, config=QUICK) as source:
         for read in (
             lambda: read_sample_table(url, source.zarr_store()),
             lambda: GenomeStore.open(url, ["pgs"], source.zarr_store(), str(tmp_path)),
@@ -151,7 +154,7 @@ def test_what_stays_wrong_fails_loudly(bucket, behind, tmp_path):
     for kind, message in cases.items():
         behind(always(kind), away=3 if kind == "restart" else 0.1)
         start = time.monotonic()
-        with Source(url, str(tmp_path), config=impatient) as source, pytest.raises(UserError, match=message):
+        with DatasetSource(url, str(tmp_path), config=impatient) as source, pytest.raises(UserError, match=message):
             source.local(manifest.shards[0])
         assert time.monotonic() - start < 10, kind
     assert not list(tmp_path.glob("*.tar"))
@@ -165,7 +168,7 @@ def test_secrets_are_not_told(bucket, behind, tmp_path, monkeypatch, caplog):
     behind(always("403", ""))
     caplog.set_level("DEBUG")
     with (
-        Source(url, str(tmp_path), config=QUICK) as source,
+        DatasetSource(url, str(tmp_path), config=QUICK) as source,
         pytest.raises(UserError, match="access denied; the credentials lack s3:GetObject") as caught,
     ):
         source.manifest()
@@ -206,7 +209,7 @@ def test_where_it_comes_from(dataset, plain, tmp_path, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", web)
     options = {"gs://bucket/ds": {"anon": True, "base_url": web}, "s3://bucket/ds": {"anon": True}}
     for url in (*options, str(dataset), f"file://{dataset}"):
-        with Source(url, str(tmp_path / url[:2]), options.get(url), QUICK) as source:
+        with DatasetSource(url, str(tmp_path / url[:2]), options.get(url), QUICK) as source:
             manifest = source.manifest()
             assert all(whole(source.local(shard), shard) for shard in manifest.shards)
     # Nothing can be listed there, and a whole dataset opens all the same.
@@ -219,9 +222,9 @@ def test_where_it_comes_from(dataset, plain, tmp_path, monkeypatch):
 def test_addresses_that_lead_nowhere(tmp_path, monkeypatch):
     monkeypatch.setattr(source_module, "FIRST", 0.3)
     with pytest.raises(UserError, match=r"foo://x: .*; data.path is a folder, or a URL such as s3://BUCKET/PREFIX"):
-        Source("foo://x", str(tmp_path)).manifest()
+        DatasetSource("foo://x", str(tmp_path)).manifest()
     with pytest.raises(UserError, match="cannot connect to the object store; check the network"):
-        Source("http://127.0.0.1:9/ds", str(tmp_path)).manifest()
+        DatasetSource("http://127.0.0.1:9/ds", str(tmp_path)).manifest()
 
 
 def test_a_profile_is_found(bucket, behind, tmp_path, monkeypatch):
@@ -231,11 +234,11 @@ def test_a_profile_is_found(bucket, behind, tmp_path, monkeypatch):
     (tmp_path / "credentials").write_text("[study]\naws_access_key_id = a\naws_secret_access_key = b\n")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
     monkeypatch.setenv("AWS_PROFILE", "study")
-    with Source(bucket[1], config=QUICK) as source:
+    with DatasetSource(bucket[1], config=QUICK) as source:
         assert source.manifest() == bucket[2]
     monkeypatch.setenv("AWS_PROFILE", "other")
     with pytest.raises(UserError, match="check AWS_PROFILE"):
-        Source(bucket[1], config=QUICK).manifest()
+        DatasetSource(bucket[1], config=QUICK).manifest()
 
 
 @pytest.fixture(scope="module")
@@ -248,10 +251,10 @@ def large(s3, tmp_path_factory):
 
 def test_a_large_shard_comes_in_ranges(large, behind, tmp_path, monkeypatch):
     url, shard = large
-    monkeypatch.setattr(source_module, "REQUEST", 2 << 20)
+    monkeypatch.setattr(shard_fetch, "REQUEST", 2 << 20)
     meters = Meters()
     behind(once("truncation"))
-    with Source(url, str(tmp_path), config=QUICK, meters=meters) as source:
+    with DatasetSource(url, str(tmp_path), config=QUICK, meters=meters) as source:
         assert whole(source.local(shard), shard)
     assert meters.counts["requests"] == 5 + 1  # 8.1 blocks, two a range, one of them twice
     # The range that broke went on where it stopped.
@@ -262,9 +265,10 @@ def test_a_killed_download_is_taken_up_again(large, behind, tmp_path, monkeypatc
     url, shard = large
     proxy = behind(once("stall"), stall=60)
     code = f"""
-from mrmfast.storage.source import *
+from mrmfast.storage.config import FetchConfig
+from mrmfast.storage.source import DatasetSource
 from mrmfast.formats.manifest import Shard
-Source({url!r}, {str(tmp_path)!r}, config=FetchConfig(stall=60)).local({shard!r})
+DatasetSource({url!r}, {str(tmp_path)!r}, config=FetchConfig(stall=60)).local({shard!r})
 """
     victim = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
     begun = tmp_path / f"{shard.sha256}.partial"
@@ -277,9 +281,9 @@ Source({url!r}, {str(tmp_path)!r}, config=FetchConfig(stall=60)).local({shard!r}
     victim.send_signal(signal.SIGKILL)
     victim.wait()
     meters = Meters()
-    with Source(url, str(tmp_path), config=QUICK, meters=meters) as source:
+    with DatasetSource(url, str(tmp_path), config=QUICK, meters=meters) as source:
         assert whole(source.local(shard), shard)
-    assert meters.counts["resumed_bytes"] >= 3 * node_cache.BLOCK
+    assert meters.counts["resumed_bytes"] >= 3 * partial_file.BLOCK
     assert meters.counts["fetched_bytes"] + meters.counts["resumed_bytes"] == shard.bytes
     assert len(proxy.paths) == 2
     assert [path.name for path in tmp_path.iterdir() if path.suffix != ".lock"] == [f"{shard.sha256}.tar"]
@@ -289,7 +293,7 @@ def test_ranks_of_a_node_download_once(bucket, behind, tmp_path):
     _, url, manifest = bucket
     proxy = behind(always("slow"), slow=0.2)
     meters = Meters()
-    ranks = [Source(url, str(tmp_path), config=QUICK, meters=meters) for _ in range(4)]
+    ranks = [DatasetSource(url, str(tmp_path), config=QUICK, meters=meters) for _ in range(4)]
     for rank in ranks:
         rank.prefetch(manifest.shards)
     for rank in ranks:
@@ -309,7 +313,7 @@ def test_the_cache_stays_within_its_limit_and_keeps_what_is_in_use(bucket, behin
         return {shard.path for shard in manifest.shards if (tmp_path / f"{shard.sha256}.tar").exists()}
 
     meters = Meters()
-    with Source(url, str(tmp_path), config=config, meters=meters) as source:
+    with DatasetSource(url, str(tmp_path), config=config, meters=meters) as source:
         for shard in (a, b, c):
             source.local(shard)
         with pytest.raises(UserError, match=r"data.fetch.cache_gb=.* full of shards in use; raise it, or lower"):
@@ -335,7 +339,7 @@ def test_the_cache_stays_within_its_limit_and_keeps_what_is_in_use(bucket, behin
         holder.kill()
         holder.wait()
     with pytest.raises(UserError, match=r"shard-000000.tar alone has .* GB; raise the limit"):
-        Source(url, str(tmp_path / "small"), config=FetchConfig(cache_gb=1e-6)).local(a)
+        DatasetSource(url, str(tmp_path / "small"), config=FetchConfig(cache_gb=1e-6)).local(a)
 
 
 def test_many_small_shards_in_use_never_exceed_the_limit(tmp_path):
@@ -348,7 +352,7 @@ def test_many_small_shards_in_use_never_exceed_the_limit(tmp_path):
         name = f"{len(pins):064x}"
         with cache.claim(name, size) as partial:
             partial.write(0, bytes(size))
-            pins.append(partial.finish(cache.final(name)))
+            pins.append(partial.finish(cache.complete_path(name)))
 
     for _ in range(240):
         fetch()
@@ -365,19 +369,33 @@ def test_many_small_shards_in_use_never_exceed_the_limit(tmp_path):
         pin.close()
 
 
-@pytest.mark.parametrize("gigabytes", [float("inf"), float("nan"), -1.0, 1e300])
-def test_a_limit_that_is_no_number_of_bytes(gigabytes):
-    with pytest.raises(
-        UserError, match=r"data.fetch.cache_gb=.*: must be above 0 and finite; leave it out for no limit"
-    ):
-        FetchConfig(cache_gb=gigabytes)
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        ("cache_gb", float("inf"), "finite number"),
+        ("cache_gb", float("nan"), "finite number"),
+        ("cache_gb", -1.0, "greater than 0"),
+        ("cache_gb", 1e300, "less than or equal to"),
+        ("requests", 0, "greater than or equal to 1"),
+        ("requests", 2**70, "less than or equal to"),
+        ("stall", 0.0, "greater than 0"),
+        ("deadline", float("inf"), "finite number"),
+    ],
+)
+def test_a_value_out_of_range_is_told_by_its_key(key, value, reason):
+    with pytest.raises(UserError) as caught:
+        build(DataConfig, {"fetch": {key: value}}, "data")
+    message = str(caught.value)
+    assert message.startswith(f"data: fetch.{key}: input should be ")
+    assert reason in message
+    assert "\n" not in message and "{" not in message
 
 
 def test_waiting_for_room_ends_when_a_shard_is_released(bucket, behind, tmp_path):
     _, url, manifest = bucket
     a, b = manifest.shards[:2]
     behind()
-    with Source(url, str(tmp_path), config=FetchConfig(cache_gb=1.5 * a.bytes / 1e9)) as source:
+    with DatasetSource(url, str(tmp_path), config=FetchConfig(cache_gb=1.5 * a.bytes / 1e9)) as source:
         source.local(a)
         source.prefetch([b])
         time.sleep(0.2)
@@ -390,7 +408,7 @@ def test_what_is_fetched_ahead_never_keeps_out_what_is_waited_for(bucket, behind
     _, url, manifest = bucket
     behind()
     config = FetchConfig(requests=2, deadline=2, cache_gb=2.5 * manifest.shards[0].bytes / 1e9)
-    with Source(url, str(tmp_path), config=config) as source:
+    with DatasetSource(url, str(tmp_path), config=config) as source:
         for _ in range(3):
             source.prefetch(manifest.shards)
             for shard in reversed(manifest.shards):
@@ -404,7 +422,7 @@ def test_damage_in_the_cache_is_mended(damage, bucket, behind, tmp_path):
     _, url, manifest = bucket
     shard = manifest.shards[0]
     proxy = behind()
-    with Source(url, str(tmp_path), config=QUICK) as source:
+    with DatasetSource(url, str(tmp_path), config=QUICK) as source:
         path = source.local(shard)
     raw = bytearray(path.read_bytes())
     raw[100] ^= 1
@@ -413,7 +431,7 @@ def test_damage_in_the_cache_is_mended(damage, bucket, behind, tmp_path):
         os.utime(path, (1e9, 1e9))
     for requests in (2, 2):
         config = FetchConfig(verify="verified" in damage)
-        with Source(url, str(tmp_path), config=config) as source:
+        with DatasetSource(url, str(tmp_path), config=config) as source:
             assert whole(source.local(shard), shard)
         assert len(proxy.paths) == requests
 
@@ -423,14 +441,14 @@ def test_no_room_and_no_permission(bucket, behind, tmp_path, monkeypatch):
     behind()
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cannot be written; set data.cache to a folder"):
-        Source(url, str(tmp_path / "file")).local(manifest.shards[0])
+        DatasetSource(url, str(tmp_path / "file")).local(manifest.shards[0])
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(UserError, match="no space left for 30000 bytes; free space"):
-        Source(url, str(tmp_path / "full")).local(manifest.shards[0])
+        DatasetSource(url, str(tmp_path / "full")).local(manifest.shards[0])
     assert not list((tmp_path / "full").glob("*.partial"))
 
 
@@ -447,7 +465,7 @@ def test_nothing_is_left_behind(bucket, behind, tmp_path):
 
     for number, choose in enumerate((always(None), always("stall"), always("flip"), always("reset"))):
         proxy = behind(choose)
-        source = Source(url, str(tmp_path / str(number)), config=FetchConfig(requests=3, stall=0.3, deadline=1))
+        source = DatasetSource(url, str(tmp_path / str(number)), config=FetchConfig(requests=3, stall=0.3, deadline=1))
         source.prefetch(manifest.shards)
         if number == 0:
             source.local(manifest.shards[0])
@@ -468,9 +486,10 @@ def test_an_interrupt_ends_a_stalled_fetch(bucket, behind, tmp_path):
     _, url, manifest = bucket
     proxy = behind(always("stall"), stall=60)
     code = f"""
-from mrmfast.storage.source import *
+from mrmfast.storage.config import FetchConfig
+from mrmfast.storage.source import DatasetSource
 from mrmfast.formats.manifest import Shard
-with Source({url!r}, {str(tmp_path)!r}, config=FetchConfig(stall=1)) as source:
+with DatasetSource({url!r}, {str(tmp_path)!r}, config=FetchConfig(stall=1)) as source:
     source.local({manifest.shards[0]!r})
 """
     # Whoever starts the tests in the background of a shell without job control has told all of them to ignore SIGINT.

@@ -107,7 +107,7 @@ class GenomeStore:
         names : iterable of str, optional
             Which modalities; all by default.
         store : Store, optional
-            The dataset's folder on an object store (:meth:`mrmfast.storage.source.Source.zarr_store`).
+            The dataset's folder on an object store (:meth:`mrmfast.storage.source.DatasetSource.zarr_store`).
         cache : str, optional
             Folder of this node for the packed rows, shared by its ranks: :func:`mrmfast.cache.cache_folder`.
 

@@ -1,1 +1,1 @@
-"""Fundus photographs: find the circle, crop, quality control."""
+"""Fundus images: find the circle, crop, quality control."""

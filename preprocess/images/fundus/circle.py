@@ -1,7 +1,7 @@
-"""Find the round field of view of a fundus photograph: step 1 of the image quality control.
+"""Find the round field of view of a fundus image: step 1 of the image quality control.
 
 Two detectors. ``mrmfast``, the default, fits a circle to the outline of the lit region and copes with fields of view
-cut off at top and bottom, dark photographs and any size. ``hough`` is the published one (median blur 25, Hough circles
+cut off at top and bottom, dark images and any size. ``hough`` is the published one (median blur 25, Hough circles
 of radius at least min(h, w)/4), kept for comparison.
 """
 
@@ -47,7 +47,7 @@ def detect_outline(image: np.ndarray) -> Circle | None:
     """Find the field of view from the outline of the lit region.
 
     The lit region is the largest connected component above a threshold on the brightest channel (red, on retina).
-    A circle is fitted to its convex outline by RANSAC and trimmed least squares, leaving out what lies on the image
+    A circle is fitted to its convex outline by RANSAC and trimmed least squares, without what lies on the image
     border and long level or upright edges (a field of view cut off inside the frame). It counts if it explains most
     of the outline and the region fills it.
 
@@ -169,7 +169,7 @@ def _fit_circle(points: np.ndarray) -> Circle | None:
 
 
 def detect_hough(image: np.ndarray) -> Circle | None:
-    """Find the field of view as published (ContIG, ``image_preprocessing/resize.py``), on the full-size photograph.
+    """Find the field of view as published (ContIG, ``image_preprocessing/resize.py``), on the full-size image.
 
     Parameters
     ----------
@@ -221,13 +221,13 @@ def crop(image: np.ndarray, circle: Circle, margin: float, size: int) -> np.ndar
     return cv2.resize(box, (size, size), interpolation=cv2.INTER_AREA)
 
 
-def content_fault(picture: np.ndarray) -> str | None:
-    """Say why a cropped picture shows nothing: black, blown out or without any structure; None if it does.
+def content_fault(image: np.ndarray) -> str | None:
+    """Return why a cropped image shows nothing (black, overexposed or without structure); None if it shows something.
 
-    The black corners are left out: only the inner half of the picture is looked at.
+    Only the inner half of the image counts, because the corners are black.
     """
-    quarter = picture.shape[0] // 4
-    centre = picture[quarter : 3 * quarter, quarter : 3 * quarter]
+    quarter = image.shape[0] // 4
+    centre = image[quarter : 3 * quarter, quarter : 3 * quarter]
     if centre.max(axis=2).mean() < 5:
         return "black"
     if (centre.min(axis=2) >= 250).mean() > 0.9:

@@ -1,17 +1,17 @@
-"""What every image preprocessor shares: reading image files whole, and encoding finished pictures."""
+"""Read image files whole, and encode finished images."""
 
 from __future__ import annotations
 
 import io
 import os
 import warnings
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 from PIL import Image, ImageOps
+
+from preprocess.images.outcome import Unreadable
 
 JPEG_QUALITY = 95
 _REDUCED = {
@@ -22,41 +22,7 @@ _REDUCED = {
 }
 
 
-class Unreadable(Exception):  # noqa: N818 - a verdict on a file
-    """A file that should be an image and cannot be read; the message says why, without naming the file."""
-
-
-class SetAside(Exception):  # noqa: N818 - a verdict on a file
-    """A readable file that quality control refuses; the message is the reason, used as a counter's name."""
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One finished picture.
-
-    Attributes
-    ----------
-    pixels : ndarray of uint8, shape (size, size, 3), BGR
-    metadata : dict
-        Goes into the sample's JSON beside the participant.
-    suffix : str
-        Appended to the file's number to make the key, where one file gives several pictures.
-    """
-
-    pixels: np.ndarray
-    metadata: dict[str, Any]
-    suffix: str = ""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What one file became: its pictures, and counts worth reporting."""
-
-    pictures: list[Picture]
-    note: dict[str, Any] = field(default_factory=dict)
-
-
-def read_picture(path: Path, smallest_side: int = 0) -> tuple[np.ndarray, int]:
+def read_image(path: Path, smallest_side: int = 0) -> tuple[np.ndarray, int]:
     """Read an image file whole, scaled down while decoding where that is safe.
 
     Parameters
@@ -131,12 +97,12 @@ def _jpeg_ends(data: bytes) -> bool:
 def encode_jpeg(pixels: np.ndarray) -> bytes:
     """Encode BGR uint8 pixels as a JPEG of quality 95."""
     done, buffer = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-    assert done, "OpenCV encodes any 8-bit picture"
+    assert done, "OpenCV encodes any 8-bit image"
     return buffer.tobytes()
 
 
 def pixel_sums(jpeg: bytes) -> tuple[list[int], list[int]]:
-    """Return the sums and sums of squares of an encoded picture's red, green and blue values (0..255, exact)."""
+    """Return the sums and sums of squares of an encoded image's red, green and blue values (0..255, exact)."""
     image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
     assert image is not None, "we encoded it"
     pixels = image.astype(np.int64).reshape(-1, 3)[:, ::-1]

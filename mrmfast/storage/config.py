@@ -1,0 +1,38 @@
+"""Section ``data.fetch`` of a config: how a dataset is fetched from an object store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Ge, Gt, Le
+from pydantic import FiniteFloat
+
+# Beyond these, seconds and bytes are no meaning of a user, and clients overflow.
+MOST_SECONDS, MOST_GIGABYTES, MOST_REQUESTS = 1e6, 1e9, 4096
+
+
+@dataclass(frozen=True)
+class FetchConfig:
+    """How a dataset is fetched from an object store.
+
+    Attributes
+    ----------
+    requests : int
+        Maximum number under way at once, per rank.
+    stall : float
+        Seconds without a byte after which a request is abandoned and made again.
+    deadline : float
+        Seconds without any progress on a shard after which training stops with an error.
+    cache_gb : float, optional
+        Limit of the downloaded shards on this node, GB (1e9 bytes); the least recently used shards are evicted. No
+        limit by default.
+    verify : bool
+        Hash cached shards again at first use by each rank (they are hashed when downloaded, and after each boot).
+    """
+
+    requests: Annotated[int, Ge(1), Le(MOST_REQUESTS)] = 16
+    stall: Annotated[FiniteFloat, Gt(0), Le(MOST_SECONDS)] = 10.0
+    deadline: Annotated[FiniteFloat, Gt(0), Le(MOST_SECONDS)] = 300.0
+    cache_gb: Annotated[FiniteFloat, Gt(0), Le(MOST_GIGABYTES)] | None = None
+    verify: bool = False

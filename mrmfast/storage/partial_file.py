@@ -1,0 +1,109 @@
+"""A file that is being downloaded, in blocks, by several requests at once; a killed download is resumed.
+
+Layout on disk: the bytes of the file, then one byte per block that tells whether the block was written.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+from pathlib import Path
+
+from mrmfast.arithmetic import ceil_div
+from mrmfast.storage.file_lock import EXCLUSIVE, SHARED, Pin, still_names, try_lock
+
+BLOCK = 1 << 20  # bytes; what a killed process loses at most per request
+
+
+class PartialFile:
+    """A file that is being downloaded; once :meth:`lock` succeeds, by this process alone.
+
+    Parameters
+    ----------
+    path : Path
+        Created where it does not exist.
+    size : int
+        Bytes of the complete file.
+    """
+
+    def __init__(self, path: Path, size: int) -> None:
+        self.path, self.size = path, size
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._blocks = ceil_div(size, BLOCK)
+        self._hash, self._hashed = hashlib.sha256(), 0
+
+    def lock(self) -> bool:
+        """Take the sole right to download; False while another process or thread has it."""
+        return try_lock(self._fd, EXCLUSIVE)
+
+    @property
+    def current(self) -> bool:
+        """Whether the path still names this file: it may have been finished or evicted since it was opened."""
+        return still_names(self.path, self._fd)
+
+    @property
+    def allocated(self) -> bool:
+        """Whether the file was laid out before (by a process that did not finish)."""
+        return os.fstat(self._fd).st_size == self.size + self._blocks
+
+    def allocate(self) -> None:
+        """Lay the file out; fails here, not halfway, where the disk is full. Also twice as fast as growing it."""
+        os.ftruncate(self._fd, 0)
+        os.posix_fallocate(self._fd, 0, self.size + self._blocks)
+
+    def restart(self) -> None:
+        """Forget all bytes, because their SHA-256 is wrong."""
+        self.allocate()
+        self._hash, self._hashed = hashlib.sha256(), 0
+
+    def missing(self, longest: int) -> list[tuple[int, int]]:
+        """Return what has to be fetched, as (start, stop) in bytes, none longer than `longest`."""
+        runs: list[tuple[int, int]] = []
+        for block, done in enumerate(os.pread(self._fd, self._blocks, self.size)):
+            start, stop = block * BLOCK, min((block + 1) * BLOCK, self.size)
+            if done:
+                continue
+            if runs and runs[-1][1] == start and stop - runs[-1][0] <= longest:
+                runs[-1] = (runs[-1][0], stop)
+            else:
+                runs.append((start, stop))
+        return runs
+
+    def write(self, position: int, chunk: bytes) -> None:
+        """Write bytes of a run that began at a block's edge and continues without gaps; one thread per run."""
+        view, end = memoryview(chunk), position
+        while view:
+            count = os.pwrite(self._fd, view, end)
+            view, end = view[count:], end + count
+        # Hashed while warm in the CPU's cache where bytes come in order; only one thread can be at the frontier.
+        if position == self._hashed:
+            self._hash.update(chunk)
+            self._hashed = end
+        first, last = position // BLOCK, self._blocks if end == self.size else end // BLOCK
+        if last > first:
+            os.pwrite(self._fd, b"\1" * (last - first), self.size + first)
+
+    def sha256(self) -> str:
+        """Return the SHA-256 of the complete file in hex."""
+        while self._hashed < self.size:
+            chunk = os.pread(self._fd, min(BLOCK, self.size - self._hashed), self._hashed)
+            self._hash.update(chunk)
+            self._hashed += len(chunk)
+        return self._hash.hexdigest()
+
+    def finish(self, final: Path) -> Pin | None:
+        """Give the file its final name and keep it pinned; None where it was evicted in between."""
+        os.ftruncate(self._fd, self.size)
+        os.utime(self._fd)  # checked at this moment, whatever the blocks of a resumed download are dated
+        os.replace(self.path, final)
+        fcntl.flock(self._fd, SHARED)  # the kernel drops the exclusive lock first, for a moment
+        return Pin(final, os.dup(self._fd)) if still_names(final, self._fd) else None
+
+    def discard(self) -> None:
+        """Remove the file."""
+        self.path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Leave the file to the next process."""
+        os.close(self._fd)
