@@ -135,7 +135,7 @@ class CPUImages:
             self._masks(batch, batch.mask.numpy(), range(start, end))
             warping, began = warping - began, time.perf_counter()
             warping += began
-        for number in np.flatnonzero(batch.bad[start:end]) + start:
+        for number in (np.flatnonzero(batch.bad[start:end]) + start).tolist():
             self._blacken(batch, number)
         self._meters.add("decode", decoding, end - start, start=began - decoding - warping)
         self._meters.add("augment", warping, end - start, start=began - warping)
