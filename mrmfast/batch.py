@@ -143,14 +143,31 @@ class LabelSpec(NamedTuple):
     names: tuple[str, ...]
 
 
+class ModalitySpec(NamedTuple):
+    """How one modality is packed; a tuple, so that kernels take it as it is.
+
+    Attributes
+    ----------
+    name : str
+        E.g. ``snps``.
+    encoding : str
+        ``genotype`` (2 bits a feature), ``binary`` (1 bit) or ``float``: see :mod:`mrmfast.formats.genetics`.
+    n_features : int
+    """
+
+    name: str
+    encoding: str
+    n_features: int
+
+
 @dataclass(frozen=True)
 class GenomeSpec:
     """What the genome vector x_G is made of; enough to build the model without the store.
 
     Attributes
     ----------
-    kinds : tuple of (str, str, int)
-        (modality, kind, number of features) in order.
+    modalities : tuple of ModalitySpec
+        In the order in which their features make up x_G.
     groups : tuple of int
         Features per genome token, in order; they add up to ``n_features``.
     group_names : tuple of str
@@ -159,7 +176,7 @@ class GenomeSpec:
         What a missing value becomes on input.
     """
 
-    kinds: tuple[tuple[str, str, int], ...]
+    modalities: tuple[ModalitySpec, ...]
     groups: tuple[int, ...]
     group_names: tuple[str, ...]
     fill: Tensor

@@ -206,7 +206,7 @@ def _tagged_fields(schema: Any) -> dict[str, Tagged]:
     """Return the fields of a dataclass that are tagged by their name."""
     hints = get_type_hints(schema, include_extras=True)
     marks = {field.name: getattr(hints[field.name], "__metadata__", ()) for field in dataclasses.fields(schema)}
-    return {name: mark for name, found in marks.items() for mark in found if isinstance(mark, Tagged)}
+    return {name: mark for name, metadata in marks.items() for mark in metadata if isinstance(mark, Tagged)}
 
 
 def _expand_names(tree: dict[str, Any], tagged: dict[str, Tagged]) -> None:

@@ -8,39 +8,54 @@ import os
 import platform
 import shutil
 import subprocess
-import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
+from filelock import FileLock
+
+from mrmfast.atomic import commit_file, partial_path
 from mrmfast.cache import cache_folder
 
 COMPILERS = {".c": ("CC", ("cc", "gcc", "clang")), ".cpp": ("CXX", ("c++", "g++", "clang++"))}
+POINTER, INT, INT64 = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
+SIZE, SSIZE = ctypes.c_size_t, ctypes.c_ssize_t
+Signature = tuple[Sequence[Any], Any]
+"""Types of a function's arguments, and of its result (None: void)."""
 
 
 def load(
-    source: Path, flags: Sequence[str], *, name: str, otherwise: str, headers: Sequence[Path] = ()
+    source: Path,
+    flags: Sequence[str],
+    *,
+    name: str,
+    otherwise: str,
+    headers: Sequence[Path] = (),
+    functions: Mapping[str, Signature] | None = None,
 ) -> ctypes.CDLL | None:
-    """Build a kernel where the cache lacks it, and load it.
+    """Compile a kernel if the cache lacks it, load it, and declare its functions.
 
     Parameters
     ----------
     source : Path
         One ``.c`` or ``.cpp`` file.
     flags : sequence of str
-        Compiler flags; ``-march=native`` is safe, the cache tells processors apart.
+        Compiler flags; ``-march=native`` is safe, because the cache tells processors apart.
     name : str
         Of the kernel, for the file and the warning.
     otherwise : str
-        What happens without it, for the warning.
+        What happens without the kernel, for the warning.
     headers : sequence of Path
-        Files of ours that the source includes; a change of theirs builds it anew.
+        Headers of this project that the source includes; a change of one of them compiles the kernel again.
+    functions : mapping of str to (argument types, result type)
+        Signatures. ctypes would take an undeclared 64-bit argument for an int and cut it.
 
     Returns
     -------
     ctypes.CDLL or None
-        None, and a warning, where it cannot be built.
+        None, and a warning, if the kernel cannot be compiled.
     """
     flags = ("-shared", "-fPIC", *flags)
     code = b"".join(path.read_bytes() for path in (source, *headers))
@@ -48,8 +63,8 @@ def load(
     final = cache_folder() / "kernels" / f"{name}-{key}.so"
     try:
         if not final.exists():
-            _build(source, flags, final)
-        return ctypes.CDLL(str(final))
+            _compile(source, flags, final)
+        library = ctypes.CDLL(str(final))
     except (OSError, subprocess.CalledProcessError) as error:
         variable, compilers = COMPILERS[source.suffix]
         warnings.warn(
@@ -59,28 +74,31 @@ def load(
             stacklevel=3,
         )
         return None
+    for function, (arguments, result) in (functions or {}).items():
+        entry = getattr(library, function)
+        entry.argtypes, entry.restype = list(arguments), result
+    return library
 
 
-def _build(source: Path, flags: Sequence[str], final: Path) -> None:
+def _compile(source: Path, flags: Sequence[str], final: Path) -> None:
     variable, compilers = COMPILERS[source.suffix]
     compiler = os.environ.get(variable) or next(filter(None, map(shutil.which, compilers)), None)
     if compiler is None:
         raise FileNotFoundError(compilers[0])
     final.parent.mkdir(parents=True, exist_ok=True)
-    # Ranks may build at the same moment: each aside, and the last rename wins.
-    descriptor, aside = tempfile.mkstemp(dir=final.parent, suffix=".so.partial")
-    os.close(descriptor)
-    try:
-        subprocess.run([compiler, *flags, "-o", aside, str(source)], check=True, capture_output=True)
-        os.replace(aside, final)
-    finally:
-        Path(aside).unlink(missing_ok=True)
+    # Ranks may need the kernel at the same moment: the first one compiles it, the others wait. A partial file of a
+    # killed compiler is overwritten, because its name holds no process id.
+    with FileLock(final.with_name(f".{final.name}.lock")):
+        if not final.exists():
+            partial = partial_path(final)
+            subprocess.run([compiler, *flags, "-o", str(partial), str(source)], check=True, capture_output=True)
+            commit_file(partial, final)
 
 
 @cache
 def _processor() -> str:
-    """Return what ``-march=native`` depends on; a cache folder may be shared by unlike machines."""
+    """Return what ``-march=native`` depends on; a cache folder may be shared by different machines."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else [platform.processor()]
-    seen = {line for line in lines if line.startswith(("flags", "Features", "model name"))}
-    return platform.machine() + "".join(sorted(seen))
+    features = {line for line in lines if line.startswith(("flags", "Features", "model name"))}
+    return platform.machine() + "".join(sorted(features))

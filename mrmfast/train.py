@@ -1,4 +1,4 @@
-"""The door: ``deepspeed mrmfast/train.py --config configs/demo.yaml [key=value ...]``.
+"""``mrmfast train`` in one process: ``deepspeed mrmfast/train.py --config configs/demo.yaml [key=value ...]``.
 
 Parses, builds, runs; everything else lives in ``mrmfast/training``.
 """
@@ -33,12 +33,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _train(argv: list[str] | None) -> int:
-    """Train as the command line says; return the exit status (2: the user can mend it)."""
+    """Train as the command line says; return the exit status (2: the user can fix it)."""
     parser = argparse.ArgumentParser(description="Pre-train an image encoder with genetics (Masked Relation Modeling).")
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML; see configs/")
     parser.add_argument("--print-config", action="store_true", help="print the resolved config and exit")
     parser.add_argument(
-        "--resume", choices=("auto", "never"), default="never", help="auto: go on from the newest checkpoint"
+        "--resume", choices=("auto", "never"), default="never", help="auto: resume from the latest complete checkpoint"
     )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # given by the deepspeed launcher
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. data.path=DATASET batch_size=64")
@@ -60,7 +60,7 @@ def _train(argv: list[str] | None) -> int:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             where = error.filename or f"{config.run.folder}"
-            message = f"{where}: no space left on device; free space, then go on with --resume auto"
+            message = f"{where}: no space left on device; free space, then resume with --resume auto"
         elif error.filename is not None:
             message = (
                 f"{error.filename}: {(error.strerror or 'cannot be used').lower()}; check the path and its permissions"

@@ -1,71 +1,50 @@
-"""``python -m preprocess COMMAND``: from raw files to a dataset folder.
-
-Each command is a module with ``add_arguments(parser)`` and ``run(arguments)``; it is imported only when it is
-called, so that ``fundus`` does not need the genetics libraries and the other way round.
-"""
+"""``python -m preprocess COMMAND``: from raw files to a dataset folder. ``mrmfast preprocess COMMAND`` is the same."""
 
 from __future__ import annotations
 
 import argparse
-import errno
 import gc
-import importlib
-import os
 import sys
 
-from mrmfast.errors import UserError
+from mrmfast.command import ArgumentParser, load, run_command
+from preprocess.commands import COMMANDS, limit_threads
 
-COMMANDS = {
-    "simulate": ("preprocess.simulate", "write a simulated biobank (photographs, genotypes, scores, phenotypes)"),
-    "fundus": ("preprocess.images.fundus.command", "fundus photographs -> image shards"),
-    "pathology": ("preprocess.images.pathology.command", "slide tiles or whole slides -> image shards"),
-    "index": ("preprocess.images.index", "WebDataset tars of another tool -> a dataset, without rewriting them"),
-    "snps": ("preprocess.genetics.snps.command", "PLINK genotypes -> packed SNPs"),
-    "pgs": ("preprocess.genetics.pgs.command", "PGS Catalog scoring files + genotypes -> polygenic scores"),
-    "burden": ("preprocess.genetics.burden.command", "VEP-annotated VCF -> one bit per gene"),
-    "expression": ("preprocess.genetics.expression.command", "TCGA expression, copy number, mutations -> genetics"),
-    "report": ("preprocess.report.page", "one HTML page about the genetics of a dataset"),
-    "check": ("preprocess.check", "compare every byte of a dataset with its checksums"),
-}
+PROGRAM = "python -m preprocess"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Parse the command line and run one command; return the exit status (2: the user can mend it)."""
+    """Parse the command line and run one command; return the exit status (2: an error of the user)."""
     argv = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(prog="python -m preprocess", description="Raw files in, a dataset folder out.")
+    arguments = argparse.Namespace()
+
+    def call() -> int:
+        parse(argv, arguments)
+        status: int | None = load(COMMANDS[arguments.command].target).run(arguments)
+        return status or 0
+
+    return run_command(call, lambda: getattr(arguments, "out", None))
+
+
+def parse(argv: list[str], arguments: argparse.Namespace) -> None:
+    """Fill `arguments`; only the chosen command declares its own, so that only its module is imported."""
+    parser = ArgumentParser(prog=PROGRAM, description="Raw files in, a dataset folder out.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (module, summary) in COMMANDS.items():
-        sub = commands.add_parser(name, help=summary, description=summary)
+    for name, entry in COMMANDS.items():
+        examples = "\n  ".join(("examples:", *entry.examples)).format(program=PROGRAM)
+        command = commands.add_parser(
+            name,
+            help=entry.summary,
+            description=entry.summary,
+            epilog=examples,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         if argv and argv[0] == name:
-            try:
-                importlib.import_module(module).add_arguments(sub)
-            except ImportError as error:
-                print(
-                    f"mrmfast: error: {error}; install the tools with pip install 'mrmfast[preprocess]'",
-                    file=sys.stderr,
-                )
-                return 2
-    arguments = parser.parse_args(argv)
-    try:
-        return importlib.import_module(COMMANDS[arguments.command][0]).run(arguments) or 0
-    except UserError as error:
-        print(f"mrmfast: error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        where = error.filename or getattr(arguments, "out", "the target")
-        print(f"mrmfast: error: {where}: no space left on device; free space or choose another --out", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("mrmfast: interrupted; run the same command again to continue", file=sys.stderr)
-        return 130
+            load(entry.target).add_arguments(command)
+    parser.parse_args(argv, arguments)
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] != ["pgs"]:
-        # NumPy's BLAS starts a thread a core when it is imported, and pgs alone multiplies matrices.
-        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    limit_threads(sys.argv[1] if len(sys.argv) > 1 else "")
     status = main()
     # The process ends here, and looking for garbage among all the objects of libraries would take a tenth of a second.
     gc.freeze()

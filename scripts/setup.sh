@@ -3,6 +3,10 @@
 # Usage: scripts/setup.sh EXTRAS      e.g. preprocess or preprocess,dev
 set -euo pipefail
 cd "$(dirname "$0")/.."
+if [ $# -ne 1 ]; then
+    echo "usage: bash scripts/setup.sh EXTRAS      EXTRAS: preprocess (to use mrmfast), preprocess,dev (to change it)" >&2
+    exit 2
+fi
 extras=$1
 venv=${MRMFAST_VENV:-.venv}
 python=${PYTHON:-python3}

@@ -18,8 +18,7 @@ from benchmarks.genetics import score_process
 from benchmarks.genetics.dataset import write_bed, write_rare_bed, write_scores
 from benchmarks.harness import Bench, median, median_run, python, run
 from mrmfast.data.genetics.store import GenomeStore
-from preprocess.genetics.burden.plink import entries
-from preprocess.genetics.genotypes.dosages import PlinkFiles
+from preprocess.genetics.genotypes import Genotypes, open_genotypes
 
 OPENBLAS = Path("/usr/lib/x86_64-linux-gnu/openblas-pthread")  # of Debian's libopenblas0-pthread
 
@@ -186,7 +185,7 @@ def _burden(bench: Bench, work: Path, arguments: argparse.Namespace, participant
     modality = GenomeStore.open(str(ours), ["burden"], cache=str(work / "cache")).modalities[0]
     bits = np.unpackbits(modality.rows, axis=1, bitorder="little", count=len(modality.features))
     order = [int(name.removeprefix("ENSG")) for name in modality.features.name]
-    genotypes = PlinkFiles(work / "rare.pgen")
+    genotypes = open_genotypes(work / "rare.pgen")
     expected = loop()
     bench.gate(f"{label}: bits of the command equal the loop's", np.array_equal(bits, expected[:, order]))
     bench.gate(f"{label}: sparse reads give the loop's bits", np.array_equal(_sparse(genotypes, variants), expected))
@@ -197,10 +196,10 @@ def _burden(bench: Bench, work: Path, arguments: argparse.Namespace, participant
     bench.bar(f"{label}: our variants/s over the plain loop's", theirs / sparse, ">=", 1)
 
 
-def _sparse(genotypes: PlinkFiles, variants: int) -> np.ndarray:
+def _sparse(genotypes: Genotypes, variants: int) -> np.ndarray:
     genes = np.zeros((variants // 10, len(genotypes.samples)), dtype=bool)
     wanted = np.arange(0, variants, 2)
-    which, samples, calls = entries(genotypes, wanted, np.zeros(len(wanted), dtype=bool), 256 << 20)
-    carried = calls > 0
-    genes[wanted[which[carried]] // 10, samples[carried]] = True
+    carriers = genotypes.carriers(wanted, np.zeros(len(wanted), dtype=bool), 256 << 20)
+    has_call = carriers.copies > 0
+    genes[wanted[carriers.variant[has_call]] // 10, carriers.sample[has_call]] = True
     return genes.T

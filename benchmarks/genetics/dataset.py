@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from mrmfast.data.genetics.store import FeatureTable, Kind, write_modality
+from mrmfast.data.genetics.store import Encoding, FeatureTable, ModalityWriter
 
 SIZES = {"snps": 7854, "pgs": 481, "burden": 18574}
-KINDS: dict[str, Kind] = {"snps": "genotype", "pgs": "float", "burden": "binary"}
+ENCODINGS: dict[str, Encoding] = {"snps": "genotype", "pgs": "float", "burden": "binary"}
 BLOCK = 16_384  # rows drawn at a time: one shard file
 WEIGHTS = np.array([f"{0.001 + 0.0009 * i:.5f}" for i in range(100)], dtype="S7")
 
@@ -39,9 +39,11 @@ def feature_table(name: str) -> FeatureTable:
 def write_store(dataset: Path, packed: dict[str, np.ndarray], participants: int) -> None:
     """Stream a store: one drawn block of packed rows, its rows in another order for every shard."""
     ids = [str(1_000_000 + 7 * number) for number in range(participants)]
-    for name, kind in KINDS.items():
+    for name, encoding in ENCODINGS.items():
         blocks = _shuffled(packed[name], participants)
-        write_modality(dataset, name, kind, ids, feature_table(name), blocks, packed=True)
+        with ModalityWriter(dataset, name, encoding, ids, feature_table(name)) as writer:
+            for block in blocks:
+                writer.append_packed(block)
 
 
 def _shuffled(block: np.ndarray, rows: int) -> Iterator[np.ndarray]:

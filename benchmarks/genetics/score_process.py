@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from preprocess.genetics.genotypes.dosages import PlinkFiles
+from preprocess.genetics.genotypes import open_genotypes
 from preprocess.genetics.pgs.score_pass import ScorePass, Weights
 
 
@@ -28,7 +28,7 @@ def main(cohort: Path, weights_file: Path, out: Path) -> None:
         *(np.split(stored[name], stored["ends"][:-1]) for name in ("variant", "weight")), strict=True
     ):
         weights.add(variant, weight, np.ones(len(variant), dtype=bool))
-    genotypes = PlinkFiles(cohort)
+    genotypes = open_genotypes(cohort)
     score_pass = ScorePass(genotypes, weights, np.ones(len(genotypes.samples), dtype=bool), hard_calls=True)
     np.save(out, np.concatenate([sums for _, sums in score_pass.blocks()]))
 

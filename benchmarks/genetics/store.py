@@ -13,8 +13,9 @@ import torch
 import zarr
 from zarr.codecs import BloscCodec
 
-from benchmarks.genetics.dataset import BLOCK, KINDS, SIZES, values, write_store
+from benchmarks.genetics.dataset import BLOCK, ENCODINGS, SIZES, values, write_store
 from benchmarks.harness import Bench, median, python, run
+from mrmfast.batch import ModalitySpec
 from mrmfast.data.genetics.store import GenomeStore, pack_rows
 from mrmfast.ops.genome_unpack import reference, unpack_genome
 
@@ -23,11 +24,11 @@ LARGE_PARTICIPANTS = 500_000
 
 
 def _packed(drawn: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name: pack_rows(kind, drawn[name]) for name, kind in KINDS.items()}
+    return {name: pack_rows(encoding, drawn[name]) for name, encoding in ENCODINGS.items()}
 
 
-def _kinds() -> tuple[tuple[str, str, int], ...]:
-    return tuple((name, kind, SIZES[name]) for name, kind in KINDS.items())
+def _modalities() -> tuple[ModalitySpec, ...]:
+    return tuple(ModalitySpec(name, encoding, SIZES[name]) for name, encoding in ENCODINGS.items())
 
 
 def gather(bench: Bench, work: Path, arguments: argparse.Namespace) -> None:
@@ -45,7 +46,9 @@ def gather(bench: Bench, work: Path, arguments: argparse.Namespace) -> None:
     def ours_float(rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         located = np.repeat(rows[:, None], 3, axis=1)
         parts = tuple(torch.from_numpy(part) for part in store.gather(located))
-        return unpack_genome(parts, torch.from_numpy(located >= 0), _kinds(), torch.full((sum(SIZES.values()),), 9.0))
+        return unpack_genome(
+            parts, torch.from_numpy(located >= 0), _modalities(), torch.full((sum(SIZES.values()),), 9.0)
+        )
 
     rows = draw()
     got = ours_float(rows)[0].numpy()
@@ -97,7 +100,7 @@ def _write_peer(path: Path, store: GenomeStore, participants: int) -> tuple[Any,
         rows = np.arange(start, min(start + 4096, participants))
         located = np.repeat(rows[:, None], 3, axis=1)
         parts = tuple(torch.from_numpy(part) for part in store.gather(located))
-        x = reference.unpack_genome(parts, torch.from_numpy(located >= 0), _kinds(), fill)[0].numpy()
+        x = reference.unpack_genome(parts, torch.from_numpy(located >= 0), _modalities(), fill)[0].numpy()
         first, last = SIZES["snps"], SIZES["snps"] + SIZES["pgs"]
         peer[start : start + len(rows)] = np.concatenate([x[:, :first], x[:, last:]], axis=1).astype(np.int8)
         scores[start : start + len(rows)] = x[:, first:last]
@@ -110,19 +113,19 @@ def unpack(bench: Bench, work: Path, arguments: argparse.Namespace) -> None:
     parts = tuple(torch.from_numpy(part) for part in _packed(drawn).values())
     present = torch.from_numpy(np.random.default_rng(0).random((ROWS, 3)) > 0.1)
     fill = torch.randn(sum(SIZES.values()), generator=torch.Generator().manual_seed(0))
-    case = (parts, present, _kinds(), fill)
+    case = (parts, present, _modalities(), fill)
     table = ((np.arange(256)[:, None] >> np.array([0, 2, 4, 6])) & 3).astype(np.float32)
 
     def numpy_path() -> tuple[np.ndarray, np.ndarray]:
         x = np.empty((ROWS, len(fill)), np.float32)
         observed = np.empty((ROWS, len(fill)), bool)
         start = 0
-        for number, (_, kind, count) in enumerate(_kinds()):
+        for number, (_, encoding, count) in enumerate(_modalities()):
             part, columns = parts[number].numpy(), slice(start, start + count)
-            if kind == "genotype":
+            if encoding == "genotype":
                 value: np.ndarray = table[part].reshape(ROWS, -1)[:, :count]
                 known: Any = value != 3
-            elif kind == "binary":
+            elif encoding == "binary":
                 value, known = np.unpackbits(part, axis=1, bitorder="little", count=count), True
             else:
                 value, known = part, ~np.isnan(part)
@@ -185,7 +188,7 @@ def _read_large(work: Path) -> None:
     for number in (0, 100, 244):
         chosen = np.random.default_rng(number).permutation(2048)[:256]
         place = np.arange(number * 2048, number * 2048 + 256)[:, None].repeat(3, axis=1)
-        for part, name in zip(store.gather(place), KINDS, strict=True):
+        for part, name in zip(store.gather(place), ENCODINGS, strict=True):
             equal &= np.array_equal(part, packed[name][chosen[: len(part)]])
     anonymous = next(int(s.split()[1]) for s in Path("/proc/self/status").read_text().splitlines() if "RssAnon" in s)
     result = {

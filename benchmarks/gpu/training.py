@@ -12,6 +12,7 @@ from torch import Tensor
 
 from benchmarks.gpu.sizes import Sizes, seconds
 from benchmarks.harness import Bench
+from mrmfast.batch import ModalitySpec
 from mrmfast.ops.relation_masking import reference
 
 
@@ -21,13 +22,18 @@ def unpacking(bench: Bench, device: str, sizes: Sizes) -> None:
     from mrmfast.ops.genome_unpack import triton as fused
 
     snps, scores = sizes.features * 3 // 10, sizes.features // 50
-    kinds = (("snps", "genotype", snps), ("pgs", "float", scores), ("burden", "binary", sizes.features - snps - scores))
-    rows, widths = sizes.participants, (-(-snps // 4), scores, -(-kinds[2][2] // 8))
+    genes = sizes.features - snps - scores
+    modalities = (
+        ModalitySpec("snps", "genotype", snps),
+        ModalitySpec("pgs", "float", scores),
+        ModalitySpec("burden", "binary", genes),
+    )
+    rows, widths = sizes.participants, (-(-snps // 4), scores, (genes + 7) // 8)
     packed = [torch.randint(0, 256, (rows, width), dtype=torch.uint8, device=device) for width in widths]
     packed[1] = torch.randn(rows, scores, device=device)
     present = torch.rand(rows, 3, device=device) > 0.2
     fill = torch.randn(sizes.features, device=device)
-    arguments = (packed, present, kinds, fill)
+    arguments = (packed, present, modalities, fill)
     got, expected = fused.unpack_genome(*arguments), plain.unpack_genome(*arguments)
     same = all(torch.equal(one, other) for one, other in zip(got, expected, strict=True))
     bench.gate("unpacking is the reference, bit for bit", same)
@@ -168,7 +174,7 @@ def _model_and_batch(device: str, sizes: Sizes, samples: int) -> tuple[Any, tupl
     tokens = min(48, sizes.features // 4)
     groups = tuple(len(part) for part in torch.arange(sizes.features).tensor_split(tokens))
     names = tuple(f"snps/{number}" for number in range(tokens))
-    spec = GenomeSpec((("snps", "genotype", sizes.features),), groups, names, torch.ones(sizes.features))
+    spec = GenomeSpec((ModalitySpec("snps", "genotype", sizes.features),), groups, names, torch.ones(sizes.features))
     torch.manual_seed(0)
     model: Any = build_objective(MRMConfig(), ModelConfig(arch=sizes.arch), sizes.pixels, spec)
     shape = (samples, 3, sizes.pixels, sizes.pixels)

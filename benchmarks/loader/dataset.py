@@ -15,7 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from benchmarks.genetics.dataset import KINDS, values, write_store
+from benchmarks.genetics.dataset import ENCODINGS, values, write_store
 from benchmarks.harness import python
 from mrmfast.data.genetics.store import pack_rows
 from mrmfast.formats.image_shards import Sample, finalise_images, write_shard
@@ -101,7 +101,7 @@ def write(dataset: Path, pictures: list[np.ndarray], tiles: int, size: int, gene
     ]
     finalise_images(dataset, parts, image_size=size, schema={"jpg": "RGB"}, statistics={})
     drawn = values(participants, 0)
-    write_store(dataset, {name: pack_rows(kind, drawn[name]) for name, kind in KINDS.items()}, participants)
+    write_store(dataset, {name: pack_rows(kind, drawn[name]) for name, kind in ENCODINGS.items()}, participants)
 
 
 def _tile(picture: np.ndarray, size: int, generator: np.random.Generator) -> np.ndarray:

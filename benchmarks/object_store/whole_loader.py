@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 import torch
 
-from benchmarks.genetics.dataset import KINDS, values, write_store
+from benchmarks.genetics.dataset import ENCODINGS, values, write_store
 from benchmarks.harness import Bench
 from benchmarks.harness.servers import Nginx, link
 from benchmarks.harness.turns import Call, Turns
@@ -66,7 +66,7 @@ def write(folder: Path, count: int, per_shard: int, genetics: bool) -> None:
     if genetics:
         participants = -(-count // 2)
         drawn = values(participants, 0)
-        write_store(folder, {name: pack_rows(kind, drawn[name]) for name, kind in KINDS.items()}, participants)
+        write_store(folder, {name: pack_rows(kind, drawn[name]) for name, kind in ENCODINGS.items()}, participants)
 
 
 def open_loader(path: str, cache: Path, pixels: Pixels = "uint8") -> Loader:

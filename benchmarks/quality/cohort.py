@@ -134,7 +134,7 @@ def genome_columns(work: Path, modalities: Sequence[str]) -> np.ndarray:
     spec = dataset.genome_spec()
     dataset.source.close()
     assert spec is not None
-    return np.concatenate([np.full(features, name in modalities) for name, _, features in spec.kinds])
+    return np.concatenate([np.full(features, name in modalities) for name, _, features in spec.modalities])
 
 
 def open_cohort(work: Path, image_size: int) -> Cohort:
@@ -150,7 +150,7 @@ def open_cohort(work: Path, image_size: int) -> Cohort:
     images, genomes = [], []
     for batch in loader.batches(0, end=len(loader.plan)):
         images.append(batch.views[0].clone())
-        genomes.append(unpack_genome(batch.packed, batch.present, spec.kinds, spec.fill)[0].numpy())
+        genomes.append(unpack_genome(batch.packed, batch.present, spec.modalities, spec.fill)[0].numpy())
         keys += batch.keys
     dataset.source.close()
     participants = _participants(dataset, keys)

@@ -109,7 +109,7 @@ class GenomePrediction(MRM):
         assert unpacked is not None and self.spec is not None
         nothing_BMD = torch.zeros(len(image_BCHW), len(self.spec.groups), self.encoder.width)
         predicted_BF = self.genome_decoder(nothing_BMD, self.image_features(image_BCHW))
-        loss = genome_error(predicted_BF, *unpacked, self.spec.kinds)
+        loss = genome_error(predicted_BF, *unpacked, self.spec.modalities)
         return LossOutput(loss, {"genome": loss.detach()})
 
 

@@ -96,10 +96,10 @@ def account(bench: Bench, config: TrainConfig, bf16: bool, tflops: float, ranks:
 
     if bf16:
         model.bfloat16()
-    one, two = (kept_bytes(model, example_inputs(model, genome, samples, cpu)) for samples in (1, 2))
-    activations = one + (two - one) * (micro_batch - 1)
+    single, double = (kept_bytes(model, example_inputs(model, genome, samples, cpu)) for samples in (1, 2))
+    activations = single + (double - single) * (micro_batch - 1)
     precision = "bf16" if bf16 else "fp32"
-    bench.figure(f"activations kept, {precision}: a sample", (two - one) / 1e6, "MB")
+    bench.figure(f"activations kept, {precision}: a sample", (double - single) / 1e6, "MB")
     bench.figure(f"activations kept, {precision}: a micro-batch of {micro_batch}", activations / 1e9, "GB")
     for stage in range(4):
         parts = state_bytes(parameters, bf16, stage, ranks)

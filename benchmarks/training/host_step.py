@@ -32,7 +32,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from benchmarks.harness import Bench
-from mrmfast.batch import Batch, GenomeSpec, ViewSpec
+from mrmfast.batch import Batch, GenomeSpec, ModalitySpec, ViewSpec
 from mrmfast.data.prefetch import DevicePrefetcher
 from mrmfast.meters import Meters
 from mrmfast.models.config import ModelConfig
@@ -63,7 +63,7 @@ def vit_narrow_patch16(pretrained: bool = False, **options: Any) -> VisionTransf
 
 def narrow_genome() -> GenomeSpec:
     """Return 48 groups of three SNPs."""
-    return GenomeSpec((("snps", "genotype", 144),), (3,) * 48, tuple(map(str, range(48))), torch.ones(144))
+    return GenomeSpec((ModalitySpec("snps", "genotype", 144),), (3,) * 48, tuple(map(str, range(48))), torch.ones(144))
 
 
 def build_model(bf16: bool) -> Objective:

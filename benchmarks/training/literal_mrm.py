@@ -91,7 +91,7 @@ def literal_loss(
     pixels_BCHW = normalise(image_BCHW, torch.promote_types(dtype, torch.float32))
     x_BF = observed_BF = None
     if model.spec is not None:
-        x_BF, observed_BF = unpack_genome(packed, present, model.spec.kinds, model.fill.float())
+        x_BF, observed_BF = unpack_genome(packed, present, model.spec.modalities, model.fill.float())
     z_image, z_genome = encode(model, pixels_BCHW, x_BF, masked=False)
     z_image_masked, z_genome_masked = encode(model, pixels_BCHW, x_BF, masked=True)
     predicted_BNP = model.image_decoder(z_image_masked, z_genome)

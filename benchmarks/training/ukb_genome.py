@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from mrmfast.batch import GenomeSpec
+from mrmfast.batch import GenomeSpec, ModalitySpec
 
 # Bases of GRCh38's autosomes in millions: SNPs and genes are shared out in this proportion, as no list is public.
 CHROMOSOMES = (248, 242, 198, 190, 182, 171, 159, 145, 138, 134, 135, 133, 114, 107, 102, 90, 83, 80, 59, 64, 47, 51)
@@ -26,8 +26,12 @@ def ukb_genome() -> GenomeSpec:
         *(SCORES * (n + 1) // 4 - SCORES * n // 4 for n in range(4)),
         *_by_chromosome(GENES),
     ]
-    kinds = (("snps", "genotype", SNPS), ("pgs", "float", SCORES), ("burden", "binary", GENES))
-    return GenomeSpec(kinds, tuple(groups), tuple(map(str, range(len(groups)))), torch.zeros(sum(groups)))
+    modalities = (
+        ModalitySpec("snps", "genotype", SNPS),
+        ModalitySpec("pgs", "float", SCORES),
+        ModalitySpec("burden", "binary", GENES),
+    )
+    return GenomeSpec(modalities, tuple(groups), tuple(map(str, range(len(groups)))), torch.zeros(sum(groups)))
 
 
 def ukb_batch(samples: int, image_size: int) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from annotated_types import Ge, Le
 
-from mrmfast.batch import GenomeSpec, LabelSpec
-from mrmfast.config import NonNegative, NonNegativeInt, PositiveInt, Share
+from mrmfast.batch import GenomeSpec, LabelSpec, ModalitySpec
+from mrmfast.config import NonNegative, NonNegativeInt, PositiveInt, Share, build
 from mrmfast.data.genetics.store import GenomeStore
 from mrmfast.data.images.backend import Backend, Pixels
 from mrmfast.data.labels import LabelsConfig, Targets, read_targets, select_labelled
@@ -133,7 +133,7 @@ class Dataset:
             return None
         groups = self.store.groups()
         return GenomeSpec(
-            kinds=tuple((m.name, str(m.kind), len(m.features)) for m in self.store.modalities),
+            modalities=tuple(ModalitySpec(m.name, str(m.encoding), len(m.features)) for m in self.store.modalities),
             groups=tuple(size for _, _, size in groups),
             group_names=tuple(f"{modality}/{group}" for modality, group, _ in groups),
             fill=torch.from_numpy(self.store.fill()),
@@ -144,8 +144,15 @@ class Dataset:
         return replace(self, store=None, genome_rows=np.empty((len(self.table), 0), np.int64))
 
 
-def open_dataset(config: DataConfig) -> Dataset:
+def open_dataset(config: DataConfig | str, **settings: Any) -> Dataset:
     """Open a dataset and join images with genetics.
+
+    Parameters
+    ----------
+    config : DataConfig or str
+        A folder or URL is the ``path`` of a config.
+    **settings
+        Other keys of the config, beside a folder or URL: ``split="test"``, ``modalities=["snps"]``.
 
     Raises
     ------
@@ -153,6 +160,10 @@ def open_dataset(config: DataConfig) -> Dataset:
         Nothing there, no image in the split, images without genetics under ``unmatched="error"``, or labels that cannot
         be used or are missing under ``labels.missing="error"``.
     """
+    if isinstance(config, str):
+        config = build(DataConfig, {"path": config, **settings}, "open_dataset")
+    elif settings:
+        raise TypeError("open_dataset: settings go with a folder or URL; change the DataConfig instead")
     if not config.path:
         raise UserError("data.path is empty; give data.path=FOLDER or data.path=s3://BUCKET/PREFIX")
     source = DatasetSource(config.path, config.cache, {"anon": True} if config.anonymous else None, config.fetch)

@@ -129,6 +129,7 @@ class GenomeDecoderConfig:
     Attributes
     ----------
     width : int
+        Width of its SNN layers.
     layers : int
         SNN layers.
     """

@@ -65,7 +65,7 @@ def load_encoder(path: str | Path) -> VisionTransformer:
     """Build the timm model of an export and load it strictly.
 
     ``timm.data.resolve_model_data_config`` of it gives the mean and standard deviation that it was trained with (the
-    architecture's own are often others) and its image size.
+    architecture's own are often others), its image size, and a crop of the whole image.
 
     Parameters
     ----------
@@ -85,7 +85,12 @@ def load_encoder(path: str | Path) -> VisionTransformer:
         model: Any = timm.create_model(recipe["timm_model"], **recipe["arguments"])
         model.load_state_dict(load_file(path), strict=True)
         size = recipe["arguments"]["img_size"]
-        trained = {"mean": tuple(recipe["mean"]), "std": tuple(recipe["std"]), "input_size": (3, size, size)}
+        trained = {
+            "mean": tuple(recipe["mean"]),
+            "std": tuple(recipe["std"]),
+            "input_size": (3, size, size),
+            "crop_pct": 1.0,  # training sees the whole image; many architectures' own 0.9 would cut its rim
+        }
     except (FileNotFoundError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{path}: not an exported encoder ({' '.join(str(error).split())[:200]})") from error
     model.pretrained_cfg = {**(getattr(model, "pretrained_cfg", None) or {}), **trained}

@@ -27,8 +27,8 @@ def _tiles(groups: Sequence[int], tile: int) -> tuple[Tensor, Tensor]:
     slots, owner = [], []
     for number, size in enumerate(groups):
         for offset in range(0, size, tile):
-            here = torch.arange(start + offset, start + min(offset + tile, size))
-            slots.append(nn.functional.pad(here, (0, tile - len(here)), value=total))
+            features = torch.arange(start + offset, start + min(offset + tile, size))
+            slots.append(nn.functional.pad(features, (0, tile - len(features)), value=total))
             owner.append(number)
         start += size
     return torch.stack(slots), torch.tensor(owner)

@@ -55,7 +55,7 @@ def _is_plain(vit: Any) -> bool:
     """Tell whether tokens meet nothing but embedding, class token, positions, plain blocks and a norm.
 
     timm's variants put further things on their way (pre-norm, query norms, registers, no class position, positions of
-    another picture size); an objective that runs the blocks itself would pass them by, and the export would not be
+    another image size); an objective that runs the blocks itself would pass them by, and the export would not be
     what was trained.
     """
     if not isinstance(vit, VisionTransformer) or any(type(block) is not Block for block in vit.blocks):

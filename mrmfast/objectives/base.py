@@ -110,7 +110,7 @@ class TrainableModule(nn.Module):
 
     @classmethod
     def views(cls, config: Any) -> tuple[ViewSpec, ...]:
-        """Return which pictures the loader makes of each sample; the plain one by default."""
+        """Return which views the loader makes of each sample; the plain one by default."""
         return (ViewSpec(),)
 
     @classmethod

@@ -68,7 +68,7 @@ class MAE(Objective):
 
     @classmethod
     def views(cls, config: MAEConfig) -> tuple[ViewSpec, ...]:
-        """One view, cropped where the config says so."""
+        """One view, cropped if ``objective.crop`` is set."""
         return (ViewSpec(crop=config.crop),)
 
     def compute_loss(self, batch: Batch, info: StepInfo) -> LossOutput:

@@ -87,6 +87,7 @@ class SimCLRConfig:
     Attributes
     ----------
     temperature : float
+        Divides the cosine similarities in the loss.
     head : HeadConfig
     augment : AugmentConfig
     """

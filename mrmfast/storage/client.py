@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mrmfast.errors import ClosedError
@@ -16,7 +17,7 @@ from mrmfast.formats import checksums
 from mrmfast.meters import Meters
 from mrmfast.storage import retry
 from mrmfast.storage.config import FetchConfig
-from mrmfast.storage.object_store import ObjectStore, explain, secretive
+from mrmfast.storage.object_store import Entry, ObjectStore, explain, secretive
 
 if TYPE_CHECKING:
     from mrmfast.storage.object_store import Part
@@ -121,6 +122,24 @@ class Client:
         """Return the names directly below a folder, where the store can tell (``https://`` can't)."""
         return self._call(folder, lambda store, _: store.names(folder))
 
+    def entry(self, path: str) -> Entry:
+        """Describe a file.
+
+        Raises
+        ------
+        MissingError
+            It isn't there.
+        """
+        return self._call(path, lambda store, _: store.entry(path))
+
+    def entries(self, folder: str = "") -> list[Entry]:
+        """Describe the files directly below a folder."""
+        return self._call(folder, lambda store, _: store.entries(folder))
+
+    def put(self, path: str, source: Path) -> None:
+        """Upload a local file."""
+        self._call(path, lambda store, _: store.put(path, source))
+
     def trust(self, folder: str, digest: str) -> None:
         """Check whole files below `folder` from now on against its ``checksums.json``, whose SHA-256 is `digest`."""
         self._seals[folder] = digest
@@ -144,7 +163,7 @@ class Client:
             with self._slot(patience) as store:
                 return attempt(store, patience)
 
-        where = f"{self.url}/{path}"
+        where = f"{self.url}/{path}".rstrip("/")
         try:
             return patience.call(once)
         except Exception as error:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 from collections.abc import Generator
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import obstore
 from obstore import exceptions
@@ -30,6 +31,29 @@ LONGEST = timedelta(days=1)  # a request may take as long as bytes come; `stall`
 
 class MissingError(UserError):
     """There is no such object."""
+
+
+class Entry(NamedTuple):
+    """An object as the store describes it.
+
+    Attributes
+    ----------
+    name : str
+        Behind the last slash.
+    size : int
+        Bytes.
+    mark : str
+        Changes with the content: the ETag, or the time of the last change where the store has none.
+    """
+
+    name: str
+    size: int
+    mark: str
+
+    @classmethod
+    def of(cls, meta: Any) -> Entry:
+        """Take what is needed from obstore's description."""
+        return cls(meta["path"].rsplit("/", 1)[-1], int(meta["size"]), meta["e_tag"] or str(meta["last_modified"]))
 
 
 class ObjectStore:
@@ -111,6 +135,18 @@ class ObjectStore:
         paths = [*listing["common_prefixes"], *(entry["path"] for entry in listing["objects"])]
         return [child.rstrip("/").rsplit("/", 1)[-1] for child in paths]
 
+    def entry(self, path: str) -> Entry:
+        """Describe an object."""
+        return Entry.of(obstore.head(self._store, path))
+
+    def entries(self, path: str) -> list[Entry]:
+        """Describe the objects directly below `path`."""
+        return [Entry.of(meta) for meta in obstore.list_with_delimiter(self._store, path or None)["objects"]]
+
+    def put(self, path: str, source: Path) -> None:
+        """Upload a local file; in parts, where it is large."""
+        obstore.put(self._store, path, source)
+
     def close(self) -> None:
         """Release the connections."""
         self._store = None
@@ -168,7 +204,10 @@ def explain(error: Exception, where: str) -> Exception:
             )
         )
     if isinstance(error, exceptions.PermissionDeniedError) or code == 403:
-        return UserError(f"{where}: access denied; the credentials lack s3:GetObject or s3:ListBucket on this bucket")
+        return UserError(
+            f"{where}: access denied; the credentials lack s3:GetObject, s3:ListBucket or (to write) s3:PutObject "
+            "on this bucket"
+        )
     if code in (301, 307) or "redirect" in text:
         return UserError(f"{where}: the bucket is in another region; set AWS_REGION")
     if code is not None:

@@ -184,7 +184,7 @@ def _checkpoint_to_resume(config: TrainConfig, resume: bool) -> Path | None:
     folder = config.run.folder
     if not resume:
         if (folder / "config.yaml").exists():
-            raise UserError(f"{folder}: holds a run already; go on with --resume auto, or choose another run.name")
+            raise UserError(f"{folder}: holds a run already; resume it with --resume auto, or choose another run.name")
         return None
     complete = checkpoint.checkpoints(folder / "checkpoints")
     if not complete:
@@ -203,7 +203,9 @@ def _fingerprint(dataset: Dataset, config: DataConfig) -> str:
         digest.update(shard.sha256.encode())
     spec = dataset.genome_spec()
     if spec is not None:
-        digest.update(repr((spec.kinds, spec.groups, spec.group_names, spec.fill.tolist())).encode())
+        # Plain tuples, as the digests of earlier checkpoints were made of.
+        modalities = tuple(tuple(modality) for modality in spec.modalities)
+        digest.update(repr((modalities, spec.groups, spec.group_names, spec.fill.tolist())).encode())
     if dataset.targets is not None:
         digest.update(dataset.targets.digest().encode())
     return digest.hexdigest()

@@ -71,7 +71,7 @@ def need_space(folder: Path, parameters: int, keep: int) -> None:
     Parameters
     ----------
     folder : Path
-        Where the checkpoints lie. The last `keep` there, and what killed saves left, make room for later ones.
+        Where the checkpoints lie. The last `keep` there, and what killed saves left, are deleted for later ones.
     parameters : int
         A checkpoint holds weights, their float32 copy and two moments, 16 bytes a parameter, and the export 4.
     keep : int
@@ -117,7 +117,7 @@ def save(engine: Any, folder: Path, state: TrainState, keep: int) -> None:
         if not full:
             raise
         raise UserError(
-            f"{folder}: no space left for a checkpoint; free space, then go on with --resume auto"
+            f"{folder}: no space left for a checkpoint; free space, then resume with --resume auto"
         ) from error
     torch.distributed.barrier()
     if first:
@@ -156,7 +156,7 @@ def load(engine: Any, checkpoint: Path, dataset: str, precision: str) -> TrainSt
     state, remedy = read_state(checkpoint), _REMEDY
     if state.dataset != dataset:
         raise UserError(
-            f"{checkpoint}: was trained on another dataset or split; resume with the same data, or start anew"
+            f"{checkpoint}: was trained on another dataset or split; resume with the same data, or start again"
         )
     world = torch.distributed.get_world_size()
     if state.world != world and state.zero_stage > 0:
@@ -174,12 +174,12 @@ def load(engine: Any, checkpoint: Path, dataset: str, precision: str) -> TrainSt
     if state.precision not in ("", precision):
         raise UserError(
             f"{checkpoint}: was written in {state.precision}, this run is {precision}; "
-            f"resume with engine.precision={state.precision}, or start anew with another run.name"
+            f"resume with engine.precision={state.precision}, or start again with another run.name"
         )
     try:
         with tensors_only():
-            found, _ = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
-        if found is None:
+            loaded, _ = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
+        if loaded is None:
             raise FileNotFoundError(checkpoint)
     except pickle.UnpicklingError as error:
         raise UserError(

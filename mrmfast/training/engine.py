@@ -136,16 +136,16 @@ def agreement(world: World) -> Callable[[frozenset[int]], frozenset[int]]:
     Over a gloo group of its own, so that asking does not wait for the GPU.
     """
     if world.size == 1:
-        return lambda found: found
+        return lambda unreadable: unreadable
     group: Any = torch.distributed.new_group(backend="gloo")
 
-    def agree(found: frozenset[int]) -> frozenset[int]:
-        count = torch.tensor([len(found)])
+    def agree(unreadable: frozenset[int]) -> frozenset[int]:
+        count = torch.tensor([len(unreadable)])
         torch.distributed.all_reduce(count, group=group)
         if not count:
-            return found
+            return unreadable
         everyone: list[Any] = [None] * world.size
-        torch.distributed.all_gather_object(everyone, found, group=group)
+        torch.distributed.all_gather_object(everyone, unreadable, group=group)
         return frozenset().union(*everyone)
 
     return agree

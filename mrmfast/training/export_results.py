@@ -24,7 +24,7 @@ def write_results(engine: Any, loader: Loader, config: TrainConfig, world: World
     ----------
     engine : deepspeed.DeepSpeedEngine
     loader : Loader
-        Gives the pictures of the figure.
+        Gives the images of the figures.
     config : TrainConfig
     world : World
     step : int

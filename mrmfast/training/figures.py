@@ -39,7 +39,7 @@ def loss_figure(metrics: list[dict[str, Any]], path: Path) -> None:
 
 
 def draw_figure(figure: Figure, path: Path, step: int) -> None:
-    """Draw a row per sample and a column per picture; every map has a scale of its own."""
+    """Draw a row per sample and a column per image; every map has a scale of its own."""
     rows, columns = len(figure.columns[0].images), len(figure.columns)
     drawn, grid = plt.subplots(rows, columns, figsize=(2.2 * columns, 2.35 * rows), squeeze=False)
     for number, column in enumerate(figure.columns):

@@ -57,7 +57,7 @@ def run(job: Job) -> int:
     if state.step == job.steps:
         return 0
     if first:
-        print(f"mrmfast: interrupted at step {state.step}; go on with --resume auto", file=sys.stderr)
+        print(f"mrmfast: interrupted at step {state.step}; resume with --resume auto", file=sys.stderr)
     return 130
 
 

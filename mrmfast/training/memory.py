@@ -39,9 +39,9 @@ def example_inputs(model: TrainableModule, spec: GenomeSpec | None, samples: int
     views = tuple(torch.randint(0, 256, (samples, 3, size, size), **options) for size in sizes)
     per_byte = {"genotype": 4, "binary": 8}
     packed = []
-    for _, kind, features in spec.kinds if spec is not None else ():
-        if kind in per_byte:
-            width = (features + per_byte[kind] - 1) // per_byte[kind]
+    for _, encoding, features in spec.modalities if spec is not None else ():
+        if encoding in per_byte:
+            width = (features + per_byte[encoding] - 1) // per_byte[encoding]
             packed.append(torch.zeros(samples, width, **options))
         else:
             packed.append(torch.zeros(samples, features, device=device))

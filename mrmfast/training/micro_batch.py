@@ -74,14 +74,14 @@ def fit_micro_batch(share: int, budget: Budget, kept: Callable[[int], int], meas
     UserError
         Not even one sample fits.
     """
-    one, two = kept(1), kept(2)
-    per_sample, constant = max(1, two - one), max(0, 2 * one - two)
+    single, double = kept(1), kept(2)  # bytes kept by a pass of one sample, of two
+    per_sample, constant = max(1, double - single), max(0, 2 * single - double)
     size = int((budget.activations / TEMPORARIES - constant) // per_sample)
     if measure is not None:
         size = _corrected(min(max(size, 1), share), budget, constant, measure)
     if size < 1:
         raise UserError(
-            f"engine.micro_batch=auto: one sample needs {(one * TEMPORARIES) / 1e9:.1f} GB beside "
+            f"engine.micro_batch=auto: one sample needs {(single * TEMPORARIES) / 1e9:.1f} GB beside "
             f"{(budget.gradients + budget.states) / 1e9:.1f} GB of states, {budget.available / 1e9:.1f} GB are free; "
             "set engine.activation_checkpointing=true, or raise engine.zero_stage with more ranks"
         )

@@ -29,6 +29,7 @@ class OptimiserConfig:
     weight_decay : float
         Of matrices [ours]; vectors have none, nor has what an objective exempts.
     betas : tuple of two floats
+        Decay rates of AdamW's running means of the gradient and of its square.
     clip : float
         Largest gradient norm; 0 turns clipping off.
     warmup : float

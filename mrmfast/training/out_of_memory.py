@@ -43,4 +43,4 @@ def out_of_memory_message(
     remedies = [f"lower engine.micro_batch (it {given})"]
     if not recomputing:
         remedies.append("set engine.activation_checkpointing=true")
-    return f"out of {'GPU ' if gpu else ''}memory; {', or '.join(remedies)}, then go on with --resume auto"
+    return f"out of {'GPU ' if gpu else ''}memory; {', or '.join(remedies)}, then resume with --resume auto"

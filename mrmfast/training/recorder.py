@@ -108,8 +108,8 @@ def step_entry(job: Job, values: dict[str, float], launched: Launched) -> dict[s
     step = launched.entry["step"]
     if not math.isfinite(values["loss"]):
         raise SharedError(
-            f"loss is {values['loss']} at step {step}; lower optimiser.lr and go on from the last checkpoint with "
-            "--resume auto, or start anew with engine.precision=fp32 and another run.name"
+            f"loss is {values['loss']} at step {step}; lower optimiser.lr and resume from the latest checkpoint with "
+            "--resume auto, or start again with engine.precision=fp32 and another run.name"
         )
     engine = job.engine
     if isinstance(engine.optimizer, FlatAdamW) and norm is not None and not math.isfinite(norm):

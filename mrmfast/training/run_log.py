@@ -25,6 +25,7 @@ class RunConfig:
     name : str
         The run's folder is ``dir/name``.
     dir : str
+        Folder that holds the runs.
     checkpoint_every : int
         Optimiser steps.
     keep : int
@@ -80,7 +81,7 @@ class JSONLines:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read a JSON-lines log; a last line cut short by a kill is left out."""
+    """Read a JSON-lines log; a last line cut short by a kill is skipped."""
     entries = []
     lines = path.read_text(encoding="utf-8").splitlines()
     for number, line in enumerate(lines, 1):
@@ -99,7 +100,7 @@ class RunLog:
     ----------
     config : RunConfig
     step : int
-        Where the run starts or goes on.
+        Where the run starts or resumes.
     """
 
     def __init__(self, config: RunConfig, step: int) -> None:

@@ -122,11 +122,11 @@ def _sample_lines(job: Job, micro_batches: list[Batch]) -> list[dict[str, Any]]:
         return []
     epochs = [epoch for batch in micro_batches for epoch in batch.epochs]
     keys = [key for batch in micro_batches for key in batch.keys]
-    mine = [
+    own = [
         {"step": job.state.step, "epoch": epoch, "rank": job.world.rank,
          "keys": [key for key, of in zip(keys, epochs, strict=True) if of == epoch]}
         for epoch in sorted(set(epochs))
     ]  # fmt: skip
     gathered: list[Any] | None = [None] * job.world.size if job.world.rank == 0 else None
-    torch.distributed.gather_object(mine, gathered)
+    torch.distributed.gather_object(own, gathered)
     return [line for lines in gathered or [] for line in lines]

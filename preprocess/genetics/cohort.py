@@ -73,12 +73,12 @@ def select(ids: list[str], keep: str | Path | None, where: str | Path) -> tuple[
         first_row[ids[row]] = row
     counts = {"rows": len(ids), "withdrawn": len(ids) - len(rows), "not_in_keep_list": 0, "keep_ids_absent": 0}
     if keep is not None:
-        wanted = read_keep(keep)
-        kept = [row for row in rows if ids[row] in wanted]
+        listed = read_keep(keep)
+        kept = [row for row in rows if ids[row] in listed]
         if not kept:
-            raise UserError(f"{keep}: none of the {len(wanted)} ids is in {where}; give ids as they are written there")
+            raise UserError(f"{keep}: none of the {len(listed)} ids is in {where}; give ids as they are written there")
         counts["not_in_keep_list"] = len(rows) - len(kept)
-        counts["keep_ids_absent"] = len(wanted) - len(kept)
+        counts["keep_ids_absent"] = len(listed) - len(kept)
         rows = kept
     if not rows:
         raise UserError(f"{where}: no participants are left (all ids are negative or blank); use the file with ids")
@@ -88,7 +88,7 @@ def select(ids: list[str], keep: str | Path | None, where: str | Path) -> tuple[
 
 def everyone(ids: Iterable[str]) -> set[str]:
     """Return all who have not withdrawn."""
-    return {one for one in ids if not is_withdrawn(one)}
+    return {participant for participant in ids if not is_withdrawn(participant)}
 
 
 def locate(participants: Iterable[str], ids: list[str], first: set[str], where: str | Path) -> np.ndarray:
@@ -114,15 +114,15 @@ def locate(participants: Iterable[str], ids: list[str], first: set[str], where: 
     UserError
         An id repeats, or the file holds other people.
     """
-    row_of = {one: row for row, one in enumerate(ids) if not is_withdrawn(one)}
-    if len(row_of) != sum(not is_withdrawn(one) for one in ids):
+    row_of = {participant: row for row, participant in enumerate(ids) if not is_withdrawn(participant)}
+    if len(row_of) != sum(not is_withdrawn(participant) for participant in ids):
         raise UserError(f"{where}: ids repeat; make ids unique")
     if row_of.keys() != first:
         raise UserError(
             f"{where}: lacks {len(first - row_of.keys())} participants of the first file and has "
             f"{len(row_of.keys() - first)} others; all files must hold the same participants"
         )
-    return np.array([row_of[one] for one in participants], dtype=np.int64)
+    return np.array([row_of[participant] for participant in participants], dtype=np.int64)
 
 
 def training_rows(participants: Iterable[str], rule: SplitRule, where: str | Path, least: int = 1) -> np.ndarray:

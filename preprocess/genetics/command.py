@@ -15,20 +15,21 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from mrmfast.atomic import write_aside
+from mrmfast.atomic import sweep_partials, write_aside
 from mrmfast.errors import UserError
 from mrmfast.formats.genetics import STORE
 from mrmfast.formats.manifest import NAME, SplitRule, claim_splits, read_manifest
 from mrmfast.formats.pseudonyms import Pseudonyms, add_argument
-from preprocess.genetics.remote import is_url, place
+from preprocess.genetics.remote import is_url, location
 
 PARTS = ".parts"  # of the folder with finished parts, after the command's name
+COPIES = ".genotypes"  # of the folder with PGEN copies of the source
 
 
 def add_common_arguments(parser: argparse.ArgumentParser, source: str, keep: bool = True) -> None:
     """Add SRC, --out and the split rule (and --keep) to a command."""
-    parser.add_argument("src", metavar="SRC", type=place, help=source)
-    parser.add_argument("--out", metavar="DATASET", type=place, required=True, help="dataset folder to write into")
+    parser.add_argument("src", metavar="SRC", type=location, help=source)
+    parser.add_argument("--out", metavar="DATASET", type=location, required=True, help="dataset folder to write into")
     parser.add_argument("--split-seed", type=int, default=0, help="seed of the train/test rule (default 0)")
     parser.add_argument("--test-fraction", type=float, default=0.2, help="share of participants held out (default 0.2)")
     if keep:
@@ -109,20 +110,23 @@ def claim(dataset: Path, rule: SplitRule, pseudonyms: Pseudonyms) -> None:
     pseudonyms.claim(dataset)
 
 
+def copies_folder(dataset: Path, command: str) -> Path:
+    """Return where a command keeps PGEN copies of BGEN and VCF sources until its modality is written."""
+    return dataset / f".{command}{COPIES}"
+
+
 def _sweep(dataset: Path, command: str, modalities: Iterable[str]) -> None:
     """Remove what a killed run of `command` left half written, but not parts that a rerun uses."""
-    for path in (dataset / "reports").glob(f".{command}*.partial"):
-        path.unlink(missing_ok=True)
-    folders = set(dataset.glob(f".{command}.*")) - {dataset / f".{command}{PARTS}"}
+    sweep_partials(dataset / "reports", f"{command}*")
+    folders = set(dataset.glob(f".{command}.*")) - {dataset / f".{command}{PARTS}", copies_folder(dataset, command)}
     for name in modalities:
         folders |= {dataset / f".{name}.zarr.{state}" for state in ("partial", "unfinished")}
     for path in folders:
         if path.is_dir():
             shutil.rmtree(path)
-    # The manifest belongs to all commands: its own lock says that nobody is writing it now.
-    with FileLock(dataset / ".dataset.lock"):
-        for path in (*dataset.glob(f".{NAME}.*.partial"), *(dataset / STORE).glob(".zarr.json.*.partial")):
-            path.unlink(missing_ok=True)
+    # The manifest belongs to all commands: a partial file of a living one is locked, and stays.
+    sweep_partials(dataset, f"{NAME}*")
+    sweep_partials(dataset / STORE, "zarr.json*")
 
 
 def write_report(dataset: Path, command: str, report: dict[str, Any]) -> None:

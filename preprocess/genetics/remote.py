@@ -1,35 +1,41 @@
-"""Sources and datasets on an object store: sources are fetched, a dataset is written here and published whole."""
+"""Sources and datasets on an object store: sources are fetched, a dataset is written here and published complete.
+
+The client is that of training (:mod:`mrmfast.storage`): the same schemes, credentials, endpoint, retries and messages.
+"""
 
 from __future__ import annotations
 
 import argparse
-import errno
 import hashlib
-import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
 
 from tqdm import tqdm
 
 from mrmfast.atomic import write_aside
+from mrmfast.cache import cache_folder
 from mrmfast.errors import UserError
 from mrmfast.formats.genetics import STORE
 from mrmfast.formats.manifest import NAME
+from mrmfast.meters import Meters
+from mrmfast.storage.client import Client
+from mrmfast.storage.config import FetchConfig
+from mrmfast.storage.object_store import Entry, MissingError
+from preprocess.genetics.genotypes.files import format_of
 
-CHUNK = 16 << 20
 # What belongs to a genotype file named NAME.bed and so on.
 COMPANIONS = (".bim", ".fam", ".pvar", ".psam", ".sample")
 
 
-def is_url(place: str | Path) -> bool:
+def is_url(location: str | Path) -> bool:
     """Whether a source or target lies on an object store."""
-    return "://" in str(place)
+    return "://" in str(location)
 
 
-def place(text: str) -> Path | str:
+def location(text: str) -> Path | str:
     """Parse a command-line argument: a local path, or a URL as it is (a Path would swallow one slash)."""
     return text if is_url(text) else Path(text)
 
@@ -38,8 +44,8 @@ def place(text: str) -> Path | str:
 def staged(arguments: argparse.Namespace) -> Iterator[argparse.Namespace]:
     """Give a command local folders, and publish its dataset when it ends without an error.
 
-    Local folders of a URL are named by it, in the user's cache folder: a rerun finds what was fetched and the parts
-    that are done. They are left there; the message at the end says where.
+    Local folders of a URL are named by it, in the cache folder (``MRMFAST_CACHE``): a rerun finds what was fetched and
+    the parts that are done. They are left there; the message at the end says where.
 
     Parameters
     ----------
@@ -63,22 +69,20 @@ def staged(arguments: argparse.Namespace) -> Iterator[argparse.Namespace]:
         yield local
         return
     local.out = _folder(str(arguments.out))
-    store, root = _open(str(arguments.out))
-    with _complaining(str(arguments.out)):
+    with _connected(str(arguments.out)) as client:
         # Splits and modalities that are there already bind this run too; the remote manifest is the true one.
-        if store.exists(f"{root}/{NAME}"):
-            _download(store, f"{root}/{NAME}", local.out / NAME)
-        else:
+        try:
+            _download(client, client.entry(NAME), local.out / NAME)
+        except MissingError:
             (local.out / NAME).unlink(missing_ok=True)
-    yield local
-    with _complaining(str(arguments.out)):
-        publish(local.out, str(arguments.out))
+        yield local
+        publish(local.out, client)
 
 
 def fetch(url: str, folder: Path) -> Path:
     """Copy a genotype file and its companions, or every file of a remote folder; copies that are current are kept.
 
-    A copy is current if the store's mark of it (ETag, or size and time of change) is the one noted beside it: a
+    A copy is current if the store's mark of it (ETag, or time of change) and its size are those noted beside it: a
     corrected .bed has the size of the wrong one. Local files that are gone from the store are removed.
 
     Returns
@@ -91,59 +95,75 @@ def fetch(url: str, folder: Path) -> Path:
     UserError
         There is nothing there, or it cannot be read.
     """
-    store, root = _open(url)
-    with _complaining(url):
-        if store.isdir(root):
-            names, result = sorted(p for p in store.ls(root, detail=False) if not store.isdir(p)), folder
-        else:
-            stem = str(PurePosixPath(root).with_suffix(""))
-            names = [root, *(stem + suffix for suffix in COMPANIONS if store.exists(stem + suffix))]
-            result = folder / PurePosixPath(root).name
-            if not store.exists(root):
-                raise UserError(f"{url}: does not exist; give a genotype file or a folder of them")
+    parent, _, name = url.rstrip("/").rpartition("/")
+    is_file = format_of(Path(name)) is not None
+    with _connected(parent if is_file else url) as client:
+        entries = _file_and_companions(client, url, name) if is_file else client.entries()
+        if not entries:
+            raise UserError(f"{url}: holds no file; give a genotype file or a folder of them")
         folder.mkdir(parents=True, exist_ok=True)
-        _remove_others(folder, {PurePosixPath(name).name for name in names})
-        entries = {name: store.info(name) for name in names}
-        wanted = [name for name in names if not _is_current(folder / PurePosixPath(name).name, entries[name])]
-        total = sum(int(entries[name]["size"]) for name in wanted)
+        _remove_others(folder, {entry.name for entry in entries})
+        outdated = [entry for entry in entries if not _is_current(folder / entry.name, entry)]
+        total = sum(entry.size for entry in outdated)
         with tqdm(total=total, desc="fetch", unit="B", unit_scale=True, disable=None) as bar:
-            for name in wanted:
-                path = folder / PurePosixPath(name).name
-                # Without a mark until it is whole: a run that is killed in between must not leave an old one.
+            for entry in outdated:
+                path = folder / entry.name
+                # Without a mark until it is complete: a run that is killed in between must not leave an old one.
                 _mark_of(path).unlink(missing_ok=True)
-                _download(store, name, path, bar)
+                _download(client, entry, path, bar)
                 with write_aside(_mark_of(path)) as file:
-                    file.write(_mark(entries[name]))
-    return result
+                    file.write(_mark(entry))
+    return folder / name if is_file else folder
 
 
-def publish(dataset: Path, url: str) -> None:
+def publish(dataset: Path, client: Client) -> None:
     """Copy reports and genetics of a dataset to a URL; the manifest goes last, so readers see all or nothing."""
-    store, root = _open(url)
     listed = [*sorted((dataset / STORE).rglob("*")), *sorted((dataset / "reports").rglob("*"))]
     paths = [path for path in listed if path.is_file()]
     with tqdm(total=len(paths), desc="publish", unit="file", disable=None) as bar:
         for path in paths:
-            store.put_file(str(path), f"{root}/{path.relative_to(dataset).as_posix()}")
+            client.put(path.relative_to(dataset).as_posix(), path)
             bar.update()
-    store.put_file(str(dataset / NAME), f"{root}/{NAME}")
+    client.put(NAME, dataset / NAME)
 
 
-def _mark(entry: dict[str, Any]) -> str:
-    """Return what changes with a remote file: its size and ETag, or time of change where there is none."""
-    known = (entry[name] for name in ("ETag", "etag", "md5Hash", "LastModified", "mtime") if entry.get(name))
-    return f"{entry['size']} {next(known, '')}"
+@contextmanager
+def _connected(url: str) -> Iterator[Client]:
+    client = Client(url.rstrip("/"), {}, FetchConfig(), Meters(), threading.Event())
+    try:
+        yield client
+    finally:
+        client.closing.set()
+        client.close()
+
+
+def _file_and_companions(client: Client, url: str, name: str) -> list[Entry]:
+    try:
+        entries = [client.entry(name)]
+    except MissingError:
+        raise UserError(f"{url}: does not exist; give a genotype file or a folder of them") from None
+    for suffix in COMPANIONS:
+        try:
+            entries.append(client.entry(str(Path(name).with_suffix(suffix))))
+        except MissingError:
+            continue
+    return entries
+
+
+def _mark(entry: Entry) -> str:
+    """Return what changes with a remote file."""
+    return f"{entry.size} {entry.mark}"
 
 
 def _mark_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.mark")
 
 
-def _is_current(path: Path, entry: dict[str, Any]) -> bool:
+def _is_current(path: Path, entry: Entry) -> bool:
     mark = _mark_of(path)
     return (
         path.is_file()
-        and path.stat().st_size == int(entry["size"])
+        and path.stat().st_size == entry.size
         and mark.is_file()
         and mark.read_text(encoding="utf-8") == _mark(entry)
     )
@@ -158,54 +178,17 @@ def _remove_others(folder: Path, names: set[str]) -> None:
 
 
 def _folder(url: str) -> Path:
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = base / "mrmfast" / "genetics" / hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:16]
+    folder = cache_folder() / "genetics" / hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
-def _open(url: str) -> tuple[Any, str]:
-    import fsspec  # only URLs need it
+def _download(client: Client, entry: Entry, path: Path, bar: tqdm | None = None) -> None:
+    with write_aside(path, "wb") as file:
 
-    try:
-        store, root = fsspec.core.url_to_fs(url)
-    except (ValueError, ImportError) as error:
-        raise UserError(
-            f"{url}: no object store is known by that scheme ({type(error).__name__}); use s3://"
-        ) from error
-    store.invalidate_cache()
-    return store, root.rstrip("/")
-
-
-def _download(store: Any, name: str, path: Path, bar: Any = None) -> None:
-    with store.open(name, "rb") as source, write_aside(path, "wb") as file:
-        while block := source.read(CHUNK):
-            file.write(block)
+        def write(_: int, chunk: bytes) -> None:
+            file.write(chunk)
             if bar is not None:
-                bar.update(len(block))
+                bar.update(len(chunk))
 
-
-@contextmanager
-def _complaining(url: str) -> Iterator[None]:
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        if not isinstance(error, _store_errors()) or getattr(error, "errno", 0) == errno.ENOSPC:
-            raise  # a defect of ours, or this machine's disk is full
-        if "Credentials" in type(error).__name__:
-            raise UserError(
-                f"{url}: no credentials for this bucket; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY "
-                "(or AWS_PROFILE, or a role)"
-            ) from error
-        raise UserError(f"{url}: cannot be reached ({type(error).__name__}); check name, region and rights") from error
-
-
-def _store_errors() -> tuple[type[Exception], ...]:
-    """Return what object stores raise; those of S3's library are neither OSError nor ValueError."""
-    try:
-        from botocore.exceptions import BotoCoreError, ClientError
-    except ImportError:
-        return OSError, ValueError
-    return OSError, ValueError, BotoCoreError, ClientError
+        client.stream(entry.name, 0, entry.size, entry.size, write)

@@ -13,7 +13,7 @@ def fit(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     Parameters
     ----------
     values : ndarray of float, shape (training participants, features)
-        NaN is missing and left out of both.
+        NaN is missing and excluded of both.
 
     Returns
     -------

@@ -31,6 +31,7 @@ COUNTED = ("kept", "kept_all_missing", "counted", "not_picked")
 FREQUENCY = "alt_frequency_train"  # column of the SNP ledger, counted from the source's own calls
 # The command whose report and ledger describe a modality.
 COMMAND = {"rna": "expression", "cnv": "expression", "mutations": "expression"}
+LEDGERS = dict.fromkeys(COMMAND, "expression_features")  # one for the three; the others are NAME_variants
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,7 +75,7 @@ def _section(dataset: Path, found: Statistics) -> dict[str, Any]:
     report, ledger = _report(dataset, found.name), _ledger(dataset, found.name)
     section: dict[str, Any] = {
         "name": found.name,
-        "kind": found.kind,
+        "encoding": found.encoding,
         "participants": found.participants,
         "n_features": len(found.features),
         "missing": found.missing_per_feature.sum() / (found.participants * len(found.features)),
@@ -86,7 +87,7 @@ def _section(dataset: Path, found: Statistics) -> dict[str, Any]:
     }
     groups = found.features.groups()
     section["wide"].append(figures.bars([g for g, _ in groups], [n for _, n in groups], "Features per group"))
-    {"genotype": _genotypes, "binary": _bits, "float": _numbers}[found.kind](section, found, ledger)
+    {"genotype": _genotypes, "binary": _bits, "float": _numbers}[found.encoding](section, found, ledger)
     for key in ("participants", "variants", "alleles", "genes", "files", "settings"):
         if isinstance(report.get(key), dict):
             section["tables"].append((key, [(_words(k), _shown(v)) for k, v in report[key].items()]))
@@ -180,7 +181,7 @@ def _excluded(ledger: pd.DataFrame, name: str) -> dict[str, Any]:
         "columns": [_words(column) for column in columns],
         "rows": left_out[columns].head(LISTED).astype(object).fillna("").to_numpy().tolist(),
         "more": max(0, len(left_out) - LISTED),
-        "file": f"reports/{COMMAND.get(name, name)}_variants.tsv.gz",
+        "file": f"reports/{_ledger_path(Path(), name).name}",
     }
 
 
@@ -207,13 +208,19 @@ def _report(dataset: Path, name: str) -> dict[str, Any]:
         raise UserError(f"{path}: is not JSON; run its preprocessor again") from error
 
 
+def _ledger_path(dataset: Path, name: str) -> Path:
+    return dataset / "reports" / f"{LEDGERS.get(name, f'{name}_variants')}.tsv.gz"
+
+
 def _ledger(dataset: Path, name: str) -> pd.DataFrame | None:
-    path = dataset / "reports" / f"{name}_variants.tsv.gz"
+    """Read the lines of a modality's ledger; None where its command left none of text."""
+    path = _ledger_path(dataset, name)
     if not path.exists():
         return None
     try:
-        return pd.read_csv(path, sep="\t", dtype={"id": str}, keep_default_na=False, na_values={FREQUENCY: [""]})
-    except (OSError, EOFError, ValueError) as error:
+        ledger = pd.read_csv(path, sep="\t", dtype={"id": str}, keep_default_na=False, na_values={FREQUENCY: [""]})
+        return ledger[ledger["modality"] == name].drop(columns="modality") if name in LEDGERS else ledger
+    except (OSError, EOFError, ValueError, KeyError) as error:
         raise UserError(f"{path}: is damaged ({type(error).__name__}); run its preprocessor again") from error
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import zarr
 from tqdm import tqdm
 
-from mrmfast.formats.genetics import FEATURE_COLUMNS, STORE, FeatureTable, Kind
+from mrmfast.formats.genetics import FEATURE_COLUMNS, STORE, Encoding, FeatureTable
 
 EDGES = np.linspace(-6, 6, 121)  # standard deviations
 ROWS = 2048  # unpacked at a time: 18,574 genes are 38 MB
@@ -33,7 +33,7 @@ class Statistics:
     """
 
     name: str
-    kind: Kind
+    encoding: Encoding
     participants: int
     features: FeatureTable
     missing_per_feature: np.ndarray
@@ -47,7 +47,7 @@ class Statistics:
         """Frequency of the allele or bit counted among those not missing, NaN where all are; shape (n_features,)."""
         known = (self.participants - self.missing_per_feature).astype(float)
         known[known == 0] = np.nan
-        return self.sum_per_feature / known / (2 if self.kind == "genotype" else 1)
+        return self.sum_per_feature / known / (2 if self.encoding == "genotype" else 1)
 
 
 def collect(dataset: Path, name: str) -> Statistics:
@@ -79,12 +79,12 @@ def collect(dataset: Path, name: str) -> Statistics:
 
 def _add(found: Statistics, place: slice, packed: np.ndarray) -> None:
     count = len(found.features)
-    if found.kind == "binary":
+    if found.encoding == "binary":
         bits = np.unpackbits(packed, axis=1, bitorder="little", count=count)
         found.sum_per_feature += bits.sum(axis=0)
         found.sum_per_participant[place] = bits.sum(axis=1)
         return
-    if found.kind == "genotype":
+    if found.encoding == "genotype":
         codes = (packed[:, :, None] >> np.array([0, 2, 4, 6], np.uint8)) & 3
         codes = codes.reshape(len(packed), -1)[:, :count]
         missing = codes == 3

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from mrmfast.atomic import write_aside
 from mrmfast.errors import UserError
 from preprocess import parallel
 from preprocess.simulate import cohort, genotypes, phenotypes, photographs, rare_variants, scores, traits
 from preprocess.simulate.cohort import Settings
-from preprocess.simulate.files import write_json, write_table, writing
+from preprocess.simulate.files import write_json, write_table
 
 _FORMAT = 1
 _TRUTH = "truth.json"
@@ -133,7 +134,7 @@ def _claim(out: Path, settings: Settings) -> bool:
 
 
 def _save(path: Path, array: np.ndarray) -> None:
-    with writing(path) as handle:
+    with write_aside(path, "wb") as handle:
         np.save(handle, array)
 
 

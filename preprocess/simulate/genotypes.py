@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from bed_reader import create_bed
 
+from mrmfast.atomic import commit_file, partial_path
 from preprocess.simulate.cohort import CHROMOSOME_LENGTHS, sparse_hits, stream
-from preprocess.simulate.files import aside, settle
 
 FOUNDERS = 100
 SWITCH_CHANCE = 0.04
@@ -140,7 +140,7 @@ def write_chromosome(
     sums = np.zeros((rows, people))
     founder = stream(seed, "first founder", number).integers(0, FOUNDERS, 2 * people, dtype=np.uint8)
     final = {suffix: folder / f"chr{number}.{suffix}" for suffix in ("fam", "bim", "bed")}
-    parts = {suffix: aside(path) for suffix, path in final.items()}
+    parts = {suffix: partial_path(path) for suffix, path in final.items()}
     properties = _properties(chromosome, number, snps, [str(i) for i in ids])
     with create_bed(
         parts["bed"], people, snps, properties, fam_location=parts["fam"], bim_location=parts["bim"]
@@ -157,7 +157,7 @@ def write_chromosome(
             count[missing] = MISSING
             writer.write(count)
     for suffix, path in final.items():
-        settle(parts[suffix], path)
+        commit_file(parts[suffix], path)
     return sums
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from mrmfast.atomic import write_aside
 from preprocess import parallel
 from preprocess.simulate.cohort import EYES, bad_photographs, stream
-from preprocess.simulate.files import writing
 from preprocess.simulate.fundus_image import CAMERAS, photograph
 from preprocess.simulate.spoiled import spoil
 
@@ -48,7 +48,7 @@ def take(folder: Path, seed: int, sitting: Sitting) -> None:
         if eye in sitting.bad:
             image = spoil(image, sitting.bad[eye], rng)
         _, encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
-        with writing(path) as handle:
+        with write_aside(path, "wb") as handle:
             handle.write(encoded.tobytes())
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from preprocess.simulate.cohort import CHROMOSOME_LENGTHS, Settings, sparse_hits, stream
-from preprocess.simulate.files import writing_gzip
+from preprocess.simulate.files import write_gzip
 
 # Planted genes: many very rare harmful alleles, so that 1 - (1 - 0.001)**(2 * 60) = 11 % of people carry one.
 PLANTED_GENES = 3
@@ -187,7 +187,7 @@ def write_vcf(path: Path, seed: int, genes: list[Gene], planted: list[int], ids:
     column_of = np.empty(people, dtype=np.int64)
     column_of[np.argsort(ids)] = np.arange(people)
     carriers = np.zeros((len(planted), people), dtype=bool)
-    with writing_gzip(path) as handle:
+    with write_gzip(path) as handle:
         handle.write(_header([str(i) for i in np.sort(ids)]))
         for gene in genes:
             for index, variant in enumerate(gene.variants):

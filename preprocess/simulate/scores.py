@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from preprocess.simulate.cohort import CHROMOSOME_LENGTHS, Settings, stream
-from preprocess.simulate.files import writing_gzip
+from preprocess.simulate.files import write_gzip
 from preprocess.simulate.genotypes import Chromosome
 
 _EFFECT_IS_REF = 0.4
@@ -120,7 +120,7 @@ def write_score(folder: Path, seed: int, score: Score, genome: list[Chromosome])
         name = f"rs8{score.number:05d}{extra:03d}"
         rows.append((number, position, name, "A", "G", round(float(0.05 * rng.standard_normal()), 6)))
     rows.sort()
-    with writing_gzip(folder / f"{score.pgs_id}_hmPOS_GRCh38.txt.gz") as handle:
+    with write_gzip(folder / f"{score.pgs_id}_hmPOS_GRCh38.txt.gz") as handle:
         handle.write(_HEADER.format(pgs_id=score.pgs_id, variants=len(rows)).encode())
         handle.write(("\t".join(_COLUMNS) + "\n").encode())
         for number, position, name, effect, other, weight in rows:

@@ -14,10 +14,10 @@ from benchmarks.quality.forms import FORMS, build_model, genome_alone
 from benchmarks.quality.probe import probe, retrieval, shuffled
 from benchmarks.quality.report import Results, interval, markdown
 from benchmarks.quality.run import MODEL
-from mrmfast.batch import GenomeSpec
+from mrmfast.batch import GenomeSpec, ModalitySpec
 from tests.helpers.objectives import loss_of
 
-SPEC = GenomeSpec((("pgs", "float", 3),), (2, 1), ("pgs/0", "pgs/1"), torch.zeros(3))
+SPEC = GenomeSpec((ModalitySpec("pgs", "float", 3),), (2, 1), ("pgs/0", "pgs/1"), torch.zeros(3))
 
 
 def _predictions(name: str) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import zarr
 
-from mrmfast.data.genetics.store import FeatureTable, GenomeStore, pack_rows, write_modality
+from mrmfast.data.genetics.store import FeatureTable, GenomeStore, ModalityWriter, pack_rows, write_modality
 from mrmfast.data.genetics.table import lay_out
 from mrmfast.errors import UserError
 from mrmfast.formats import genetics
@@ -60,9 +60,9 @@ def test_gather_gives_every_modality_of_its_participant(tmp_path, names, float_d
         for place, one in enumerate(asked):
             known = one in people[modality.name]
             assert (rows[place, number] >= 0) == known
-            expected = packed[modality.name][people[modality.name].index(one)] if known else absent[modality.kind]
+            expected = packed[modality.name][people[modality.name].index(one)] if known else absent[modality.encoding]
             assert np.array_equal(
-                got[number][place], np.full(got[number].shape[1], expected), equal_nan=modality.kind == "float"
+                got[number][place], np.full(got[number].shape[1], expected), equal_nan=modality.encoding == "float"
             )
         order = [people[modality.name].index(one) for one in modality.participants]
         assert len(order) == len(people[modality.name])
@@ -93,7 +93,9 @@ def test_packed_blocks_write_the_same_bytes(tmp_path):
     ids = list(map(str, range(30)))
     write_modality(tmp_path / "a", "snps", "genotype", ids, features(11), [values])
     blocks = [pack_rows("genotype", part) for part in (values[:7], values[7:])]
-    write_modality(tmp_path / "b", "snps", "genotype", ids, features(11), blocks, packed=True)
+    with ModalityWriter(tmp_path / "b", "snps", "genotype", ids, features(11)) as writer:
+        for block in blocks:
+            writer.append_packed(block)
     for path in (tmp_path / "a").rglob("*"):
         if path.is_file() and path.name != ".dataset.lock":
             assert path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes()
@@ -216,14 +218,16 @@ def test_an_object_store_gives_the_same_rows(tmp_path, upload, monkeypatch):
     far = GenomeStore.open(url, store=DatasetSource(url).zarr_store(), cache=str(tmp_path / "far"))
     assert far.groups() == near.groups()
     for one, other in zip(near.modalities, far.modalities, strict=True):
-        assert np.array_equal(one.rows, other.rows, equal_nan=one.kind == "float")
+        assert np.array_equal(one.rows, other.rows, equal_nan=one.encoding == "float")
         assert one.participants.tolist() == other.participants.tolist()
 
 
 def test_half_a_million_ids_are_found_in_seconds(tmp_path):
     ids = [str(1_000_000 + 7 * i) for i in range(500_000)]
     blocks = (np.zeros((50_000, 1), dtype=np.uint8) for _ in range(10))
-    write_modality(tmp_path, "burden", "binary", ids, features(1), blocks, packed=True)
+    with ModalityWriter(tmp_path, "burden", "binary", ids, features(1)) as writer:
+        for block in blocks:
+            writer.append_packed(block)
     store = GenomeStore.open(str(tmp_path))
     order = np.random.default_rng(0).permutation(len(ids))
     asked = np.array(ids, dtype=object)[order]

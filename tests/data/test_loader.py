@@ -136,7 +136,7 @@ def test_images_only(dataset):
 
 def test_modalities_can_be_chosen(dataset):
     opened = open_dataset(config_for(dataset, modalities=["burden", "snps"]))
-    assert [kind[0] for kind in opened.genome_spec().kinds] == ["snps", "burden"]
+    assert [modality.name for modality in opened.genome_spec().modalities] == ["snps", "burden"]
     with pytest.raises(UserError, match="no modality 'rna'; it holds snps, pgs, burden"):
         open_dataset(config_for(dataset, modalities=["rna"]))
 

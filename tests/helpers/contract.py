@@ -14,6 +14,7 @@ from mrmfast.models.genome_encoder import GenomeInput
 from mrmfast.models.image_encoder import ImageEncoder
 from mrmfast.objectives import OBJECTIVES
 from mrmfast.objectives.base import StepInfo
+from mrmfast.training.memory import example_inputs, kept_bytes, step_flops
 from mrmfast.training.settings import TrainConfig
 from tests.helpers.common import ROOT
 from tests.helpers.objectives import IMAGE, SPEC, batch
@@ -112,6 +113,18 @@ def check_averages(cls):
     assert bool(moved) == bool(before), "averages that after_step leaves where they are"
     narrow = model.bfloat16().state_dict()
     assert all(narrow[name].dtype == torch.float32 for name in moved), "averages that bfloat16 would round away"
+
+
+def check_account(cls):
+    """Arithmetic and memory of a pass can be counted: MFU and ``engine.micro_batch=auto`` are made of these."""
+    model, cpu = build(cls), torch.device("cpu")
+    forward, both = step_flops(model, example_inputs(model, SPEC, 2, cpu))
+    assert 0 < 2 * forward < both
+    one, two, four = (kept_bytes(model, example_inputs(model, SPEC, samples, cpu)) for samples in (1, 2, 4))
+    assert one < two < four
+    assert abs((four - two) - 2 * (two - one)) <= 0.05 * four
+    model.set_activation_checkpointing()
+    assert kept_bytes(model, example_inputs(model, SPEC, 4, cpu)) < 0.8 * four
 
 
 def check_export(cls, folder):

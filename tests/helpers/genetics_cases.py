@@ -41,9 +41,9 @@ def opened(dataset: Path, name: str) -> Modality:
 
 def unpacked(modality: Modality) -> np.ndarray:
     """Undo the packing bit by bit."""
-    if modality.kind == "float":
+    if modality.encoding == "float":
         return modality.rows
-    if modality.kind == "binary":
+    if modality.encoding == "binary":
         return np.unpackbits(modality.rows, axis=1, bitorder="little")[:, : len(modality.features)]
     codes = np.stack([modality.rows >> shift & 3 for shift in (0, 2, 4, 6)], axis=-1)
     return codes.reshape(len(codes), -1)[:, : len(modality.features)]

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from mrmfast.batch import Batch, GenomeSpec
+from mrmfast.batch import Batch, GenomeSpec, ModalitySpec
 from mrmfast.models.config import ModelConfig
 from mrmfast.models.decoders import GenomeDecoderConfig, ImageDecoderConfig
 from mrmfast.objectives import build_objective
@@ -13,7 +13,11 @@ from mrmfast.objectives.mrm import MaskConfig, MatchConfig, MRMConfig, Reconstru
 IMAGE = 32
 SMALL = ModelConfig(arch="vit_tiny_patch16_224", genome_layers=2, alpha_dropout=0.0)
 SPEC = GenomeSpec(
-    kinds=(("snps", "genotype", 9), ("pgs", "float", 4), ("burden", "binary", 5)),
+    modalities=(
+        ModalitySpec("snps", "genotype", 9),
+        ModalitySpec("pgs", "float", 4),
+        ModalitySpec("burden", "binary", 5),
+    ),
     groups=(4, 5, 2, 2, 5),
     group_names=tuple("abcde"),
     fill=torch.full((18,), 1.0),

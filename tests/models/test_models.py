@@ -111,6 +111,16 @@ def test_load_encoder_computes_the_same_features(tmp_path, residual):
         assert (model.image_features(image) - loaded.forward_features(image)).abs().max() <= 1e-5
 
 
+def test_evaluation_sees_the_whole_image_as_training_does(tmp_path):
+    """timm's own 0.9 of this architecture would resize to 71 pixels and cut the rim."""
+    encoder = ImageEncoder("vit_tiny_patch16_224", 64, depth=1)
+    export_encoder(tmp_path / "encoder.safetensors", dict(encoder.named_parameters()), plain_recipe(encoder))
+    data = timm.data.resolve_model_data_config(load_encoder(tmp_path / "encoder.safetensors"))
+    assert data["crop_pct"] == 1.0
+    resize, crop = timm.data.create_transform(**data).transforms[:2]
+    assert resize.size == 64 and tuple(crop.size) == (64, 64)
+
+
 def test_load_encoder_registers_the_models_of_this_package(tmp_path):
     """In a process that has imported no objective."""
     model = build_mrm({"residual": "none"}, genome=None)

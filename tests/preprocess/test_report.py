@@ -109,6 +109,20 @@ def test_fates_of_scores_rows_are_counted(tmp_path):
         assert f'<tr><td>{words}</td><td class="n">{fates[fate]}</td></tr>' in text
 
 
+def test_the_ledger_of_expression_is_found_for_each_of_its_modalities(tmp_path):
+    """rna, cnv and mutations share one ledger; each section counts its own lines."""
+    table = "case_id,A_rnaseq,B_rnaseq,C_cnv,D_mut,E_mut,F_mut\n"
+    (tmp_path / "t.csv").write_text(table + "".join(f"P{n},{n},{n * n},{n % 5 - 2},0,1,{n % 2}\n" for n in range(9)))
+    dataset = tmp_path / "d"
+    assert main(["expression", str(tmp_path / "t.csv"), "--out", str(dataset), "--test-fraction", "0"]) == 0
+    sections = page(dataset).split("<h2 id=")
+    assert len(sections) == 4
+    for section, (name, features) in zip(sections[1:], (("rna", 2), ("cnv", 1), ("mutations", 3)), strict=True):
+        assert section.startswith(f'"{name}"')
+        assert f'<tr><td>kept</td><td class="n">{features}</td></tr>' in section
+        assert f"Left out: 0 of {features} lines of the ledger" in section
+
+
 @pytest.mark.parametrize("damage", ["{", None])
 def test_damaged_inputs_are_named(tmp_path, capsys, damage):
     assert main(["report", str(tmp_path)]) == 2

@@ -119,7 +119,7 @@ def test_a_fault_in_the_manifest_and_every_chunk_of_genetics(dataset, s3, behind
             far = GenomeStore.open(url, names, source.zarr_store(), str(tmp_path / f"far{number}"))
         assert table.key.tolist() == read_sample_table(str(dataset)).key.tolist()
         for one, other in zip(near.modalities, far.modalities, strict=True):
-            assert np.array_equal(one.rows, other.rows, equal_nan=one.kind == "float")
+            assert np.array_equal(one.rows, other.rows, equal_nan=one.encoding == "float")
         assert meters.counts["retries" if kind == "503" else "mismatches"] > 10
         assert len(proxy.paths) > 20
 

@@ -224,7 +224,7 @@ def test_interrupt_saves_and_says_how_to_go_on(dataset, tmp_path):
     ranks.send_signal(signal.SIGINT)
     done = ranks.wait(60)
     assert done.returncode == 130, done.stderr[-2000:]
-    assert "go on with --resume auto" in done.stderr + done.stdout
+    assert "resume with --resume auto" in done.stderr + done.stdout
     saved = checkpoints(tmp_path / "run/checkpoints")
     assert len(saved) == 1
     assert int(saved[0].name.removeprefix("step-")) == len(read_lines(metrics))
@@ -236,7 +236,7 @@ NEWCOMER = {
     "unmatched": ({}, "belong to participants without genetics"),
     "no credentials": ({"data.path": "s3://bucket/x"}, "set AWS_ACCESS_KEY_ID"),
     "no GPU": ({"engine.device": "cuda"}, "no CUDA GPU is visible"),
-    "run exists": ({"run.name": "old"}, "go on with --resume auto, or choose another run.name"),
+    "run exists": ({"run.name": "old"}, "resume it with --resume auto, or choose another run.name"),
     "bad value": ({"batch_size": 0}, "batch_size=0: must be at least 1"),
 }
 

@@ -25,19 +25,20 @@ from mrmfast.formats.genetics import (
     FEATURE_COLUMNS,
     MODALITY_ORDER,
     STORE,
+    Encoding,
     FeatureTable,
-    Kind,
     pack_rows,
     packed_width,
-    write_modality,
 )
+from mrmfast.formats.modality_writer import ModalityWriter, write_modality
 
 __all__ = [
     "STORE",
+    "Encoding",
     "FeatureTable",
     "GenomeStore",
-    "Kind",
     "Modality",
+    "ModalityWriter",
     "pack_rows",
     "packed_width",
     "write_modality",
@@ -50,12 +51,12 @@ class Modality:
     Attributes
     ----------
     name : str
-    kind : Kind
+    encoding : Encoding
     features : FeatureTable
     """
 
     def __init__(self, table: GenomeTable, number: int, columns: Columns, features: FeatureTable) -> None:
-        self.name, self.kind, self.features = columns.name, columns.kind, features
+        self.name, self.encoding, self.features = columns.name, columns.encoding, features
         self._table, self._number, self._columns = table, number, columns
 
     @property

@@ -23,11 +23,11 @@ from tqdm import tqdm
 
 from mrmfast.atomic import rename_directory
 from mrmfast.errors import UserError
-from mrmfast.formats.genetics import Kind
+from mrmfast.formats.genetics import Encoding
 
 LAYOUT = 1  # changes the folder's name: tables of another layout are never read
 ALIGN = 4  # bytes; float32 columns of a row can be viewed in place
-ABSENT: dict[Kind, float] = {"genotype": 0xFF, "binary": 0, "float": np.nan}
+ABSENT: dict[Encoding, float] = {"genotype": 0xFF, "binary": 0, "float": np.nan}
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Columns:
     Attributes
     ----------
     name : str
-    kind : Kind
+    encoding : Encoding
     dtype : dtype
         Of the packed values.
     width : int
@@ -47,7 +47,7 @@ class Columns:
     """
 
     name: str
-    kind: Kind
+    encoding: Encoding
     dtype: np.dtype[Any]
     width: int
     start: int
@@ -58,12 +58,12 @@ class Columns:
         return self.start + self.width * self.dtype.itemsize
 
 
-def lay_out(arrays: Sequence[tuple[str, Kind, Any]]) -> tuple[list[Columns], int]:
+def lay_out(arrays: Sequence[tuple[str, Encoding, Any]]) -> tuple[list[Columns], int]:
     """Place the packed rows of modalities side by side.
 
     Parameters
     ----------
-    arrays : sequence of (name, kind, array)
+    arrays : sequence of (name, encoding, array)
         The array has the dtype and, on axis 1, the width of the packed rows.
 
     Returns
@@ -73,8 +73,8 @@ def lay_out(arrays: Sequence[tuple[str, Kind, Any]]) -> tuple[list[Columns], int
         Bytes of a joint row.
     """
     columns, end = [], 0
-    for name, kind, array in arrays:
-        columns.append(Columns(name, kind, np.dtype(array.dtype), array.shape[1], end))
+    for name, encoding, array in arrays:
+        columns.append(Columns(name, encoding, np.dtype(array.dtype), array.shape[1], end))
         end = -(-columns[-1].stop // ALIGN) * ALIGN
     return columns, end
 
@@ -115,7 +115,10 @@ def encode(ids: np.ndarray) -> np.ndarray:
 
 
 def open_table(
-    cache: Path, digests: Sequence[str], arrays: Sequence[tuple[str, Kind, Any]], read_ids: Callable[[str], np.ndarray]
+    cache: Path,
+    digests: Sequence[str],
+    arrays: Sequence[tuple[str, Encoding, Any]],
+    read_ids: Callable[[str], np.ndarray],
 ) -> GenomeTable:
     """Map the table of these modalities, building it first where this node has none.
 
@@ -125,7 +128,7 @@ def open_table(
         A folder of this node; every rank of it gives the same.
     digests : sequence of str
         Checksum of each modality.
-    arrays : sequence of (name, kind, array)
+    arrays : sequence of (name, encoding, array)
         Packed rows; Zarr arrays, read one shard at a time.
     read_ids : callable
         Modality -> its participants' ids, one a row.
@@ -170,7 +173,7 @@ def _sweep(cache: Path, final: Path) -> None:
             pass  # another dataset's table is being built
 
 
-def _build(final: Path, arrays: Sequence[tuple[str, Kind, Any]], read_ids: Callable[[str], np.ndarray]) -> None:
+def _build(final: Path, arrays: Sequence[tuple[str, Encoding, Any]], read_ids: Callable[[str], np.ndarray]) -> None:
     columns, stride = lay_out(arrays)
     ids_of = [encode(read_ids(one.name)) for one in columns]
     ids, first, place = np.unique(np.concatenate(ids_of), return_index=True, return_inverse=True)
@@ -193,7 +196,7 @@ def _build(final: Path, arrays: Sequence[tuple[str, Kind, Any]], read_ids: Calla
         os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
     with tqdm(total=rows.nbytes, desc="genome store", unit="B", unit_scale=True, disable=None) as bar:
         for number, (one, where, (_, _, array)) in enumerate(zip(columns, rows_of, arrays, strict=True)):
-            fill = np.full(one.width, ABSENT[one.kind], dtype=one.dtype).view(np.uint8)
+            fill = np.full(one.width, ABSENT[one.encoding], dtype=one.dtype).view(np.uint8)
             rows[~present[:, number], one.start : one.stop] = fill
             step = (getattr(array, "shards", None) or array.shape)[0]
             for start in range(0, len(where), step):

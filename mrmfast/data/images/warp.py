@@ -12,6 +12,7 @@ import numpy as np
 from mrmfast import native
 from mrmfast.batch import PIXEL_MEAN, PIXEL_STD
 from mrmfast.data.images.reference import warp_mask_reference
+from mrmfast.native import POINTER, SSIZE
 
 SPARE = 32  # bytes after a decoded picture that the warp may read
 FLAGS = ("-O3", "-march=native", "-std=c11", "-ffp-contract=off")
@@ -69,14 +70,14 @@ def warp_mask(mask: np.ndarray, matrix: np.ndarray, out: np.ndarray) -> None:
 @cache
 def library() -> ctypes.CDLL | None:
     """Load the compiled warps; None, and a warning, where they cannot be built."""
-    loaded = native.load(
-        Path(__file__).with_name("warp.c"), FLAGS, name="warp", otherwise="Augmentation takes three times as long"
+    return native.load(
+        Path(__file__).with_name("warp.c"),
+        FLAGS,
+        name="warp",
+        otherwise="Augmentation takes three times as long",
+        functions={
+            "warp": ((POINTER, SSIZE, SSIZE, POINTER, POINTER, SSIZE, POINTER, POINTER), None),
+            "warp_group": ((SSIZE, POINTER, POINTER, POINTER, SSIZE, SSIZE, POINTER, POINTER), None),
+            "warp_mask": ((POINTER, SSIZE, SSIZE, SSIZE, POINTER, POINTER, SSIZE), None),
+        },
     )
-    if loaded is not None:
-        pointer, size = ctypes.c_void_p, ctypes.c_ssize_t
-        loaded.warp.argtypes = [pointer, size, size, pointer, pointer, size, pointer, pointer]
-        loaded.warp_group.argtypes = [size, pointer, pointer, pointer, size, size, pointer, pointer]
-        loaded.warp_mask.argtypes = [pointer, size, size, size, pointer, pointer, size]
-        for function in (loaded.warp, loaded.warp_group, loaded.warp_mask):
-            function.restype = None
-    return loaded

@@ -10,7 +10,7 @@ from mrmfast.errors import UserError
 from mrmfast.models.decoders import GenomeDecoderConfig, ImageDecoderConfig
 
 # docs/methods/mrm.md#residual-connections: relation blocks keep their residual around self and cross relations,
-# around cross relations only, or around neither. The feed-forward sublayer, which the equations leave out, has its own.
+# around cross relations only, or around neither. The feed-forward sublayer has its own; the equations do not show it.
 Residual = Literal["all", "cross", "none"]
 
 

@@ -94,7 +94,7 @@ class MRM(RelationEncoders):
         """Return (x_G, observed), both (B, F), or None without a genome."""
         if self.spec is None:
             return None
-        return unpack_genome(packed, present, self.spec.kinds, self.fill.float())
+        return unpack_genome(packed, present, self.spec.modalities, self.fill.float())
 
     def reconstruct(
         self,
@@ -117,7 +117,7 @@ class MRM(RelationEncoders):
                 genome_masked = torch.zeros_like(genome_masked)
                 image_intact = self.image_features(image_BCHW)
             predicted_BF = self.genome_decoder(genome_masked, image_intact)
-            parts["genome"] = genome_error(predicted_BF, *unpacked, self.spec.kinds, c.binary_cross_entropy)
+            parts["genome"] = genome_error(predicted_BF, *unpacked, self.spec.modalities, c.binary_cross_entropy)
         return parts
 
     def match(self, z_image: Branches, z_genome: Branches | None, pairs: Tensor, known: Tensor) -> dict[str, Tensor]:

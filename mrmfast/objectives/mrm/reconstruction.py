@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from mrmfast.batch import ModalitySpec
+
 
 def genome_error(
-    predicted_BF: Tensor, x_BF: Tensor, observed_BF: Tensor, kinds: Sequence[tuple[str, str, int]], bce: bool = False
+    predicted_BF: Tensor, x_BF: Tensor, observed_BF: Tensor, modalities: Sequence[ModalitySpec], bce: bool = False
 ) -> Tensor:
     """Mean error over observed features; a missing one carries no loss [ours].
 
@@ -18,7 +20,7 @@ def genome_error(
     ----------
     predicted_BF, x_BF : Tensor, (B, F)
     observed_BF : Tensor, bool, (B, F)
-    kinds : sequence of (modality, kind, n_features)
+    modalities : sequence of ModalitySpec
         As in :class:`mrmfast.batch.GenomeSpec`.
     bce : bool
         Take predictions of binary features as logits, and their cross-entropy instead of the squared error.
@@ -32,10 +34,10 @@ def genome_error(
     error_BF = (predicted_BF - x_BF).square()
     if bce:
         parts, start = [], 0
-        for _, kind, count in kinds:
+        for _, encoding, count in modalities:
             features = slice(start, start + count)
             part = error_BF[:, features]
-            if kind == "binary":
+            if encoding == "binary":
                 part = binary_cross_entropy_with_logits(predicted_BF[:, features], x_BF[:, features], reduction="none")
             parts.append(part)
             start += count

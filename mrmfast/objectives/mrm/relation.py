@@ -63,8 +63,8 @@ class Branches:
     def __add__(self, other: Branches) -> Branches:
         if self.copies == other.copies:
             return Branches(self.stacked + other.stacked, self.samples)
-        one, two = (self, other) if self.copies == 1 else (other, self)
-        return Branches((two.stacked.unflatten(0, (2, -1)) + one.stacked).flatten(0, 1), self.samples)
+        shared, split = (self, other) if self.copies == 1 else (other, self)
+        return Branches((split.stacked.unflatten(0, (2, -1)) + shared.stacked).flatten(0, 1), self.samples)
 
 
 def split_heads(x_BND: Tensor, heads: int) -> Tensor:

@@ -68,7 +68,7 @@ def relation_maps(model: RelationEncoders, image_BCHW: Tensor, x_BF: Tensor | No
 def _over_patches(
     query: Tensor, key: Tensor, ratio: float, samples: int, heads: int, grid: int
 ) -> tuple[Tensor, Tensor]:
-    """Relate stacked branches and leave out the class token's column: intact and masked, (B, grid, grid)."""
+    """Relate stacked branches, without the class token's column: intact and masked, (B, grid, grid)."""
     q, k = split_heads(query.float(), heads), split_heads(key.float(), heads)
     identity = torch.eye(k.shape[2], device=k.device).expand(*k.shape[:2], -1, -1)  # R V is R itself
     # The first B are intact tokens, the last B masked ones; both are all while branches are the same.

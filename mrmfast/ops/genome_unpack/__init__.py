@@ -8,6 +8,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from mrmfast.batch import ModalitySpec
 from mrmfast.ops.genome_unpack import cpu, operators, reference
 
 __all__ = ["unpack_genome"]
@@ -18,7 +19,7 @@ HAS_TRITON = find_spec("triton") is not None
 def unpack_genome(
     packed: Sequence[Tensor],
     present: Tensor,
-    kinds: Sequence[tuple[str, str, int]],
+    modalities: Sequence[ModalitySpec],
     fill: Tensor,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
@@ -26,7 +27,7 @@ def unpack_genome(
 
     Parameters
     ----------
-    packed, present, kinds, fill
+    packed, present, modalities, fill
         See :func:`mrmfast.ops.genome_unpack.reference.unpack_genome`.
     dtype : torch.dtype
         Of x_BF: float32 or bfloat16.
@@ -38,10 +39,10 @@ def unpack_genome(
     """
     fused = HAS_TRITON if present.is_cuda else present.device.type == "cpu" and cpu.available()
     if not fused:
-        x_BF, observed_BF = reference.unpack_genome(packed, present, kinds, fill)
+        x_BF, observed_BF = reference.unpack_genome(packed, present, modalities, fill)
         return x_BF.to(dtype), observed_BF
-    per_number = [operators.PER_NUMBER[kind] for _, kind, _ in kinds]
+    per_number = [operators.PER_NUMBER[encoding] for _, encoding, _ in modalities]
     out: tuple[Tensor, Tensor] = operators.unpack(
-        list(packed), present, fill, per_number, [count for _, _, count in kinds], dtype
+        list(packed), present, fill, per_number, [count for _, _, count in modalities], dtype
     )
     return out

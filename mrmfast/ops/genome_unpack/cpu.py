@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from mrmfast import native
+from mrmfast.batch import ModalitySpec
+from mrmfast.native import POINTER, SIZE
 
 FLAGS = ("-O3", "-std=c11")
 SOURCE = Path(__file__).with_name("cpu.c")
@@ -19,23 +21,26 @@ LEAST_ROWS = 16  # per thread; below this the hand-over costs more than it gives
 
 
 def unpack_genome(
-    packed: Sequence[Tensor], present: Tensor, kinds: Sequence[tuple[str, str, int]], fill: Tensor
+    packed: Sequence[Tensor], present: Tensor, modalities: Sequence[ModalitySpec], fill: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Join packed modalities to x_G: as :func:`mrmfast.ops.genome_unpack.reference.unpack_genome`, bit for bit."""
     kernel = library()
     assert kernel is not None, "ask available() first"
     present, fill = present.contiguous(), fill.float().contiguous()
-    rows, features = present.shape[0], sum(count for _, _, count in kinds)
+    rows, features = present.shape[0], sum(count for _, _, count in modalities)
     x_BF = torch.empty(rows, features, dtype=torch.float32)
     observed_BF = torch.empty(rows, features, dtype=torch.bool)
-    parts = [(part.float() if kind == "float" else part) for part, (_, kind, _) in zip(packed, kinds, strict=True)]
+    parts = [
+        (part.float() if encoding == "float" else part)
+        for part, (_, encoding, _) in zip(packed, modalities, strict=True)
+    ]
     parts = [part if part.stride(1) == 1 else part.contiguous() for part in parts]
 
     def unpack(first: int, last: int) -> None:
         start = 0
-        for number, (part, (_, kind, count)) in enumerate(zip(parts, kinds, strict=True)):
+        for number, (part, (_, encoding, count)) in enumerate(zip(parts, modalities, strict=True)):
             # Pointers are computed here because ctypes takes addresses; every tensor outlives the call.
-            getattr(kernel, f"unpack_{kind}")(
+            getattr(kernel, f"unpack_{encoding}")(
                 part.data_ptr() + first * part.stride(0) * part.element_size(),
                 part.stride(0),
                 present.data_ptr() + first * present.stride(0) + number,
@@ -68,15 +73,10 @@ def available() -> bool:
 @cache
 def library() -> ctypes.CDLL | None:
     """Load the compiled kernel, building it first; None (and a warning) without a C compiler."""
-    loaded = native.load(SOURCE, FLAGS, name="genome_unpack", otherwise="Unpacking about ten times slower")
-    if loaded is None:
-        return None
-    pointer, size = ctypes.c_void_p, ctypes.c_size_t
-    for kind in ("genotype", "binary", "float"):
-        function = getattr(loaded, f"unpack_{kind}")
-        function.argtypes = [pointer, size, pointer, size, size, size, pointer, pointer, pointer, size]
-        function.restype = None
-    return loaded
+    signature = (POINTER, SIZE, POINTER, SIZE, SIZE, SIZE, POINTER, POINTER, POINTER, SIZE), None
+    functions = {f"unpack_{encoding}": signature for encoding in ("genotype", "binary", "float")}
+    otherwise = "Unpacking about ten times slower"
+    return native.load(SOURCE, FLAGS, name="genome_unpack", otherwise=otherwise, functions=functions)
 
 
 @cache

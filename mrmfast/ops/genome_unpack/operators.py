@@ -7,9 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mrmfast.batch import ModalitySpec
+
 # Values that one stored number holds: four genotypes or eight bits a byte, one score.
 PER_NUMBER = {"genotype": 4, "binary": 8, "float": 1}
-KINDS = {count: kind for kind, count in PER_NUMBER.items()}
+ENCODINGS = {count: encoding for encoding, count in PER_NUMBER.items()}
 
 
 @torch.library.custom_op("mrmfast::unpack_genome", mutates_args=(), device_types="cpu")
@@ -28,7 +30,7 @@ def unpack(
     packed, present, fill
         See :func:`mrmfast.ops.genome_unpack.reference.unpack_genome`.
     per_number, features : sequence of int
-        Of each modality: values in a stored number, which tell its kind (:data:`PER_NUMBER`), and how many features.
+        Of each modality: values in a stored number, which tell its encoding (:data:`PER_NUMBER`), and features.
     dtype : torch.dtype
         Of the values.
 
@@ -39,7 +41,7 @@ def unpack(
     """
     from mrmfast.ops.genome_unpack import cpu
 
-    x_BF, observed_BF = cpu.unpack_genome(packed, present, _kinds(per_number, features), fill)
+    x_BF, observed_BF = cpu.unpack_genome(packed, present, _modalities(per_number, features), fill)
     return x_BF.to(dtype), observed_BF
 
 
@@ -54,7 +56,7 @@ def _(
 ) -> tuple[Tensor, Tensor]:
     from mrmfast.ops.genome_unpack import triton  # models import without Triton
 
-    return triton.unpack_genome(packed, present, _kinds(per_number, features), fill, dtype)
+    return triton.unpack_genome(packed, present, _modalities(per_number, features), fill, dtype)
 
 
 @unpack.register_fake
@@ -72,5 +74,5 @@ def _(
     return present.new_empty(shape, dtype=dtype), present.new_empty(shape, dtype=torch.bool)
 
 
-def _kinds(per_number: Sequence[int], features: Sequence[int]) -> list[tuple[str, str, int]]:
-    return [("", KINDS[values], count) for values, count in zip(per_number, features, strict=True)]
+def _modalities(per_number: Sequence[int], features: Sequence[int]) -> list[ModalitySpec]:
+    return [ModalitySpec("", ENCODINGS[values], count) for values, count in zip(per_number, features, strict=True)]

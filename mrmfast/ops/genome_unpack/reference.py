@@ -7,11 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mrmfast.batch import ModalitySpec
+
 MISSING_GENOTYPE = 3
 
 
 def unpack_genome(
-    packed: Sequence[Tensor], present: Tensor, kinds: Sequence[tuple[str, str, int]], fill: Tensor
+    packed: Sequence[Tensor], present: Tensor, modalities: Sequence[ModalitySpec], fill: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Join packed modalities to the genome vector x_G.
 
@@ -21,7 +23,7 @@ def unpack_genome(
         uint8 for genotype and binary, float32 or float16 for float.
     present : Tensor, bool, (B, modalities)
         Which participants have which modality.
-    kinds : sequence of (name, kind, n_features)
+    modalities : sequence of ModalitySpec
         As in :class:`mrmfast.batch.GenomeSpec`.
     fill : Tensor, (F,)
         Input value of what is missing.
@@ -38,11 +40,11 @@ def unpack_genome(
     Layout: ``docs/formats.md``, genetics.
     """
     values, observed = [], []
-    for number, (part, (_, kind, n_features)) in enumerate(zip(packed, kinds, strict=True)):
-        if kind == "float":
+    for number, (part, (_, encoding, n_features)) in enumerate(zip(packed, modalities, strict=True)):
+        if encoding == "float":
             value = part.float()
             known = ~torch.isnan(part)
-        elif kind == "genotype":
+        elif encoding == "genotype":
             shifts = torch.arange(0, 8, 2, device=part.device, dtype=torch.uint8)
             code = ((part[:, :, None] >> shifts) & 3).flatten(1)[:, :n_features]
             value, known = code.float(), code != MISSING_GENOTYPE

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mrmfast.batch import ModalitySpec
 from mrmfast.ops.genome_unpack.operators import PER_NUMBER
 
 # Packed values a program reads: a multiple of 128 outputs, so that a warp's stores are whole cache lines.
@@ -61,21 +62,21 @@ def unpack_kernel(  # type: ignore[no-untyped-def]  # Triton reads the signature
 def unpack_genome(
     packed: Sequence[Tensor],
     present: Tensor,
-    kinds: Sequence[tuple[str, str, int]],
+    modalities: Sequence[ModalitySpec],
     fill: Tensor,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
     """Join packed modalities to x_G: as :func:`mrmfast.ops.genome_unpack.reference.unpack_genome`, on one GPU."""
-    rows, features = present.shape[0], sum(count for _, _, count in kinds)
+    rows, features = present.shape[0], sum(count for _, _, count in modalities)
     x_BF = torch.empty(rows, features, dtype=dtype, device=present.device)
     observed_BF = torch.empty(rows, features, dtype=torch.bool, device=present.device)
     fill = fill.float().contiguous()
     start = 0
-    for number, (part, (_, kind, count)) in enumerate(zip(packed, kinds, strict=True)):
+    for number, (part, (_, encoding, count)) in enumerate(zip(packed, modalities, strict=True)):
         if part.stride(1) != 1:
             part = part.contiguous()
         if rows and count:
-            unpack_kernel[(rows, triton.cdiv(part.shape[1], BLOCK[kind]))](
+            unpack_kernel[(rows, triton.cdiv(part.shape[1], BLOCK[encoding]))](
                 part,
                 present[:, number].view(torch.int8),
                 fill,
@@ -87,8 +88,8 @@ def unpack_genome(
                 start,
                 part.stride(0),
                 present.stride(0),
-                PER_BYTE=PER_NUMBER[kind],
-                BLOCK=BLOCK[kind],
+                PER_BYTE=PER_NUMBER[encoding],
+                BLOCK=BLOCK[encoding],
                 num_warps=WARPS,
             )
         start += count

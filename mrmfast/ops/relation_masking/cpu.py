@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mrmfast import native
+from mrmfast.native import INT64, POINTER
 
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fno-exceptions", "-fno-rtti", "-fopenmp")
 SOURCE = Path(__file__).with_name("cpu.cpp")
@@ -54,16 +55,12 @@ class _Problem(ctypes.Structure):
 def library() -> ctypes.CDLL | None:
     """Load the compiled kernel, building it first; None (and a warning) without a C++ compiler."""
     otherwise = "Relation masking 2 to 8 times slower, with N x N matrices in memory,"
-    loaded = native.load(SOURCE, FLAGS, headers=HEADERS, name="relation_masking", otherwise=otherwise)
-    if loaded is None:
-        return None
-    pointer = ctypes.c_void_p
-    for function in (loaded.relation_forward, loaded.relation_backward):
-        function.argtypes = [pointer, pointer, pointer, pointer, ctypes.c_int64]
-        function.restype = None
-    loaded.relation_workspace.argtypes = [pointer]
-    loaded.relation_workspace.restype = ctypes.c_int64
-    return loaded
+    signature = (POINTER, POINTER, POINTER, POINTER, INT64), None
+    functions: dict[str, native.Signature] = {"relation_forward": signature, "relation_backward": signature}
+    functions["relation_workspace"] = (POINTER,), INT64
+    return native.load(
+        SOURCE, FLAGS, headers=HEADERS, name="relation_masking", otherwise=otherwise, functions=functions
+    )
 
 
 @lru_cache(1024)

@@ -14,12 +14,13 @@ import numpy as np
 import pandas as pd
 
 from mrmfast.errors import UserError
-from preprocess.genetics.burden import vcf as vcf_files
 from preprocess.genetics.burden import vep
 from preprocess.genetics.burden.gene_bits import Gene
+from preprocess.genetics.burden.vcf import find_vcfs, records
 from preprocess.genetics.genotypes import autosome
+from preprocess.genetics.genotypes.vcf import open_vcf
 
-COMPLAINT = "mend the line"
+REMEDY = "correct the line"
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def read_tables(
         annotated = set(pairs["gene"])
         for number, (gene, chromosome, position, names) in enumerate(_fields(sets, (4,), "gene chr pos variants"), 1):
             if not position.isdecimal():
-                raise UserError(f"{sets}: line {number}: column 3 (position) is not a whole number; {COMPLAINT}")
+                raise UserError(f"{sets}: line {number}: column 3 (position) is not a whole number; {REMEDY}")
             if gene in annotated:
                 genes[gene] = Gene(autosome(chromosome), int(position))
             members.update((name, gene) for name in names.split(","))
@@ -104,10 +105,10 @@ def read_vep(path: Path, rule: vep.HarmRule, variants: pd.DataFrame) -> Annotati
         row_of.setdefault(key, row)
     genes: dict[str, Gene] = {}
     found = []
-    for one in vcf_files.find_vcfs(path):
-        vcf = vcf_files.open_vcf(one, sites=True)
-        parser = vep.CsqParser(vep.csq_fields(vcf.raw_header, one), rule)
-        for record in vcf_files.records(vcf, one):
+    for file in find_vcfs(path):
+        vcf = open_vcf(file, sites=True)
+        parser = vep.CsqParser(vep.csq_fields(vcf.raw_header, file), rule)
+        for record in records(vcf, file):
             number, csq = autosome(record.CHROM), record.INFO.get("CSQ")
             label = f"{record.CHROM}:{record.POS}:{record.REF}"
             if not number or not csq:
@@ -127,20 +128,20 @@ def read_vep(path: Path, rule: vep.HarmRule, variants: pd.DataFrame) -> Annotati
                     verdict = "absent" if row < 0 else ""
                     found.append((row, f"{label}:{alternative}", gene, reason, forward < 0 <= row, verdict))
         if parser.malformed or parser.allele_unknown:
-            found += [(-1, one.name, "", "", False, "annotations_malformed")] * parser.malformed
-            found += [(-1, one.name, "", "", False, "annotations_allele_unknown")] * parser.allele_unknown
+            found += [(-1, file.name, "", "", False, "annotations_malformed")] * parser.malformed
+            found += [(-1, file.name, "", "", False, "annotations_allele_unknown")] * parser.allele_unknown
     names = ["variant", "label", "gene", "why", "count_ref", "fate"]
     return Annotations(pd.DataFrame(found, columns=names), genes)
 
 
 def _categories(masks: Path | None, mask: str | None, known: list[str], annotations: Path) -> set[str]:
     if mask is None:
-        raise UserError(f"--mask: say what of {annotations} counts, e.g. {','.join(known[:2])}, or a name of --masks")
+        raise UserError(f"--mask: state what of {annotations} counts, e.g. {','.join(known[:2])}, or a name of --masks")
     if masks is None:
-        wanted = set(mask.split(","))
-        if not wanted & set(known):
+        categories = set(mask.split(","))
+        if not categories & set(known):
             raise UserError(f"--mask {mask}: {annotations} has none of these; it holds {', '.join(known)}")
-        return wanted
+        return categories
     of_name = {row[0]: row[1] for row in _fields(masks, (2,), "name categories")}
     if mask not in of_name:
         raise UserError(f"--mask {mask}: {masks} has no such mask; it holds {', '.join(of_name)}")
@@ -158,7 +159,7 @@ def _fields(path: Path, widths: tuple[int, ...], names: str) -> list[list[str]]:
         if len(row) not in widths:
             raise UserError(
                 f"{path}: line {number} has {len(row)} columns, {' or '.join(map(str, widths))} ({names}) are needed; "
-                f"{COMPLAINT}"
+                f"{REMEDY}"
             )
     if not rows:
         raise UserError(f"{path}: is empty; give a table of {names}")

@@ -4,40 +4,44 @@ Rule of the original study: the bit of a protein-coding gene is 1 if the partici
 harmful rare variant in it. Harmful: VEP IMPACT HIGH on a protein-coding transcript (nonsense-mediated decay transcripts
 excluded), or a missense change that PolyPhen or SIFT calls harmful (:class:`vep.HarmRule`); or what a table says
 (``--annotations`` with ``--mask``, regenie's formats). Rare: minor allele frequency below ``--max-maf`` among the
-participants kept; where the *reference* is the rare allele the variant is left out, or nearly everyone would carry it.
+participants kept; where the *reference* is the rare allele the variant is excluded, or nearly everyone would carry it.
 A missing genotype counts as 0; in a half-missing one of a VCF the allele that is known counts.
 
-SRC is a VEP-annotated VCF with genotypes, or PLINK genotypes with ``--annotations``. ``--code copies`` stores the
+SRC is a VCF with genotypes that VEP has annotated, or genotypes of any format (.bed, .pgen, .bgen, VCF) with
+``--annotations``. ``--code copies`` stores the
 largest number of copies of any counted variant (0, 1, 2: regenie's ``max`` mask) instead of the bit.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mrmfast.errors import UserError
-from mrmfast.formats.genetics import FeatureTable, write_modality
+from mrmfast.formats.genetics import FeatureTable
+from mrmfast.formats.modality_writer import write_modality
 from preprocess.genetics import cohort, command
 from preprocess.genetics.burden import annotations as annotation_files
-from preprocess.genetics.burden import plink, vcf, vep
+from preprocess.genetics.burden import scan, vcf, vep
 from preprocess.genetics.burden.gene_bits import Tally
-from preprocess.genetics.burden.vcf import VCF_ENDINGS
-from preprocess.genetics.genotypes.dosages import PlinkFiles
+from preprocess.genetics.genotypes import Genotypes, find_files, open_genotypes
+from preprocess.genetics.genotypes import reference as reference_genome
+from preprocess.genetics.genotypes.files import ACCEPTED, format_of
+from preprocess.genetics.genotypes.vcf import open_vcf
 
 BLOCK_BYTES = 256 << 20
-PLINK_LEDGER = ("variant", "alt_frequency", "fate", "gene", "why")
+PAIR_LEDGER = ("variant", "alt_frequency", "fate", "gene", "why")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``burden``."""
     command.add_common_arguments(
-        parser,
-        "a VEP-annotated VCF (.vcf, .vcf.gz, .bcf) with genotypes, or a .pgen or .bed file (with --annotations), or a "
-        "folder of either",
+        parser, f"{ACCEPTED}: a VCF annotated by VEP, or genotypes of any format with --annotations"
     )
     parser.add_argument("--max-maf", type=float, default=0.01, help="minor allele frequency below this (default 0.01)")
     parser.add_argument("--min-polyphen", type=float, default=0.8, help="PolyPhen at least this (default 0.8)")
@@ -56,15 +60,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--annotations",
         metavar="FILE",
         type=Path,
-        help="for PLINK genotypes: a VCF of sites from VEP, or a table of variant, gene, category (regenie's)",
+        help="what is harmful, where SRC does not say it: a VCF of sites from VEP, or a table of variant, gene, "
+        "category (regenie's)",
     )
     parser.add_argument("--sets", metavar="FILE", type=Path, help="set list: gene, chromosome, position, variants")
     parser.add_argument("--masks", metavar="FILE", type=Path, help="masks: name, categories")
     parser.add_argument("--mask", metavar="NAME", help="which of --masks, or categories joined by commas")
     parser.add_argument(
         "--reference",
-        choices=("a1", "a2"),
-        help="for .bed with a table: the .bim column with the reference genome's allele, a1 (5th) or a2 (6th)",
+        choices=("a1", "a2", "ref-first", "ref-last"),
+        help="with a table: which allele is the reference genome's; for .bed a1 (.bim column 5) or a2 (column 6), for "
+        ".bgen ref-first or ref-last; .pgen and VCF name their own",
     )
     parser.add_argument(
         "--code",
@@ -80,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
     Raises
     ------
     UserError
-        Options or files that the user can mend, or no variant qualifies.
+        An option or a file is at fault, or no variant qualifies.
     """
     if not 0 < arguments.max_maf <= 0.5:
         raise UserError(f"--max-maf {arguments.max_maf}: give a frequency above 0, up to 0.5")
@@ -91,8 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     split, pseudonyms = command.check_target(arguments, ["burden"])
     rule = vep.HarmRule(arguments.min_polyphen, arguments.max_sift, arguments.missense_rule, arguments.biotype)
-    scan = _scan_vcfs if _has_vcfs(arguments.src) else _scan_plink
-    ids, people, files, tally = scan(arguments, rule)
+    ids, people, files, tally = _scan(arguments, rule)
     hit = tally.hit()
     if not hit:
         raise UserError(
@@ -121,17 +126,9 @@ def _run(arguments: argparse.Namespace) -> int:
         "settings": {**settings, "split_seed": split.seed, "test_fraction": split.test_fraction},
         "files": files,
         "participants": people,
-        "alleles": dict(sorted(tally.fates.items())),
-        "genes": {
-            "protein_coding_annotated": len(tally.genes),
-            "kept": len(genes),
-            "without_counted_variant": len(tally.genes) - len(genes),
-            "variants_per_kept_gene": sum(gene.variants for gene in genes) / len(genes),
-        },
-        "features_per_group": dict(features.groups()),
-        "symbols": {name: tally.genes[number, name].symbol for number, name in hit},
     }
-    # The store comes last: where it stands, everything stands, and what a crash leaves the next run sweeps away.
+    report |= _counts(tally, hit, features)
+    # The store comes last: where it stands, everything stands, and the next run sweeps what a crash leaves.
     command.write_report(arguments.out, "burden", report)
     write_modality(
         arguments.out,
@@ -142,35 +139,61 @@ def _run(arguments: argparse.Namespace) -> int:
         (block.view(np.int8) for block in tally.blocks(hit)),
         attributes=settings,
     )
-    fates = tally.fates
-    print(f"burden: {len(ids)} participants x {len(genes)} genes on {len(features.groups())} chromosomes")
-    print(f"  participants: {people['withdrawn']} withdrawn samples left out")
-    print(
-        f"  counted: {fates['counted']}; left out: {fates['not_harmful'] + fates['not_in_mask']} not harmful, "
-        f"{fates['too_common']} too common, {fates['alt_is_major']} with a rare reference, "
-        f"{fates['not_carried']} not carried, {fates['not_autosomal']} not autosomal, {fates['absent']} absent"
-    )
-    print(f"  genes without a counted variant, left out: {len(tally.genes) - len(genes)}")
-    print(f"  report: {arguments.out / 'reports' / 'burden.json'}")
+    shutil.rmtree(command.copies_folder(arguments.out, "burden"), ignore_errors=True)
+    _summary(arguments.out, report)
     return 0
 
 
+def _counts(tally: Tally, hit: list[tuple[int, str]], features: FeatureTable) -> dict[str, Any]:
+    """Return what the report says of alleles and genes."""
+    genes = [tally.genes[key] for key in hit]
+    return {
+        "alleles": dict(sorted(tally.fates.items())),
+        "genes": {
+            "protein_coding_annotated": len(tally.genes),
+            "kept": len(genes),
+            "without_counted_variant": len(tally.genes) - len(genes),
+            "variants_per_kept_gene": sum(gene.variants for gene in genes) / len(genes),
+        },
+        "features_per_group": dict(features.groups()),
+        "symbols": {name: tally.genes[number, name].symbol for number, name in hit},
+    }
+
+
+def _summary(dataset: Path, report: dict[str, Any]) -> None:
+    people, genes, fates = report["participants"], report["genes"], Counter(report["alleles"])
+    chromosomes = len(report["features_per_group"])
+    print(f"burden: {people['participants']} participants x {genes['kept']} genes on {chromosomes} chromosomes")
+    print(f"  participants: {people['withdrawn']} withdrawn samples excluded")
+    print(
+        f"  counted: {fates['counted']}; excluded: {fates['not_harmful'] + fates['not_in_mask']} not harmful, "
+        f"{fates['too_common']} too common, {fates['alt_is_major']} with a rare reference, "
+        f"{fates['not_carried']} not carried, {fates['not_autosomal']} not autosomal, {fates['absent']} absent"
+    )
+    print(f"  genes without a counted variant, excluded: {genes['without_counted_variant']}")
+    print(f"  report: {dataset / 'reports' / 'burden.json'}")
+
+
 Scanned = tuple[list[str], dict[str, int], list[str], Tally]
+OF_TABLES = ("sets", "masks", "mask", "reference")
 
 
-def _has_vcfs(source: Path) -> bool:
-    """Whether SRC is VCF; a folder with PLINK genotypes in it is not."""
-    if source.is_dir():
-        return not any(source.glob("*.pgen")) and not any(source.glob("*.bed"))
-    return source.suffix not in (".pgen", ".bed")
+def _scan(arguments: argparse.Namespace, rule: vep.HarmRule) -> Scanned:
+    """Scan SRC as it is: VCFs with VEP's annotations inside, or genotypes with annotations beside them."""
+    paths = find_files(arguments.src)
+    if arguments.annotations is not None:
+        return _scan_genotypes(arguments, rule, paths)
+    if format_of(paths[0]) == ".vcf":
+        return _scan_annotated_vcfs(arguments, rule, paths)
+    raise UserError(
+        f"--annotations: state what is harmful in {arguments.src}: a VCF of its sites from Ensembl VEP, or a table of "
+        "variant, gene, category"
+    )
 
 
-def _scan_vcfs(arguments: argparse.Namespace, rule: vep.HarmRule) -> Scanned:
-    for name in ("annotations", "sets", "masks", "mask", "reference"):
-        if getattr(arguments, name) is not None:
-            raise UserError(f"--{name}: belongs to PLINK genotypes; convert SRC with plink2 --make-pgen, or drop it")
-    paths = vcf.find_vcfs(arguments.src)
-    samples = list(vcf.open_vcf(paths[0]).samples)
+def _scan_annotated_vcfs(arguments: argparse.Namespace, rule: vep.HarmRule, paths: list[Path]) -> Scanned:
+    _refuse(arguments, OF_TABLES, "belongs to a table of --annotations; give one, or leave the option out")
+    samples = list(open_vcf(paths[0]).samples)
     chosen, people = cohort.select(samples, arguments.keep, paths[0])
     ids, everyone = [samples[row] for row in chosen], cohort.everyone(samples)
     tally = Tally(len(ids), arguments.code == "copies")
@@ -180,33 +203,42 @@ def _scan_vcfs(arguments: argparse.Namespace, rule: vep.HarmRule) -> Scanned:
     return ids, people, [path.name for path in paths], tally
 
 
-def _scan_plink(arguments: argparse.Namespace, rule: vep.HarmRule) -> Scanned:
-    if arguments.annotations is None:
-        raise UserError(
-            f"--annotations: say what is harmful in {arguments.src}: a VCF of its sites from Ensembl VEP, or a table "
-            "of variant, gene, category"
-        )
-    genotypes = PlinkFiles(arguments.src, arguments.keep)
-    if arguments.annotations.is_dir() or arguments.annotations.name.endswith(VCF_ENDINGS):
-        for name in ("sets", "masks", "mask", "reference"):
-            if getattr(arguments, name) is not None:
-                raise UserError(f"--{name}: belongs to a table of annotations; VEP's sites name genes and alleles")
-        known = annotation_files.read_vep(arguments.annotations, rule, genotypes.variants)
+def _scan_genotypes(arguments: argparse.Namespace, rule: vep.HarmRule, paths: list[Path]) -> Scanned:
+    beside: Path = arguments.annotations
+    genotypes = open_genotypes(arguments.src, keep=arguments.keep, cache=command.copies_folder(arguments.out, "burden"))
+    if beside.is_dir() or format_of(beside) == ".vcf":
+        _refuse(arguments, OF_TABLES, "belongs to a table of annotations; VEP's sites name genes and alleles")
+        annotations = annotation_files.read_vep(beside, rule, genotypes.variants)
     else:
-        is_bed = genotypes.files[0].suffix == ".bed"
-        if is_bed != (arguments.reference is not None):
-            raise UserError(
-                "--reference: say which .bim column holds the reference genome's allele (a2, or a1): a table of "
-                "annotations does not name the harmful one"
-                if is_bed
-                else "--reference: a .pgen names its own REF; leave the option out"
-            )
-        known = annotation_files.read_tables(
-            *(arguments.annotations, arguments.sets, arguments.masks, arguments.mask),
-            *(genotypes.variants, arguments.reference == "a1"),
+        alt_is_reference = _alt_is_reference(genotypes, arguments.reference)
+        annotations = annotation_files.read_tables(
+            *(beside, arguments.sets, arguments.masks, arguments.mask),
+            *(genotypes.variants, alt_is_reference),
         )
     tally = Tally(len(genotypes.samples), arguments.code == "copies")
-    with command.ledger(arguments.out, "burden_variants", PLINK_LEDGER) as file:
-        plink.scan(genotypes, known, arguments.max_maf, tally, file, BLOCK_BYTES)
-    files = [path.name for path in genotypes.files]
-    return genotypes.samples.tolist(), genotypes.counts, files, tally
+    with command.ledger(arguments.out, "burden_variants", PAIR_LEDGER) as file:
+        scan.scan(genotypes, annotations, arguments.max_maf, tally, file, BLOCK_BYTES)
+    return genotypes.samples.tolist(), genotypes.counts, [path.name for path in paths], tally
+
+
+def _alt_is_reference(genotypes: Genotypes, reference: str | None) -> bool:
+    """Return whether the genotypes call the reference allele ``alt``: a table does not name the harmful allele.
+
+    Raises
+    ------
+    UserError
+        ``--reference`` is needed and absent, or given for a format that names its own REF.
+    """
+    file = genotypes.files[0]
+    kind = format_of(file.path)
+    if kind in (".pgen", ".vcf"):
+        if reference is not None:
+            raise UserError(f"--reference: a {kind} names its own REF; leave the option out")
+        return False
+    return reference_genome.alt_is_reference(file, reference)
+
+
+def _refuse(arguments: argparse.Namespace, names: tuple[str, ...], why: str) -> None:
+    for name in names:
+        if getattr(arguments, name) is not None:
+            raise UserError(f"--{name}: {why}")

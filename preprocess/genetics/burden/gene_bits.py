@@ -70,7 +70,7 @@ class Tally:
         gene = self.genes[key]
         gene.variants += variants
         if gene.carriers is None:
-            gene.carriers = np.zeros(-(-self.samples // 8), dtype=np.uint8)
+            gene.carriers = np.zeros((self.samples + 7) // 8, dtype=np.uint8)
             if self.copies:
                 gene.homozygous = np.zeros_like(gene.carriers)
         _set(gene.carriers, samples)

@@ -1,4 +1,4 @@
-"""Burden from VEP-annotated VCFs that hold the genotypes too, and VEP annotations from VCFs of sites."""
+"""Burden from VCFs that VEP has annotated and that hold the genotypes too: one pass over the records."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from preprocess.genetics import cohort
 from preprocess.genetics.burden import vep
 from preprocess.genetics.burden.gene_bits import Gene, Tally, fates
 from preprocess.genetics.genotypes import autosome, natural_key
-from preprocess.genetics.genotypes.vcf import alleles_of, place_of
+from preprocess.genetics.genotypes.files import format_of
+from preprocess.genetics.genotypes.vcf import alleles_of, open_vcf, read_records
 
-BGZF_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")  # SAM specification, 4.1.2
-VCF_ENDINGS = (".vcf", ".vcf.gz", ".bcf")
 LEDGER_COLUMNS = ("chromosome", "position", "reference", "alternative", "alt_frequency", "fate", "gene", "why")
 
 
@@ -26,62 +25,17 @@ def find_vcfs(source: Path) -> list[Path]:
     """List the VCF files of a folder in natural order, or return the one file given."""
     if not source.is_dir():
         return [source]
-    paths = sorted((p for p in source.iterdir() if p.name.endswith(VCF_ENDINGS)), key=natural_key)
+    paths = [p for p in source.iterdir() if format_of(p) == ".vcf" and not p.name.startswith(".")]
     if not paths:
-        raise UserError(
-            f"{source}: holds no .vcf, .vcf.gz or .bcf file (the output of Ensembl VEP) and no .pgen or .bed file"
-        )
-    return paths
-
-
-def open_vcf(path: Path, sites: bool = False) -> VCF:
-    """Open a VCF.
-
-    Parameters
-    ----------
-    path : Path
-    sites : bool
-        Skip genotypes; else there must be samples.
-
-    Raises
-    ------
-    UserError
-        Unreadable, or without samples.
-    """
-    with open(path, "rb") as file:
-        start = file.read(16)
-        if start[:4] == b"\x1f\x8b\x08\x04" and start[12:14] == b"BC":
-            # htslib only warns of a bgzip file cut between two blocks, and the rest would be lost without a word.
-            file.seek(max(0, path.stat().st_size - len(BGZF_END)))
-            if file.read() != BGZF_END:
-                raise UserError(f"{path}: is truncated (no bgzip end mark); copy the file again")
-    try:
-        vcf = VCF(str(path), samples=[]) if sites else VCF(str(path))
-    except Exception as error:  # cyvcf2 raises OSError or plain Exception, by kind of damage
-        raise UserError(f"{path}: cannot be read as VCF ({type(error).__name__}); check the file") from error
-    if not sites and not vcf.samples:
-        raise UserError(
-            f"{path}: has no samples, only sites; give genotypes (.pgen, .bed) as SRC and this file as --annotations"
-        )
-    return vcf
+        raise UserError(f"{source}: holds no .vcf, .vcf.gz or .bcf file (the output of Ensembl VEP)")
+    return sorted(paths, key=natural_key)
 
 
 def records(vcf: VCF, path: Path) -> Iterator[Any]:
-    """Iterate over records with progress; damage is an error that says after how many."""
-    done = 0
-    stream = iter(vcf)
+    """Iterate over the records of an open VCF with a progress bar."""
     with tqdm(desc=f"burden: {path.name}", unit="variant", disable=None) as bar:
-        while True:
-            try:
-                variant = next(stream)
-            except StopIteration:
-                return
-            except Exception as error:  # htslib's parse errors arrive as plain Exception
-                raise UserError(
-                    f"{path}: damaged after {done} variants ({place_of(done, path)}); copy the file again"
-                ) from error
-            yield variant
-            done += 1
+        for record in read_records(vcf, path):
+            yield record
             bar.update()
 
 

@@ -12,9 +12,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
-import os
-import shutil
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +21,12 @@ import numpy as np
 import pandas as pd
 
 from mrmfast.errors import UserError
-from mrmfast.formats.genetics import STORE, FeatureTable, Kind, write_modality
-from mrmfast.formats.manifest import SplitRule, read_manifest
+from mrmfast.formats.genetics import Encoding, FeatureTable
+from mrmfast.formats.manifest import SplitRule
+from mrmfast.formats.modality_writer import write_modality
 from mrmfast.formats.pseudonyms import Pseudonyms
 from preprocess.genetics import cohort, command, standardise
+from preprocess.genetics.expression.unfinished import clear_unfinished
 
 CASE = "case_id"
 RNA_PER_PART = 256
@@ -51,7 +50,7 @@ class Block:
         For the report.
     """
 
-    kind: Kind
+    encoding: Encoding
     features: FeatureTable
     values: np.ndarray
     missing: np.ndarray
@@ -112,7 +111,7 @@ def numbers(table: pd.DataFrame, columns: list[str], path: Path) -> np.ndarray:
         bad = unread[~is_missing]
         if len(bad):
             line = int(bad[0]) + 2
-            raise UserError(f"{path}: line {line}: column {name} is not a number; mend it or leave it blank")
+            raise UserError(f"{path}: line {line}: column {name} is not a number; correct it or leave it blank")
         values[:, number] = column
     return values
 
@@ -159,7 +158,7 @@ def make_block(modality: str, names: list[str], values: np.ndarray, train: np.nd
         values = np.nan_to_num(values, nan=0.0)
         wrong = np.flatnonzero(~np.isin(values, (0, 1)).all(axis=0))
         if len(wrong):
-            raise UserError(f"{path}: column {names[wrong[0]]}_mut holds values other than 0 and 1; mend the column")
+            raise UserError(f"{path}: column {names[wrong[0]]}_mut holds values other than 0 and 1; correct the column")
         features = FeatureTable.build(names, ["mutations"] * len(names))
         return Block("binary", features, values.astype(np.uint8), missing, counts)
     if modality == "cnv":
@@ -168,7 +167,7 @@ def make_block(modality: str, names: list[str], values: np.ndarray, train: np.nd
         return Block("float", features, values.astype(np.float32), missing, counts)
     mean, scale, constant = standardise.fit(values[train])
     counts["constant_in_training"] = int(constant.sum())
-    parts = np.array_split(np.arange(len(names)), -(-len(names) // RNA_PER_PART))
+    parts = np.array_split(np.arange(len(names)), (len(names) + RNA_PER_PART - 1) // RNA_PER_PART)
     groups = [f"part{number}" for number, part in enumerate(parts, start=1) for _ in part]
     features = FeatureTable.build(names, groups, mean=mean, scale=scale)
     return Block("float", features, ((values - mean) / scale).astype(np.float32), missing, counts)
@@ -218,7 +217,7 @@ def run(arguments: argparse.Namespace) -> int:
     Raises
     ------
     UserError
-        Options or a table that the user can mend.
+        Options or a table that is at fault.
     """
     with command.writing(arguments, "expression", SUFFIXES):
         return _run(arguments)
@@ -248,7 +247,9 @@ def _run(arguments: argparse.Namespace) -> int:
             "standardised": modality == "rna",
             "unit": unit,
         }
-        write_modality(arguments.out, modality, block.kind, cases, block.features, [block.values], attributes=settings)
+        write_modality(
+            arguments.out, modality, block.encoding, cases, block.features, [block.values], attributes=settings
+        )
     print(f"expression: {len(cases)} cases ({int(train.sum())} training), from {counts['slides']} rows")
     for name, block in blocks.items():
         groups = len(block.features.groups())
@@ -264,33 +265,6 @@ def _unit(table: Path, rule: SplitRule, cases: np.ndarray) -> str:
     digest.update(f"{rule.seed}:{rule.test_fraction}:{RNA_PER_PART}:{len(cases)}:".encode())
     digest.update("\n".join(cases.tolist()).encode())
     return digest.hexdigest()
-
-
-def clear_unfinished(dataset: Path, modalities: list[str], unit: str) -> None:
-    """Remove what a killed run of the same unit left behind.
-
-    Raises
-    ------
-    UserError
-        The unit is complete, or a modality comes from another table or other settings.
-    """
-    listed = read_manifest(dataset).genetics
-    present = [name for name in modalities if (dataset / STORE / name).exists()]
-    complete = len(present) == len(modalities) and all(name in listed for name in modalities)
-    for name in present:
-        final = dataset / STORE / name
-        try:
-            mine = json.loads((final / "zarr.json").read_text())["attributes"].get("unit") == unit
-        except (OSError, ValueError, KeyError):
-            mine = False
-        if complete or not mine:
-            raise UserError(f"{final}: exists already; remove that folder to make it anew")
-    for name in present:
-        # Renamed first: a reader must not meet half a modality, and a second kill must not leave one.
-        aside = dataset / f".{name}.zarr.unfinished"
-        shutil.rmtree(aside, ignore_errors=True)
-        os.rename(dataset / STORE / name, aside)
-        shutil.rmtree(aside)
 
 
 def _write_ledger(dataset: Path, blocks: dict[str, Block]) -> None:

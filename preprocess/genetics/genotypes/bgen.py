@@ -18,7 +18,8 @@ import numpy as np
 from numcodecs import Zstd
 
 from mrmfast.errors import UserError
-from preprocess.genetics.genotypes.base import GenotypeFile, hard_calls_of, read_text, variant_table
+from preprocess.genetics.genotypes.base import GenotypeFile, hard_calls_of, on_dosage_grid
+from preprocess.genetics.genotypes.tables import read_text, variant_table
 
 NO_COMPRESSION, ZLIB, ZSTD = range(3)
 LAYOUT_1_SCALE = 32768
@@ -38,6 +39,7 @@ class BgenFile(GenotypeFile):
         The file is malformed or truncated, or nothing names its samples.
     """
 
+    has_dosages = True
     bytes_per_genotype = 16  # and about 50 bytes a sample for the variant being decoded
 
     def __init__(self, path: Path) -> None:
@@ -97,11 +99,11 @@ class BgenFile(GenotypeFile):
             if starts[-1] + length > size:
                 raise UserError(f"{self._variant(len(rows))} ends after the file does; it is truncated, copy it again")
             named = rsid if rsid not in ("", ".") else name or "."
-            # One allele only cannot be a genotype of two; more than two are left out with the multi-allelic ones.
+            # One allele only cannot be a genotype of two; more than two are excluded with the multi-allelic ones.
             rows.append((chromosome, named, str(position), labels[0] if labels else ".", ",".join(labels[1:]) or "."))
             file.seek(length, 1)
         if file.tell() != size:
-            raise UserError(f"{self.path}: goes on after its {self.variant_count} variants; the header is damaged")
+            raise UserError(f"{self.path}: has bytes behind its {self.variant_count} variants; the header is damaged")
         if not rows:
             raise UserError(f"{self.path}: holds no variants")
         self.starts, self.lengths = starts, lengths
@@ -111,24 +113,25 @@ class BgenFile(GenotypeFile):
     def _variant(self, number: int) -> str:
         return f"{self.path}: variant {number + 1}"
 
-    def dosages(self, columns: np.ndarray) -> np.ndarray:
-        """See :meth:`GenotypeFile.dosages`."""
-        out = np.empty((len(columns), self.samples), dtype=np.float32)
+    def dosages(self, columns: np.ndarray, samples: np.ndarray | None = None) -> np.ndarray:
+        """See :meth:`.base.GenotypeFile.dosages`; rounded to the grid of a .pgen."""
+        chosen = slice(None) if samples is None else samples
+        out = np.empty((len(columns), self.samples if samples is None else len(samples)), dtype=np.float32)
         with open(self.path, "rb") as file:
             for row, column in enumerate(columns.tolist()):
                 file.seek(self.starts[column])
                 raw = file.read(self.lengths[column])
                 try:
-                    out[row] = self._dosage(raw, column)
+                    out[row] = on_dosage_grid(self._dosage(raw, column)[chosen])
                 except (zlib.error, struct.error, ValueError, RuntimeError) as error:
                     raise UserError(
                         f"{self._variant(column)} cannot be decoded ({type(error).__name__}); copy the file again"
                     ) from error
         return out
 
-    def copies(self, columns: np.ndarray) -> np.ndarray:
-        """See :meth:`GenotypeFile.copies`; calls as plink2 makes them from dosages."""
-        return hard_calls_of(self.dosages(columns))
+    def hard_calls(self, columns: np.ndarray, samples: np.ndarray | None = None) -> np.ndarray:
+        """See :meth:`.base.GenotypeFile.hard_calls`; calls as plink2 makes them from dosages."""
+        return hard_calls_of(self.dosages(columns, samples))
 
     def _dosage(self, raw: bytes, column: int) -> np.ndarray:
         if self.layout == 1:
@@ -179,7 +182,7 @@ def probabilities(raw: bytes, bits: int, count: int) -> np.ndarray:
     ValueError
         The number of bits or bytes is impossible.
     """
-    if not 1 <= bits <= 32 or len(raw) != -(-count * bits // 8):
+    if not 1 <= bits <= 32 or len(raw) != (count * bits + 7) // 8:
         raise ValueError("probabilities have another length")
     if bits in (8, 16, 32):
         values: np.ndarray = np.frombuffer(raw, dtype=f"<u{bits // 8}").astype(np.float64)
@@ -220,6 +223,8 @@ def read_sample(path: Path) -> list[str]:
     for number, line in enumerate(lines[2:], start=3):
         fields = line.split()
         if len(fields) != len(header):
-            raise UserError(f"{path}: line {number} has {len(fields)} columns, {len(header)} are named; mend the line")
+            raise UserError(
+                f"{path}: line {number} has {len(fields)} columns, {len(header)} are named; correct the line"
+            )
         ids.append(fields[1])
     return ids

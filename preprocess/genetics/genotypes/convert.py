@@ -12,15 +12,18 @@ import numpy as np
 from filelock import FileLock
 
 from mrmfast.atomic import rename_directory
-from preprocess.genetics.genotypes.base import GenotypeFile
+from preprocess.genetics.genotypes.base import Carriers, GenotypeFile
 from preprocess.genetics.genotypes.pgen import PgenFile
+from preprocess.genetics.genotypes.tables import X_CHROMOSOME
 
 NAME = "converted"
 LEAST_MEMORY = 640  # MB; plink2 asks for no less
 
 
 class Converted(GenotypeFile):
-    """The autosomes of a file, read from its PGEN copy; samples and variants are those of the file.
+    """A file whose autosomes are read from its PGEN copy; samples, variants and chromosome X are those of the file.
+
+    plink2 imports X only with everybody's sex, so the copy leaves it out.
 
     Parameters
     ----------
@@ -29,31 +32,68 @@ class Converted(GenotypeFile):
         From :func:`to_pgen`.
     """
 
+    counts_quickly = True
+
     def __init__(self, original: GenotypeFile, copy: PgenFile) -> None:
         self.path, self.ids, self.variants = original.path, original.ids, original.variants
-        self.copy = copy
-        autosomal = original.variants["chromosome"].to_numpy() > 0
-        self.row_in_copy = np.cumsum(autosomal) - 1
+        self.has_dosages = original.has_dosages
+        self.original, self.copy = original, copy
+        self.is_autosomal = _is_autosomal(original.variants["chromosome"].to_numpy())
+        self.column_in_copy = np.cumsum(self.is_autosomal) - 1
 
     def agrees(self) -> bool:
         """Whether the copy has the file's autosomal variants, in the same order."""
-        mine = self.variants[self.variants["chromosome"] > 0]
-        return len(mine) == len(self.copy.variants) and all(
-            np.array_equal(mine[name].to_numpy(), self.copy.variants[name].to_numpy())
+        autosomal = self.variants[self.is_autosomal]
+        return len(autosomal) == len(self.copy.variants) and all(
+            np.array_equal(autosomal[name].to_numpy(), self.copy.variants[name].to_numpy())
             for name in ("chromosome", "position", "ref", "alt")
         )
 
-    def copies(self, columns: np.ndarray) -> np.ndarray:
-        """See :meth:`GenotypeFile.copies`."""
-        return self.copy.copies(self.row_in_copy[columns])
+    def hard_calls(self, columns: np.ndarray, samples: np.ndarray | None = None) -> np.ndarray:
+        """See :meth:`.base.GenotypeFile.hard_calls`."""
+        return self._read("hard_calls", columns, samples)
 
-    def dosages(self, columns: np.ndarray) -> np.ndarray:
-        """See :meth:`GenotypeFile.dosages`."""
-        return self.copy.dosages(self.row_in_copy[columns])
+    def dosages(self, columns: np.ndarray, samples: np.ndarray | None = None) -> np.ndarray:
+        """See :meth:`.base.GenotypeFile.dosages`."""
+        return self._read("dosages", columns, samples)
+
+    def genotype_counts(self, columns: np.ndarray, samples: np.ndarray | None = None) -> np.ndarray:
+        """See :meth:`.base.GenotypeFile.genotype_counts`."""
+        return self._read("genotype_counts", columns, samples)
+
+    def carriers(self, columns: np.ndarray, flip: np.ndarray, samples: np.ndarray | None, memory: int) -> Carriers:
+        """See :meth:`.base.GenotypeFile.carriers`."""
+        parts = []
+        for file, places, rows in self._split(columns):
+            found = file.carriers(rows, flip[places], samples, memory)
+            parts.append(found._replace(variant=places[found.variant]))
+        return Carriers.joined(parts)
+
+    def _read(self, method: str, columns: np.ndarray, samples: np.ndarray | None) -> np.ndarray:
+        parts = [(places, getattr(file, method)(rows, samples)) for file, places, rows in self._split(columns)]
+        if len(parts) == 1:
+            return np.asarray(parts[0][1])
+        out = np.empty((len(columns), parts[0][1].shape[1]), dtype=parts[0][1].dtype)
+        for places, values in parts:
+            out[places] = values
+        return out
+
+    def _split(self, columns: np.ndarray) -> list[tuple[GenotypeFile, np.ndarray, np.ndarray]]:
+        """Say which columns (places in `columns`) to read from the copy and the original, and their columns there."""
+        autosomal = self.is_autosomal[columns]
+        ours, theirs = np.flatnonzero(autosomal), np.flatnonzero(~autosomal)
+        split = [(self.copy, ours, self.column_in_copy[columns[ours]]), (self.original, theirs, columns[theirs])]
+        return [part for part in split if len(part[1])] or [(self.copy, ours, ours)]
+
+
+def _is_autosomal(chromosome: np.ndarray) -> np.ndarray:
+    return (chromosome > 0) & (chromosome < X_CHROMOSOME)
 
 
 def converted(file: GenotypeFile, dosage: str | None, cache: Path, memory: int) -> GenotypeFile:
     """Return the PGEN copy of a file; the file itself, with a warning, where plink2 is absent or reads it otherwise."""
+    if not _is_autosomal(file.variants["chromosome"].to_numpy()).any():
+        return file
     path = to_pgen(file.path, len(file.ids), dosage, cache, memory)
     if path is None:
         return file
@@ -103,26 +143,9 @@ def to_pgen(source: Path, samples: int, dosage: str | None, cache: Path, memory:
         aside = cache / f".{final.name}.partial"
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()
-        if source.suffix == ".bgen":
-            # The order is decided by our own rules afterwards; REF of the copy is the first allele.
-            names = aside / "samples"
-            names.write_text("ID_1 ID_2 missing\n0 0 0\n" + "".join(f"{n} {n} 0\n" for n in range(1, samples + 1)))
-            reading = ["--bgen", str(source), "ref-first", "--sample", str(names)]
-        else:
-            kind = "--bcf" if source.suffix == ".bcf" else "--vcf"
-            reading = [kind, str(source), *([f"dosage={dosage}"] if dosage else []), "--vcf-half-call", "missing"]
-        limits = ["--memory", str(max(memory, LEAST_MEMORY))]
-        command = [
-            program,
-            *reading,
-            *limits,
-            "--autosome",
-            "--allow-extra-chr",
-            "--make-pgen",
-            "--out",
-            str(aside / NAME),
-        ]
-        done = subprocess.run([*command, "--silent"], capture_output=True, check=False)
+        command = [program, *_input_options(source, samples, dosage, aside), "--memory", str(max(memory, LEAST_MEMORY))]
+        command += ["--autosome", "--allow-extra-chr", "--make-pgen", "--out", str(aside / NAME), "--silent"]
+        done = subprocess.run(command, capture_output=True, check=False)
         if done.returncode or not (aside / f"{NAME}.pgen").exists():
             shutil.rmtree(aside)
             # Its message may name a participant, so it is not passed on; ours will name file and record.
@@ -135,3 +158,15 @@ def to_pgen(source: Path, samples: int, dosage: str | None, cache: Path, memory:
             (aside / extra).unlink(missing_ok=True)
         rename_directory(aside, final)
         return pgen
+
+
+def _input_options(source: Path, samples: int, dosage: str | None, folder: Path) -> list[str]:
+    """Return plink2's input options, writing a table of numbered samples for a BGEN into `folder`."""
+    if source.suffix == ".bgen":
+        # The order is decided by our own rules afterwards; REF of the copy is the first allele.
+        names = folder / "samples"
+        names.write_text("ID_1 ID_2 missing\n0 0 0\n" + "".join(f"{n} {n} 0\n" for n in range(1, samples + 1)))
+        return ["--bgen", str(source), "ref-first", "--sample", str(names)]
+    kind = "--bcf" if source.suffix == ".bcf" else "--vcf"
+    field = [f"dosage={dosage}"] if dosage else []
+    return [kind, str(source), *field, "--vcf-half-call", "missing"]

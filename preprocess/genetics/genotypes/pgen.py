@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import csv
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
-import pgenlib
 
 from mrmfast.errors import UserError
-from preprocess.genetics.genotypes.base import MISSING, GenotypeFile, read_text, variant_table
+from preprocess.genetics.genotypes.pgenlib_reader import PgenlibFile, PgenlibReader
+from preprocess.genetics.genotypes.tables import read_text, variant_table, variant_table_of_columns
 
 SIDE_BY_SIDE = "the .pgen, .pvar and .psam"
 MAGIC = b"\x6c\x1b"
 BED_MODE = 1
 # Upper two bits of byte 11 of the header: every REF is provisional (PGEN specification, 2.1).
 ALL_PROVISIONAL = 2
+NEEDED = ("CHROM", "POS", "ID", "REF", "ALT")
 
 
-class PgenFile(GenotypeFile):
+class PgenFile(PgenlibFile):
     """A .pgen with its .pvar and .psam.
 
     Parameters
@@ -34,68 +36,33 @@ class PgenFile(GenotypeFile):
         A file is missing, malformed or truncated.
     """
 
+    has_dosages = True
+
     def __init__(self, path: Path, ids: list[str] | None = None) -> None:
         self.path = path
         self.ids = read_psam(path.with_suffix(".psam")) if ids is None else ids
-        self.variants, self.provisional = read_pvar(path.with_suffix(".pvar"))
+        self.variants = read_pvar(path.with_suffix(".pvar"))
         with open(path, "rb") as file:
-            head = file.read(12)
-        if len(head) < 12 or head[:2] != MAGIC or head[2] == BED_MODE:
+            self._head = file.read(12)
+        if len(self._head) < 12 or self._head[:2] != MAGIC or self._head[2] == BED_MODE:
             raise UserError(f"{path}: is not a .pgen file; make one with plink2 --make-pgen")
-        if head[11] >> 6 == ALL_PROVISIONAL:
-            self.provisional = len(self.variants)
-        reader = self._open()
-        counted = (reader.get_raw_sample_ct(), reader.get_variant_ct())
-        if counted != (len(self.ids), len(self.variants)):
-            raise UserError(
-                f"{path}: holds {counted[0]} samples x {counted[1]} variants, its .psam and .pvar name "
-                f"{len(self.ids)} x {len(self.variants)}; they belong to other files"
-            )
-        # The reader notices a truncated file only where it ends.
-        self.copies(np.array([len(self.variants) - 1]))
+        self.reader = PgenlibReader(path, len(self.ids), len(self.variants), self.variants["alleles"].to_numpy())
+        # pgenlib notices a truncated file only where it ends.
+        self.hard_calls(np.array([len(self.variants) - 1]))
 
-    def _open(self) -> Any:
-        # Positions of further alleles; the reader cannot know which sites are multi-allelic without them.
-        offsets = np.r_[0, np.cumsum(self.variants["alleles"])].astype(np.uintp)
-        multi = {"allele_idx_offsets": offsets} if (self.variants["alleles"] > 2).any() else {}
-        try:
-            return pgenlib.PgenReader(str(self.path).encode(), len(self.ids), variant_ct=len(self.variants), **multi)
-        except (RuntimeError, OSError) as error:
-            raise UserError(
-                f"{self.path}: {_reason(error)}; its .psam/.pvar must be its own, or copy it again"
-            ) from error
+    @cached_property
+    def provisional(self) -> int:  # type: ignore[override]
+        """How many REF alleles plink2 calls provisional: taken from A2 of a .bed.
 
-    def copies(self, columns: np.ndarray) -> np.ndarray:
-        """See :meth:`GenotypeFile.copies`; pgenlib writes -9 for missing.
-
-        See docs/genetics-pitfalls.md#missing-codes.
+        See docs/genetics-pitfalls.md#a1-is-not-the-reference.
         """
-        out = np.empty((len(columns), len(self.ids)), dtype=np.int8)
-        self._read("read_list", columns, out)
-        np.maximum(out, MISSING, out=out)
-        return out
+        if self._head[11] >> 6 == ALL_PROVISIONAL:
+            return len(self.variants)
+        return count_provisional(self.path.with_suffix(".pvar"))
 
-    def dosages(self, columns: np.ndarray) -> np.ndarray:
-        """See :meth:`GenotypeFile.dosages`; pgenlib writes -9 here too, which would ruin a sum."""
-        out = np.empty((len(columns), len(self.ids)), dtype=np.float32)
-        self._read("read_dosages_list", columns, out)
-        out[out < 0] = np.nan
-        return out
-
-    def _read(self, method: str, columns: np.ndarray, out: np.ndarray) -> None:
-        # A reader each call: they are not safe to share between threads, and opening one costs microseconds.
-        with self._open() as reader:
-            try:
-                getattr(reader, method)(columns.astype(np.uint32), out, allele_idx=1)
-            except (RuntimeError, OSError) as error:
-                raise UserError(
-                    f"{self.path}: cannot be read between variants {columns.min() + 1} and {columns.max() + 1} "
-                    f"({_reason(error)}); copy it again"
-                ) from error
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split()).removeprefix("b'").rstrip("'") or type(error).__name__
+    def dosages(self, columns: np.ndarray, samples: np.ndarray | None = None) -> np.ndarray:
+        """See :meth:`.base.GenotypeFile.dosages`."""
+        return self.reader.dosages(columns, samples)
 
 
 def read_psam(path: Path) -> list[str]:
@@ -119,54 +86,111 @@ def read_psam(path: Path) -> list[str]:
     for number, line in enumerate(lines[skipped:], start=1 + skipped):
         fields = line.split("\t") if "\t" in line else line.split()
         if len(fields) != len(header):
-            raise UserError(f"{path}: line {number} has {len(fields)} columns, {len(header)} are named; mend the line")
+            raise UserError(
+                f"{path}: line {number} has {len(fields)} columns, {len(header)} are named; correct the line"
+            )
         ids.append(fields[column].strip())
     if not ids:
         raise UserError(f"{path}: names no samples; a .psam has one line per sample")
     return ids
 
 
-def read_pvar(path: Path) -> tuple[pd.DataFrame, int]:
-    """Read a .pvar; without a header it reads like a .bim (A1 is ALT).
+def read_pvar(path: Path) -> pd.DataFrame:
+    """Return the variants of a .pvar (:attr:`.base.GenotypeFile.variants`).
 
-    Returns
-    -------
-    DataFrame
-        As :attr:`GenotypeFile.variants`.
-    int
-        How many REF alleles plink2 calls provisional (INFO ``PR``: taken from A2 of a .bed).
-
-        See docs/genetics-pitfalls.md#a1-is-not-the-reference.
+    Without a header line it reads like a .bim: A1 is ALT.
 
     Raises
     ------
     UserError
-        The file is absent, compressed or empty, or lacks a column.
+        The file is absent, compressed or empty, lacks a column, or a line is malformed.
     """
-    packed = path.with_name(path.name + ".zst")
-    if not path.exists() and packed.exists():
-        raise UserError(
-            f"{packed}: is compressed; write it out with plink2 --zst-decompress {packed.name} > {path.name}"
-        )
-    lines = read_text(path, SIDE_BY_SIDE).splitlines()
-    first = next((n for n, line in enumerate(lines) if not line.startswith("##")), len(lines))
-    names: list[str] = []
-    if first < len(lines) and lines[first].startswith("#"):
-        names, first = lines[first].lstrip("#").split(), first + 1
-    rows = [line.split() for line in lines[first:]]
+    quick = _read_pvar_quickly(path)
+    if quick is not None:
+        return quick
+    names, rows, first = _rows(path)
+    of = dict(zip(names, zip(*rows, strict=True), strict=True))
+    chromosome, position, ids, ref, alt = (list(of[name]) for name in NEEDED)
+    return variant_table(path, chromosome, ids, position, ref, alt, first + 1)
+
+
+def count_provisional(path: Path) -> int:
+    """Count the REF alleles of a .pvar that plink2 calls provisional (INFO ``PR``); all of one without a header."""
+    _, names = _header(path)
+    if names and "INFO" not in names:
+        return 0
+    names, rows, _ = _rows(path)
+    if "INFO" not in names:
+        return len(rows)
+    column = names.index("INFO")
+    return sum("PR" in fields[column].split(";") for fields in rows)
+
+
+def _header(path: Path) -> tuple[int, list[str]]:
+    """Return how many lines come before the first variant, and the column names; none if no line gives them."""
+    skip = 0
+    try:
+        with open(path, encoding="utf-8") as file:
+            for line in file:
+                if not line.startswith("#"):
+                    break
+                skip += 1
+                if not line.startswith("##"):
+                    return skip, line.lstrip("#").split()
+    except FileNotFoundError as error:
+        packed = path.with_name(path.name + ".zst")
+        if packed.exists():
+            raise UserError(
+                f"{packed}: is compressed; write it out with plink2 --zst-decompress {packed.name} > {path.name}"
+            ) from error
+        raise UserError(f"{path}: does not exist; keep {SIDE_BY_SIDE} of a file set side by side") from error
+    except UnicodeDecodeError:
+        read_text(path, SIDE_BY_SIDE)
+    return skip, []
+
+
+def _rows(path: Path) -> tuple[list[str], list[list[str]], int]:
+    """Return column names, the fields of every line, and how many lines come before them; checks their width."""
+    skip, names = _header(path)
+    rows = [line.split() for line in read_text(path, SIDE_BY_SIDE).splitlines()[skip:]]
     if not rows:
         raise UserError(f"{path}: names no variants; a .pvar has one line per variant")
-    names_given = bool(names)
     names = names or ("CHROM ID CM POS ALT REF" if len(rows[0]) == 6 else "CHROM ID POS ALT REF").split()
-    lacking = [name for name in ("CHROM", "POS", "ID", "REF", "ALT") if name not in names]
+    lacking = [name for name in NEEDED if name not in names]
     if lacking:
-        raise UserError(f"{path}: has no column {', '.join(lacking)}; make the file again with plink2 --make-pgen")
-    for number, fields in enumerate(rows, start=first + 1):
+        raise UserError(
+            f"{path}: line {skip} names no column {', '.join(lacking)}; make the file again with plink2 --make-pgen"
+        )
+    for number, fields in enumerate(rows, start=skip + 1):
         if len(fields) != len(names):
-            raise UserError(f"{path}: line {number} has {len(fields)} columns, {len(names)} are named; mend the line")
-    of = dict(zip(names, zip(*rows, strict=True), strict=True))
-    chromosome, ids, position, ref, alt = (list(of[name]) for name in ("CHROM", "ID", "POS", "REF", "ALT"))
-    provisional = sum("PR" in info.split(";") for info in of["INFO"]) if "INFO" in of else 0
-    return variant_table(path, chromosome, ids, position, ref, alt, first + 1), provisional if names_given else len(
-        rows
-    )
+            raise UserError(
+                f"{path}: line {number} has {len(fields)} columns, {len(names)} are named; correct the line"
+            )
+    return names, rows, skip
+
+
+def _read_pvar_quickly(path: Path) -> pd.DataFrame | None:
+    """Read a flawless .pvar with the parser of pandas; None for any other, which the caller reads line by line."""
+    skip, names = _header(path)
+    if not names or any(name not in names for name in NEEDED) or len(set(names)) != len(names):
+        return None
+    columns = {"CHROM": "chromosome", "POS": "position", "ID": "id", "REF": "ref", "ALT": "alt"}
+    try:
+        table = pd.read_csv(
+            path,
+            sep="\t",
+            skiprows=skip,
+            header=None,
+            names=[*names, "beyond"],
+            dtype={**dict.fromkeys([*names, "beyond"], "category"), "ID": object, "POS": np.int64},
+            na_filter=False,
+            skip_blank_lines=False,
+            quoting=csv.QUOTE_NONE,
+        )
+    except (OSError, ValueError, OverflowError, pd.errors.ParserError):
+        return None
+    # Lines with fewer fields are filled up with empty ones. Where all lines are too long, pandas takes an index.
+    odd = (table[names[-1]] == "").any() or (table["beyond"] != "").any()
+    if odd or not isinstance(table.index, pd.RangeIndex):
+        return None
+    return variant_table_of_columns(table[list(columns)].rename(columns=columns))

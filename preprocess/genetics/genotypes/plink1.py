@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,23 +11,15 @@ import pandas as pd
 
 from mrmfast.errors import UserError
 from preprocess.genetics.genotypes import twobit, twobit_cpu
-from preprocess.genetics.genotypes.base import (
-    LAST_POSITION,
-    MISSING,
-    GenotypeFile,
-    autosome,
-    read_text,
-    variant_table,
-)
+from preprocess.genetics.genotypes.pgenlib_reader import PgenlibFile, PgenlibReader
+from preprocess.genetics.genotypes.tables import read_text, variant_table, variant_table_of_columns
 
 SIDE_BY_SIDE = "the .bed, .bim and .fam"
 MAGIC = b"\x6c\x1b\x01"
 PADDING = 64  # bytes; a line of the cache
-# PLINK 1 pair -> copies of A1.
-COPIES = np.array([2, MISSING, 1, 0], dtype=np.int8)
 
 
-class BedFile(GenotypeFile):
+class BedFile(PgenlibFile):
     """A .bed with its .bim and .fam; ``ref`` is A2 and ``alt`` A1 until :mod:`.reference` says otherwise.
 
     Parameters
@@ -60,19 +51,13 @@ class BedFile(GenotypeFile):
                 f"{path}: has {found} bytes, {len(self.ids)} samples x {len(self.variants)} variants need {expected}; "
                 "it is truncated or its .bim/.fam belong to another file"
             )
-
-    def copies(self, columns: np.ndarray) -> np.ndarray:
-        """See :meth:`GenotypeFile.copies`."""
-        return COPIES[twobit.unpack(self._bytes(columns, 0, self.row_bytes), len(self.ids))]
+        self.reader = PgenlibReader(path, len(self.ids), len(self.variants), self.variants["alleles"].to_numpy())
 
     def packed(self, columns: np.ndarray, flip: np.ndarray, samples: np.ndarray) -> np.ndarray:
-        """See :meth:`GenotypeFile.packed`; reads only the bytes between the first and the last sample chosen."""
+        """See :meth:`.base.GenotypeFile.packed`; reads only the bytes between the first and last sample chosen."""
         first, last = int(samples.min()) // 4, int(samples.max()) // 4 + 1
-        codes = twobit_cpu.from_plink1(self._bytes(columns, first, last), ~flip)
-        return twobit.select(codes, samples - 4 * first)
-
-    def _bytes(self, columns: np.ndarray, first: int, last: int) -> np.ndarray:
-        return read_rows(self.path, len(MAGIC), self.row_bytes, columns, first, last)
+        raw = read_rows(self.path, len(MAGIC), self.row_bytes, columns, first, last)
+        return twobit.select(twobit_cpu.from_plink1(raw, ~flip), samples - 4 * first)
 
 
 def read_rows(path: Path, offset: int, row_bytes: int, columns: np.ndarray, first: int, last: int) -> np.ndarray:
@@ -138,7 +123,7 @@ def read_fam(path: Path) -> list[str]:
         if len(fields) != 6:
             raise UserError(
                 f"{path}: line {number} has {len(fields)} columns, a .fam has 6 "
-                "(FID IID father mother sex phenotype); mend the line"
+                "(FID IID father mother sex phenotype); correct the line"
             )
         ids.append(fields[1].strip())
     if not ids:
@@ -146,21 +131,15 @@ def read_fam(path: Path) -> list[str]:
     return ids
 
 
-def read_bim(path: Path, code_of: Callable[[str], int] = autosome) -> pd.DataFrame:
-    """Return the variants of a .bim: ``ref`` is column 6 (A2), ``alt`` column 5 (A1).
-
-    Parameters
-    ----------
-    path : Path
-    code_of : callable
-        From a chromosome's label to its code.
+def read_bim(path: Path) -> pd.DataFrame:
+    """Return the variants of a .bim (:attr:`.base.GenotypeFile.variants`): ``ref`` is column 6 (A2), ``alt`` 5 (A1).
 
     Raises
     ------
     UserError
         The file is absent or empty, or a line has not 6 columns or no whole-number position.
     """
-    quick = _read_bim_quickly(path, code_of)
+    quick = _read_bim_quickly(path)
     if quick is not None:
         return quick
     lines = [line.split() for line in read_text(path, SIDE_BY_SIDE).splitlines()]
@@ -168,23 +147,23 @@ def read_bim(path: Path, code_of: Callable[[str], int] = autosome) -> pd.DataFra
         if len(fields) != 6:
             raise UserError(
                 f"{path}: line {number} has {len(fields)} columns, a .bim has 6 "
-                "(chromosome id cM position A1 A2); mend the line"
+                "(chromosome id cM position A1 A2); correct the line"
             )
     if not lines:
         raise UserError(f"{path}: is empty; a .bim has one line per variant")
     chromosome, ids, _, position, a1, a2 = (list(column) for column in zip(*lines, strict=True))
-    return variant_table(path, chromosome, ids, position, ref=a2, alt=a1, first=1, code_of=code_of)
+    return variant_table(path, chromosome, ids, position, ref=a2, alt=a1, first=1)
 
 
-def _read_bim_quickly(path: Path, code_of: Callable[[str], int]) -> pd.DataFrame | None:
+def _read_bim_quickly(path: Path) -> pd.DataFrame | None:
     """Read a flawless .bim with the parser of pandas; None for any other, which the caller reads line by line."""
-    categories = dict.fromkeys(("chromosome", "a1", "a2", "none"), "category")
+    categories = dict.fromkeys(("chromosome", "alt", "ref", "seventh"), "category")
     try:
         table = pd.read_csv(
             path,
             sep=r"\s+",
             header=None,
-            names=["chromosome", "id", "morgans", "position", "a1", "a2", "none"],
+            names=["chromosome", "id", "morgans", "position", "alt", "ref", "seventh"],
             dtype={**categories, "id": object, "morgans": object, "position": np.int64},
             na_filter=False,
             skip_blank_lines=False,
@@ -192,26 +171,8 @@ def _read_bim_quickly(path: Path, code_of: Callable[[str], int]) -> pd.DataFrame
         )
     except (OSError, ValueError, OverflowError, pd.errors.ParserError):
         return None
-    # Lines with fewer fields are filled up with empty ones, and a seventh field shows a longer line.
-    if not len(table) or (table["a2"] == "").any() or (table["none"] != "").any() or not _is_plain(table.index):
+    # Lines with fewer fields are filled up with empty ones, and a seventh field shows a longer line. Where all lines
+    # are too long, pandas takes a column for the index.
+    if (table["ref"] == "").any() or (table["seventh"] != "").any() or not isinstance(table.index, pd.RangeIndex):
         return None
-    if table["position"].min() < 0 or table["position"].max() > LAST_POSITION:
-        return None
-    codes = {name: table[name].cat for name in ("chromosome", "a1", "a2")}
-    numbers = np.array([code_of(str(label)) for label in codes["chromosome"].categories], dtype=np.int8)
-    upper = {name: np.array([str(x).upper() for x in codes[name].categories], dtype=object) for name in ("a1", "a2")}
-    return pd.DataFrame(
-        {
-            "chromosome": numbers[codes["chromosome"].codes],
-            "id": table["id"].to_numpy(object),
-            "position": table["position"].to_numpy(),
-            "ref": upper["a2"][codes["a2"].codes],
-            "alt": upper["a1"][codes["a1"].codes],
-            "alleles": np.full(len(table), 2, dtype=np.int8),
-        }
-    )
-
-
-def _is_plain(index: pd.Index) -> bool:
-    """Whether pandas took no column for an index, as it does where all lines are too long."""
-    return isinstance(index, pd.RangeIndex)
+    return variant_table_of_columns(table)

@@ -17,7 +17,7 @@ SPREAD = (np.arange(256, dtype="<u4")[:, None] >> np.array([0, 2, 4, 6], "<u4") 
 
 def width(count: int) -> int:
     """Return how many bytes `count` codes take."""
-    return -(-count // 4)
+    return (count + 3) // 4
 
 
 def from_plink1(raw: np.ndarray, count_a1: np.ndarray) -> np.ndarray:

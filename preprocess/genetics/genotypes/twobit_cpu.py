@@ -12,10 +12,17 @@ from pathlib import Path
 import numpy as np
 
 from mrmfast import native
+from mrmfast.native import INT, INT64, POINTER
 from preprocess.genetics.genotypes import twobit
 
 FLAGS = ("-O3", "-std=c11", "-march=native")
 SOURCE = Path(__file__).with_name("twobit.c")
+FUNCTIONS: dict[str, native.Signature] = {
+    "read_rows": ((INT, INT64, INT64, POINTER, INT64, INT64, POINTER, INT64), INT64),
+    "from_plink1": ((POINTER, INT64, INT64, INT64, POINTER), None),
+    "count_bits": ((POINTER, INT64, INT64, INT64, POINTER, POINTER), None),
+    "transpose": ((POINTER, INT64, INT64, INT64, POINTER, INT64), None),
+}
 
 
 def from_plink1(raw: np.ndarray, count_a1: np.ndarray) -> np.ndarray:
@@ -88,16 +95,6 @@ def _rows_are_plain(array: np.ndarray) -> bool:
 @cache
 def library() -> ctypes.CDLL | None:
     """Load the compiled kernel, building it first; None (and a warning) without a C compiler."""
-    loaded = native.load(SOURCE, FLAGS, name="twobit", otherwise="Packing genotypes several times slower")
-    if loaded is None:
-        return None
-    pointer, size = ctypes.c_void_p, ctypes.c_int64
-    for name, kinds, result in (
-        ("read_rows", [ctypes.c_int, size, size, pointer, size, size, pointer, size], size),
-        ("from_plink1", [pointer, size, size, size, pointer], None),
-        ("count_bits", [pointer, size, size, size, pointer, pointer], None),
-        ("transpose", [pointer, size, size, size, pointer, size], None),
-    ):
-        function = getattr(loaded, name)
-        function.argtypes, function.restype = kinds, result
-    return loaded
+    return native.load(
+        SOURCE, FLAGS, name="twobit", otherwise="Packing genotypes several times slower", functions=FUNCTIONS
+    )

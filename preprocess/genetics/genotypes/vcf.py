@@ -12,14 +12,18 @@ import numpy as np
 from cyvcf2 import VCF
 
 from mrmfast.errors import UserError
-from preprocess.genetics.genotypes.base import MISSING, GenotypeFile, variant_table
+from preprocess.genetics.genotypes.base import MISSING, GenotypeFile, hard_calls_of, on_dosage_grid
+from preprocess.genetics.genotypes.tables import variant_table
 
 BGZF_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")  # SAM specification, 4.1.2
 HAPLOID = -2  # cyvcf2's filler where a call has fewer alleles than the widest one
 
 
 class VcfFile(GenotypeFile):
-    """A .vcf, .vcf.gz or .bcf with samples; hard calls are GT, dosages DS where the header declares it.
+    """A .vcf, .vcf.gz or .bcf with samples.
+
+    Hard calls are GT; where the header declares no GT they are called from the dosages, as plink2 calls them. Dosages
+    are DS, or the expectation of GP where the header declares no DS; where a sample has neither they are GT.
 
     A half-missing call (``./1``) is missing, and so is one of more than two alleles. A haploid call counts double, as
     plink2 reads it on autosomes.
@@ -41,13 +45,15 @@ class VcfFile(GenotypeFile):
         self.path = path
         reader = open_vcf(path)
         self.ids = list(reader.samples)
-        self.has_dosages = _declares(reader, "DS")
-        self.has_calls = _declares(reader, "GT")
-        if not (self.has_calls or self.has_dosages):
-            raise UserError(f"{path}: declares neither GT nor DS; use a VCF with genotypes")
+        declared = {name for name in ("GT", "DS", "GP") if _declares(reader, name)}
+        if not declared:
+            raise UserError(f"{path}: declares none of GT, DS and GP; use a VCF with genotypes")
+        self.has_calls = "GT" in declared
+        self.dosage_field = next((name for name in ("DS", "GP") if name in declared), None)
+        self.has_dosages = self.dosage_field is not None
         rows = [
             (record.CHROM, record.ID or ".", str(record.POS), record.REF, ",".join(record.ALT) or ".")
-            for record in self._records(reader)
+            for record in read_records(reader, path)
         ]
         if not rows:
             raise UserError(f"{path}: holds no variants")
@@ -55,25 +61,24 @@ class VcfFile(GenotypeFile):
         self.variants = variant_table(path, chromosome, ids, position, ref, alt, first=1)
         self._cursor: tuple[Iterator[Any], int] | None = None
 
-    def copies(self, columns: np.ndarray) -> np.ndarray:
-        """See :meth:`GenotypeFile.copies`."""
+    def hard_calls(self, columns: np.ndarray, samples: np.ndarray | None = None) -> np.ndarray:
+        """See :meth:`.base.GenotypeFile.hard_calls`."""
         if not self.has_calls:
-            raise UserError(f"{self.path}: has dosages (DS) and no GT; install plink2, which makes calls of them")
-        out = np.empty((len(columns), len(self.ids)), dtype=np.int8)
-        for row, record in self._wanted(columns):
-            out[row] = self._calls(record)
+            return hard_calls_of(self.dosages(columns, samples))
+        chosen, width = (slice(None), len(self.ids)) if samples is None else (samples, len(samples))
+        out = np.empty((len(columns), width), dtype=np.int8)
+        for row, record in self._records_of(columns):
+            out[row] = self._calls(record)[chosen]
         return out
 
-    def dosages(self, columns: np.ndarray) -> np.ndarray:
-        """See :meth:`GenotypeFile.dosages`."""
-        if not self.has_dosages:
-            return super().dosages(columns)
-        out = np.empty((len(columns), len(self.ids)), dtype=np.float32)
-        for row, record in self._wanted(columns):
-            values = record.format("DS")
-            if values is None:
-                raise UserError(f"{self._record(record)} has no DS, which the header declares")
-            out[row] = values[:, 0]
+    def dosages(self, columns: np.ndarray, samples: np.ndarray | None = None) -> np.ndarray:
+        """See :meth:`.base.GenotypeFile.dosages`; rounded to the grid of a .pgen."""
+        if self.dosage_field is None:
+            return super().dosages(columns, samples)
+        chosen, width = (slice(None), len(self.ids)) if samples is None else (samples, len(samples))
+        out = np.empty((len(columns), width), dtype=np.float32)
+        for row, record in self._records_of(columns):
+            out[row] = on_dosage_grid(self._dosages(record, self.dosage_field)[chosen])
         return out
 
     def __getstate__(self) -> dict[str, Any]:
@@ -86,14 +91,29 @@ class VcfFile(GenotypeFile):
         known = (first >= 0) & (second >= 0) & (alleles[:, 2:] == HAPLOID).all(axis=1)
         return np.where(known, (first > 0).astype(np.int8) + (second > 0), MISSING)
 
-    def _wanted(self, columns: np.ndarray) -> Iterator[tuple[int, Any]]:
-        """Yield (row, record) for the columns; reading goes on where the last call stopped, if it can."""
+    def _dosages(self, record: Any, field: str) -> np.ndarray:
+        """Return one record's expected copies of ALT, float; NaN is missing."""
+        values = record.format(field)
+        if values is None:
+            expected = np.full(len(self.ids), np.nan)
+        elif field == "DS":
+            expected = values[:, 0].astype(np.float64)
+        else:
+            expected = _expected_copies(values.astype(np.float64))
+        unknown = np.isnan(expected)
+        if self.has_calls and unknown.any():
+            calls = self._calls(record)
+            expected = np.where(unknown & (calls >= 0), calls, expected)
+        return expected
+
+    def _records_of(self, columns: np.ndarray) -> Iterator[tuple[int, Any]]:
+        """Yield (row, record) for the columns; continues where the last call stopped, if it can."""
         order = np.argsort(columns, kind="stable")
         if not len(order):
             return
         cursor = self._cursor
         if cursor is None or cursor[1] > columns[order[0]]:
-            cursor = (self._records(open_vcf(self.path)), 0)
+            cursor = (read_records(open_vcf(self.path), self.path), 0)
         records, number = cursor
         self._cursor = None
         for row in order.tolist():
@@ -105,20 +125,29 @@ class VcfFile(GenotypeFile):
             yield row, record
         self._cursor = (records, number)
 
-    def _records(self, reader: VCF) -> Iterator[Any]:
-        number = 0
-        try:
-            for record in reader:
-                number += 1
-                yield record
-        except UserError:
-            raise
-        except Exception as error:  # htslib's complaints come as plain Exception
-            where = place_of(number, self.path)
-            raise UserError(f"{self.path}: {where} is damaged ({type(error).__name__}); mend it") from error
 
-    def _record(self, record: Any) -> str:
-        return f"{self.path}: {record.CHROM}:{record.POS}"
+def read_records(reader: VCF, path: Path) -> Iterator[Any]:
+    """Iterate over the records of an open VCF.
+
+    Raises
+    ------
+    UserError
+        A record is damaged; names its line.
+    """
+    number = 0
+    stream = iter(reader)
+    while True:
+        try:
+            record = next(stream)
+        except StopIteration:
+            return
+        except Exception as error:  # htslib's complaints come as plain Exception
+            where = place_of(number, path)
+            raise UserError(
+                f"{path}: {where} is damaged ({type(error).__name__}); correct it, or copy the file again"
+            ) from error
+        yield record
+        number += 1
 
 
 def place_of(done: int, path: Path) -> str:
@@ -152,9 +181,23 @@ def alleles_of(record: Any, path: Path) -> np.ndarray:
     if alleles.max(initial=0) > len(record.ALT):
         raise UserError(
             f"{path}: {record.CHROM}:{record.POS}: a genotype names allele {int(alleles.max())}, the site has "
-            f"{1 + len(record.ALT)} (0..{len(record.ALT)}); mend the record"
+            f"{1 + len(record.ALT)} (0..{len(record.ALT)}); correct the record"
         )
     return alleles
+
+
+def _expected_copies(probabilities: np.ndarray) -> np.ndarray:
+    """Return the expected copies of ALT from GP: (0, 1, 2 copies), or (0, 1) of a haploid call, which counts double.
+
+    Parameters
+    ----------
+    probabilities : ndarray of float64, shape (samples, 2 or 3)
+        NaN is missing, and fills a haploid call up.
+    """
+    haploid = 2 * probabilities[:, 1]
+    if probabilities.shape[1] < 3:
+        return haploid
+    return np.where(np.isnan(probabilities[:, 2]), haploid, probabilities[:, 1] + 2 * probabilities[:, 2])
 
 
 def _declares(reader: VCF, name: str) -> bool:
@@ -166,13 +209,19 @@ def _info(entry: Any) -> dict[str, str]:
     return {"HeaderType": found.get("HeaderType", ""), "ID": found.get("ID", "")}
 
 
-def open_vcf(path: Path) -> VCF:
-    """Open a VCF with samples.
+def open_vcf(path: Path, sites: bool = False) -> VCF:
+    """Open a VCF.
+
+    Parameters
+    ----------
+    path : Path
+    sites : bool
+        Skip the genotypes; else there must be samples.
 
     Raises
     ------
     UserError
-        Unreadable, truncated, or sites only.
+        The file is unreadable or truncated, or holds sites only.
     """
     with open(path, "rb") as file:
         start = file.read(16)
@@ -182,9 +231,12 @@ def open_vcf(path: Path) -> VCF:
             if file.read() != BGZF_END:
                 raise UserError(f"{path}: is truncated (no bgzip end mark); copy the file again")
     try:
-        reader = VCF(str(path))
+        reader = VCF(str(path), samples=[]) if sites else VCF(str(path))
     except Exception as error:  # cyvcf2 raises OSError or plain Exception, by kind of damage
         raise UserError(f"{path}: cannot be read as VCF ({type(error).__name__}); check the file") from error
-    if not reader.samples:
-        raise UserError(f"{path}: has no samples, only sites; use the VCF that holds the genotypes")
+    if not sites and not reader.samples:
+        raise UserError(
+            f"{path}: has no samples, only sites; give the file that holds the genotypes (burden takes this one "
+            "as --annotations)"
+        )
     return reader

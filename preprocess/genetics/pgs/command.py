@@ -1,15 +1,17 @@
 """``python -m preprocess pgs``: PGS Catalog scoring files + genotypes -> z-scored polygenic scores.
 
-Rows find their variant as :mod:`match` says, all scores are computed in one pass as :mod:`sums` says (or by plink2,
-``--engine plink2``), and are z-scored with mean and deviation of the training split. Chromosomes 1-22 and X count, as
-in published scores and ``plink2 --score``. Dosages are scored where the file has them (.pgen), hard calls else (.bed)
-or with ``--hard-calls``: many more of those are missing, since a dosage far from a whole number gives no call.
+:mod:`.match` finds the variant of every row, :mod:`.score_pass` computes all scores in one pass over the genotypes (or
+plink2 does, ``--engine plink2``), and they are z-scored with mean and deviation of the training split. Chromosomes
+1-22 and X count, as in published scores and ``plink2 --score``. Dosages are scored where the files have them (.pgen,
+.bgen, VCF with DS or GP); hard calls else, or with ``--hard-calls``: many more of those are missing, since a dosage
+far from a whole number gives no call.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -20,9 +22,11 @@ import numpy as np
 
 from mrmfast.atomic import write_aside
 from mrmfast.errors import UserError
-from mrmfast.formats.genetics import FeatureTable, write_modality
+from mrmfast.formats.genetics import FeatureTable
+from mrmfast.formats.modality_writer import write_modality
 from preprocess.genetics import cohort, command, standardise
-from preprocess.genetics.genotypes.dosages import PlinkFiles
+from preprocess.genetics.genotypes import Genotypes, open_genotypes
+from preprocess.genetics.genotypes.files import ACCEPTED
 from preprocess.genetics.pgs import plink2, scoring_file
 from preprocess.genetics.pgs.match import FATES, VariantIndex
 from preprocess.genetics.pgs.score_folder import RowLedger, find_scores, read_scores
@@ -31,12 +35,14 @@ from preprocess.genetics.pgs.score_pass import ScorePass, Weights
 PARTICIPANTS_PER_BLOCK = 8192
 PARTS = 4
 LEAST_MEMORY = 64
+Blocks = Callable[[], Iterator[tuple[int, np.ndarray]]]
+"""Yields (first participant, sums) of blocks of participants; each call begins anew."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``pgs``."""
     command.add_common_arguments(parser, "a folder of PGS Catalog scoring files (.txt, .txt.gz), or one of them")
-    parser.add_argument("--genotypes", type=Path, required=True, help="a .pgen or .bed file, or a folder of them")
+    parser.add_argument("--genotypes", type=Path, required=True, help=ACCEPTED)
     parser.add_argument("--build", default="GRCh38", help="genome build of the genotypes' positions (default GRCh38)")
     parser.add_argument("--assume-build", metavar="BUILD", help="build of scoring files whose header names none")
     parser.add_argument(
@@ -59,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
     Raises
     ------
     UserError
-        Options or files that the user can mend, or no score at all could be used.
+        An option or a file is at fault, or no score could be used.
     """
     with command.writing(arguments, "pgs", ["pgs"]):
         return _run(arguments)
@@ -69,19 +75,18 @@ def _run(arguments: argparse.Namespace) -> int:
     rule, pseudonyms = command.check_target(arguments, ["pgs"])
     build = _check(arguments)
     paths = find_scores(arguments.src)
-    genotypes = PlinkFiles(arguments.genotypes, arguments.keep)
+    copies = command.copies_folder(arguments.out, "pgs")
+    genotypes = open_genotypes(
+        arguments.genotypes,
+        keep=arguments.keep,
+        cache=copies,
+        memory=arguments.memory,
+        dosages=not arguments.hard_calls,
+    )
     participants = pseudonyms.of(genotypes.samples)
     train = cohort.training_rows(participants, rule, arguments.genotypes, least=2)
     index = VariantIndex(genotypes.variants, arguments.ambiguous == "keep", arguments.autosomes_only)
-    with write_aside(arguments.out / "reports" / "pgs_variants.parquet", "wb") as file:
-        ledger = RowLedger(file, genotypes.variants["id"].to_numpy(object))
-        entries, weights = read_scores(paths, build, arguments.assume_build, index, ledger)
-        ledger.close()
-        if not len(weights):
-            raise UserError(
-                f"{arguments.src}: none of {len(paths)} scores can be used with {arguments.genotypes}, e.g. "
-                f"{entries[0]['file']}: {entries[0]['reason']}; check --build {build} and the files"
-            )
+    entries, weights = _match(arguments, paths, build, genotypes, index)
     print(
         f"pgs: {len(genotypes.samples)} participants x {len(weights)} scores: "
         f"about {len(genotypes.samples) * len(weights) * 4 / 1e6:.1f} MB before compression"
@@ -98,24 +103,7 @@ def _run(arguments: argparse.Namespace) -> int:
     threading.Thread(target=importlib.import_module, args=("zarr",)).start()
     with tempfile.TemporaryDirectory(prefix=".pgs.", dir=arguments.out) as folder:
         blocks, passed = _sum(arguments, genotypes, weights, train, Path(folder))
-        mean, scale, constant = standardise.fit_blocks(
-            lambda: (sums[train[start : start + len(sums)]] for start, sums in blocks())
-        )
-        used = [entry for entry in entries if entry["status"] == "used"]
-        for number, entry in enumerate(used):
-            entry |= {"mean": mean[number], "scale": scale[number]}
-            if constant[number]:
-                entry |= {"status": "left out", "reason": "the same value for every training participant"}
-        kept = np.flatnonzero(~constant)
-        if not len(kept):
-            raise UserError(f"{arguments.src}: every score is constant over the training split; use more participants")
-        parts = np.repeat(range(PARTS), [len(x) for x in np.array_split(kept, PARTS)])
-        features = FeatureTable.build(
-            [used[number]["score"] for number in kept],
-            [f"part{1 + part}" for part in parts],
-            mean=mean[kept],
-            scale=scale[kept],
-        )
+        features, kept, mean, scale = _standardise(arguments.src, entries, blocks, train)
         command.claim(arguments.out, rule, pseudonyms)
         report = {
             "settings": {**settings, "assume_build": arguments.assume_build}
@@ -130,12 +118,78 @@ def _run(arguments: argparse.Namespace) -> int:
             "files": {"in_folder": len(paths), "used": len(kept), "left_out": len(paths) - len(kept)},
             "scores": entries,
         }
-        # The store comes last: where it stands, everything stands, and what a crash leaves the next run sweeps away.
+        # The store comes last: where it stands, everything stands, and the next run sweeps what a crash leaves.
         command.write_report(arguments.out, "pgs", report)
-        scaled = ((sums[:, kept] - mean[kept]) / scale[kept] for _, sums in blocks())
+        scaled = ((sums[:, kept] - mean) / scale for _, sums in blocks())
         write_modality(arguments.out, "pgs", "float", participants, features, scaled, attributes=settings)
+    shutil.rmtree(copies, ignore_errors=True)
     _summary(arguments.out, report)
     return 0
+
+
+def _match(
+    arguments: argparse.Namespace, paths: list[Path], build: str, genotypes: Genotypes, index: VariantIndex
+) -> tuple[list[dict[str, Any]], Weights]:
+    """Match every scoring file, and write the fate of every row.
+
+    Raises
+    ------
+    UserError
+        No score can be used.
+    """
+    with write_aside(arguments.out / "reports" / "pgs_variants.parquet", "wb") as file:
+        ledger = RowLedger(file, genotypes.variants["id"].to_numpy(object))
+        entries, weights = read_scores(paths, build, arguments.assume_build, index, ledger)
+        ledger.close()
+        if not len(weights):
+            raise UserError(
+                f"{arguments.src}: none of {len(paths)} scores can be used with {arguments.genotypes}, e.g. "
+                f"{entries[0]['file']}: {entries[0]['reason']}; check --build {build} and the files"
+            )
+    return entries, weights
+
+
+def _standardise(
+    source: Path, entries: list[dict[str, Any]], blocks: Blocks, train: np.ndarray
+) -> tuple[FeatureTable, np.ndarray, np.ndarray, np.ndarray]:
+    """Fit mean and deviation of every score on the training split, and skip constant scores.
+
+    Parameters
+    ----------
+    entries : list of dict
+        Of all scoring files; those used get ``mean`` and ``scale``, or a reason why not.
+
+    Returns
+    -------
+    FeatureTable
+    kept : ndarray of int64, shape (features,)
+        Columns of the sums.
+    mean, scale : ndarray of float64, shape (features,)
+
+    Raises
+    ------
+    UserError
+        Every score is constant.
+    """
+    mean, scale, constant = standardise.fit_blocks(
+        lambda: (sums[train[start : start + len(sums)]] for start, sums in blocks())
+    )
+    used = [entry for entry in entries if entry["status"] == "used"]
+    for number, entry in enumerate(used):
+        entry |= {"mean": mean[number], "scale": scale[number]}
+        if constant[number]:
+            entry |= {"status": "left out", "reason": "the same value for every training participant"}
+    kept = np.flatnonzero(~constant)
+    if not len(kept):
+        raise UserError(f"{source}: every score is constant over the training split; use more participants")
+    parts = np.repeat(range(PARTS), [len(part) for part in np.array_split(kept, PARTS)])
+    features = FeatureTable.build(
+        [used[number]["score"] for number in kept],
+        [f"part{1 + part}" for part in parts],
+        mean=mean[kept],
+        scale=scale[kept],
+    )
+    return features, kept, mean[kept], scale[kept]
 
 
 def _check(arguments: argparse.Namespace) -> str:
@@ -153,13 +207,13 @@ def _check(arguments: argparse.Namespace) -> str:
     return build
 
 
-def _scores_hard_calls(arguments: argparse.Namespace, genotypes: PlinkFiles) -> bool:
-    return arguments.hard_calls or all(path.suffix == ".bed" for path in genotypes.files)
+def _scores_hard_calls(arguments: argparse.Namespace, genotypes: Genotypes) -> bool:
+    return arguments.hard_calls or not any(file.has_dosages for file in genotypes.files)
 
 
 def _sum(
-    arguments: argparse.Namespace, genotypes: PlinkFiles, weights: Weights, train: np.ndarray, folder: Path
-) -> tuple[Callable[[], Iterator[tuple[int, np.ndarray]]], dict[str, int]]:
+    arguments: argparse.Namespace, genotypes: Genotypes, weights: Weights, train: np.ndarray, folder: Path
+) -> tuple[Blocks, dict[str, int]]:
     """Compute the sums and return what reads them back in blocks of (first participant, sums), and counts.
 
     They pass through a file: participants x scores in float64 are 1.9 GB for UK Biobank.
@@ -171,11 +225,11 @@ def _sum(
             file.write(plink2.score(genotypes, weights, train, arguments.memory, folder).tobytes())
         else:
             hard_calls = _scores_hard_calls(arguments, genotypes)
-            one = ScorePass(genotypes, weights, train, hard_calls, arguments.memory << 20)
-            for _, sums in one.blocks():
+            score_pass = ScorePass(genotypes, weights, train, hard_calls, arguments.memory << 20)
+            for _, sums in score_pass.blocks():
                 for start in range(0, len(sums), PARTICIPANTS_PER_BLOCK):
                     file.write(np.ascontiguousarray(sums[start : start + PARTICIPANTS_PER_BLOCK]).tobytes())
-            counts = {"all_missing_in_training": one.never, "missing_values": one.missing}
+            counts = {"all_missing_in_training": score_pass.never, "missing_values": score_pass.missing}
 
     def blocks() -> Iterator[tuple[int, np.ndarray]]:
         with open(raw, "rb") as file:
@@ -192,9 +246,9 @@ def _summary(dataset: Path, report: dict[str, Any]) -> None:
     rows = {key: sum(entry.get(key, 0) for entry in used) for key in ("rows", "malformed", *FATES)}
     print(
         f"pgs: {people['participants']} participants x {files['used']} scores, from {files['in_folder']} files "
-        f"({files['left_out']} left out)"
+        f"({files['left_out']} excluded)"
     )
-    print(f"  participants: {people['training']} training, {people['withdrawn']} withdrawn rows left out")
+    print(f"  participants: {people['training']} training, {people['withdrawn']} withdrawn rows excluded")
     matched = rows["matched"] + rows["matched_flipped"]
     print(
         f"  rows of used scores: {rows['rows']}, {matched} matched ({rows['matched_flipped']} flipped), "
@@ -202,4 +256,4 @@ def _summary(dataset: Path, report: dict[str, Any]) -> None:
         f"{rows['alleles_differ']} with other alleles, {rows['malformed']} malformed"
     )
     print(f"  variants used: {report['variants']['used']} of {report['variants']['in_files']}")
-    print(f"  report: {dataset / 'reports' / 'pgs.json'} (lists every score left out, with the reason)")
+    print(f"  report: {dataset / 'reports' / 'pgs.json'} (lists every score excluded, with the reason)")

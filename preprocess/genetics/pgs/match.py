@@ -1,14 +1,25 @@
-"""From rows of a scoring file to variants of the genotypes: by place or rsID, then by alleles.
+"""From rows of a scoring file to variants of the genotypes: by position or rsID, then by alleles.
 
 Rules, each counted (``pgscatalog-match``'s, which the published evaluations use, over plink2 ``--score``'s, which knows
-ids and alleles as written and nothing else):
+ids and alleles as written and nothing else). Example: the genotypes have the variant 1:1000 with REF A and ALT G.
 
-- Alleles must agree as given; else the complement of both may agree (a flip).
-- Strand-ambiguous variants (A/T, C/G) are left out: nothing in the alleles could tell a flip. ``--ambiguous keep`` uses
-  them as given, never flipped.
-- A missing other allele agrees with anything, unless several variants at the place hold the effect allele.
-- A site with several alternative alleles on one line is left out: copies of "not REF" are no copies of an allele.
-- A second row on the same variant is left out: a sum would count it twice.
+==========================================  ====================  ==================================================
+row: effect allele, other allele            fate                  reason
+==========================================  ====================  ==================================================
+G, A                                        ``matched``           alleles agree; the weight counts ALT
+A, G                                        ``matched``           effect allele and other allele swapped: counts REF
+C, T                                        ``matched_flipped``   the complement of both agrees (other strand)
+G, not given                                ``matched``           a missing other allele agrees with anything ...
+G, not given; also ALT of a second variant  ``several_fit``       ... unless several variants at the position fit
+G, C                                        ``alleles_differ``    neither the alleles nor their complements agree
+==========================================  ====================  ==================================================
+
+- Strand-ambiguous variants (A/T, C/G) are ``ambiguous``: nothing in the alleles could tell a flip. ``--ambiguous keep``
+  uses them as given, never flipped.
+- A site with several alternative alleles on one line is ``multi_allelic``: copies of "not REF" are no copies of an
+  allele.
+- A second row on the same variant is a ``duplicate``: a sum would count it twice.
+- No variant at the position is ``absent``; a row with neither a position in the build nor an rsID has ``no_place``.
 """
 
 from __future__ import annotations
@@ -18,6 +29,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from preprocess.genetics.genotypes.tables import X_CHROMOSOME
 from preprocess.genetics.pgs.scoring_file import Score
 
 COMPLEMENT = str.maketrans("ACGT", "TGCA")
@@ -33,7 +45,9 @@ FATES = (
     "no_place",
 )
 MATCHED, FLIPPED, AMBIGUOUS, DUPLICATE, SEVERAL_FIT, MULTI_ALLELIC, ALLELES_DIFFER, ABSENT, NO_PLACE = range(len(FATES))
-# So many rsIDs (or places) must be found before they can speak against the build.
+NOT_FOUND = -1  # no variant
+UNKNOWN_ALLELE = -9  # no variant has it
+# So many rsIDs (or positions) must be found before they can speak against the build.
 LEAST_FOUND = 10
 PLACES_CHECKED = 2_000
 
@@ -53,7 +67,7 @@ class Matches:
     counts : dict
         Of fates, and of matched rows ``by_position``, ``by_rsid``, ``effect_is_ref``.
     elsewhere, found_by_rsid : int
-        Placed rows whose rsID the genotypes hold, and how many of those stand at another position there.
+        Rows with a position whose rsID the genotypes hold, and how many of those have another position there.
     """
 
     fate: np.ndarray
@@ -74,10 +88,34 @@ class Matches:
         if self.found_by_rsid >= LEAST_FOUND and 2 * self.elsewhere > self.found_by_rsid:
             return f"{self.elsewhere} of {self.found_by_rsid} rsIDs stand elsewhere in the genotypes"
         differ = self.counts["alleles_differ"]
-        found = differ + sum(self.counts[name] for name in ("matched", "matched_flipped", "ambiguous", "duplicate"))
-        if found >= LEAST_FOUND and 2 * differ > found:
-            return f"{differ} of {found} variants at its positions have other alleles"
+        at_position = differ + sum(
+            self.counts[name] for name in ("matched", "matched_flipped", "ambiguous", "duplicate")
+        )
+        if at_position >= LEAST_FOUND and 2 * differ > at_position:
+            return f"{differ} of {at_position} variants at its positions have other alleles"
         return ""
+
+
+@dataclass(frozen=True)
+class _Candidates:
+    """Where the variants to be tried for each row stand: several variants may share a position.
+
+    Attributes
+    ----------
+    key : ndarray of int64, shape (rows,)
+        Chromosome and position as one number (:func:`_position_key`); -1 without a position.
+    first : ndarray of int64, shape (rows,)
+        Where the variants of that position begin in the index's order of positions.
+    variant : ndarray of int64, shape (rows,)
+        The first candidate, by position, or by rsID where the row has no position; -1 if there is none.
+    by_rsid : ndarray of int64, shape (rows,)
+        The variant with the row's rsID; asked for rows without a position, and of the others for a sample.
+    """
+
+    key: np.ndarray
+    first: np.ndarray
+    variant: np.ndarray
+    by_rsid: np.ndarray
 
 
 class VariantIndex:
@@ -96,110 +134,145 @@ class VariantIndex:
     def __init__(self, variants: pd.DataFrame, keep_ambiguous: bool = False, autosomes_only: bool = False) -> None:
         self.keep_ambiguous = keep_ambiguous
         chromosome = variants["chromosome"].to_numpy()
-        self.usable = (chromosome > 0) & (chromosome <= (22 if autosomes_only else 23))
-        self.place = _place(np.where(self.usable, chromosome, 0), variants["position"].to_numpy())
-        # Stable, so that of several variants at one place the first in the file is tried first.
-        self.order = np.argsort(self.place, kind="stable")
-        self.sorted_place = self.place[self.order]
+        self.usable = (chromosome > 0) & (chromosome <= (X_CHROMOSOME - 1 if autosomes_only else X_CHROMOSOME))
+        self.key = _position_key(np.where(self.usable, chromosome, 0), variants["position"].to_numpy())
+        # Stable, so that of several variants at one position the first in the file is tried first.
+        self.order = np.argsort(self.key, kind="stable")
+        self.sorted_key = self.key[self.order]
+        # Alleles as numbers, equal numbers for equal alleles: rows are compared without text.
         codes, distinct = pd.factorize(np.concatenate([variants["ref"].to_numpy(), variants["alt"].to_numpy()]))
         self.vocabulary = {str(allele): code for code, allele in enumerate(distinct)}
         self.ref, self.alt = codes[: len(variants)].astype(np.int32), codes[len(variants) :].astype(np.int32)
-        flipped = self._codes([str(allele).translate(COMPLEMENT) for allele in distinct])
-        self.ambiguous = self.alt == flipped[self.ref]
-        self.multi = np.array(["," in str(allele) for allele in distinct], dtype=bool)[self.alt]
+        complement = self._codes([str(allele).translate(COMPLEMENT) for allele in distinct])
+        self.ambiguous = self.alt == complement[self.ref]
+        self.multi_allelic = np.array(["," in str(allele) for allele in distinct], dtype=bool)[self.alt]
         numbers = _rsid_numbers(variants["id"])
-        by_id = np.flatnonzero((numbers > 0) & self.usable)
+        with_rsid = np.flatnonzero((numbers > 0) & self.usable)
         # Of repeated ids the first counts.
-        self.sorted_rsid, first = np.unique(numbers[by_id], return_index=True)
-        self.row_of_rsid = by_id[first]
+        self.sorted_rsid, first = np.unique(numbers[with_rsid], return_index=True)
+        self.row_of_rsid = with_rsid[first]
 
     def match(self, score: Score) -> Matches:
         """Match the rows of one score."""
-        placed = score.position > 0
-        wanted = np.where(placed, _place(score.chromosome, score.position), -1)
-        left = np.searchsorted(self.sorted_place, wanted, "left")
-        rows = len(score.weight)
-        # rsIDs find rows without a place; of the others a sample is enough to tell another build.
-        asked = ~placed
-        asked[:: max(1, rows // PLACES_CHECKED)] = True
-        by_id = np.full(rows, -1, dtype=np.int64)
-        by_id[asked] = self._by_rsid(score.rsid[asked])
-        at_place = placed & (wanted >= 0) & (self._sorted(left) == wanted)
-        candidate = np.where(placed, np.where(at_place, self.order[np.minimum(left, len(self.order) - 1)], -1), by_id)
-
-        fate = np.where(placed | (score.rsid > 0), ABSENT, NO_PLACE).astype(np.int8)
-        fate[candidate >= 0] = ALLELES_DIFFER
-        variant = np.full(rows, -1, dtype=np.int64)
-        effect_is_alt = np.zeros(rows, dtype=bool)
-        as_given = self._codes(score.alleles)
-        flipped = self._codes([allele.translate(COMPLEMENT) for allele in score.alleles])
-        fits = np.zeros(rows, dtype=np.int8)
-        for flip, codes in ((False, as_given), (True, flipped)):
-            todo = np.flatnonzero((candidate >= 0) & (variant < 0))
-            found, step = candidate[todo], 0
-            while len(todo):
-                agrees, is_alt = self._agree(found, codes, score, todo)
-                if flip:
-                    agrees &= ~self.ambiguous[found]
-                hit, new = todo[agrees], variant[todo[agrees]] < 0
-                fits[hit] += 1
-                variant[hit[new]] = found[agrees][new]
-                effect_is_alt[hit[new]] = is_alt[agrees][new]
-                fate[hit[new]] = FLIPPED if flip else MATCHED
-                # Multi-allelic sites stand as several variants at one position: try the next one there.
-                step += 1
-                more = placed[todo] & (self._sorted(left[todo] + step) == wanted[todo])
-                todo = todo[more]
-                found = self.order[left[todo] + step]
-        multi = (candidate >= 0) & (variant < 0)
-        fate[np.flatnonzero(multi)[self.multi[candidate[multi]]]] = MULTI_ALLELIC
+        candidates = self._candidates(score)
+        fate, variant, effect_is_alt, fits = self._compare_alleles(score, candidates)
+        unmatched = np.flatnonzero((candidates.variant >= 0) & (variant < 0))
+        fate[unmatched[self.multi_allelic[candidates.variant[unmatched]]]] = MULTI_ALLELIC
         fate[(score.other < 0) & (fits > 1)] = SEVERAL_FIT
         if not self.keep_ambiguous:
             fate[(fate <= FLIPPED) & self.ambiguous[variant]] = AMBIGUOUS
         used = np.flatnonzero(fate <= FLIPPED)
-        fate[used[_repeats(variant[used])]] = DUPLICATE
-        used = np.flatnonzero(fate <= FLIPPED)
-        counts = {name: int(n) for name, n in zip(FATES, np.bincount(fate, minlength=len(FATES)), strict=True)}
-        counts["by_position"] = int(placed[used].sum())
-        counts["by_rsid"] = len(used) - counts["by_position"]
-        counts["effect_is_ref"] = int((~effect_is_alt[used]).sum())
-        both = np.flatnonzero(placed & (by_id >= 0))
-        elsewhere = int((self.place[by_id[both]] != wanted[both]).sum())
-        return Matches(fate, variant, effect_is_alt, counts, elsewhere, len(both))
+        fate[used[_is_repeat(variant[used])]] = DUPLICATE
+        elsewhere, found_by_rsid = self._positions_elsewhere(score, candidates)
+        counts = _count(fate, score.position > 0, effect_is_alt)
+        return Matches(fate, variant, effect_is_alt, counts, elsewhere, found_by_rsid)
 
-    def _codes(self, alleles: list[str]) -> np.ndarray:
-        return np.array([self.vocabulary.get(allele, -9) for allele in alleles], dtype=np.int32)
+    def _candidates(self, score: Score) -> _Candidates:
+        """Find the variants that each row may mean: a position outweighs an rsID."""
+        has_position = score.position > 0
+        key = np.where(has_position, _position_key(score.chromosome, score.position), NOT_FOUND)
+        first = np.searchsorted(self.sorted_key, key, "left")
+        at_position = has_position & (key >= 0) & (self._key_at(first) == key)
+        # rsIDs find rows without a position; of the others a sample is enough to notice another build.
+        asked = ~has_position
+        asked[:: max(1, len(asked) // PLACES_CHECKED)] = True
+        by_rsid = np.full(len(asked), NOT_FOUND, dtype=np.int64)
+        by_rsid[asked] = self._by_rsid(score.rsid[asked])
+        by_position = np.where(at_position, self.order[np.minimum(first, len(self.order) - 1)], NOT_FOUND)
+        return _Candidates(key, first, np.where(has_position, by_position, by_rsid), by_rsid)
 
-    def _sorted(self, where: np.ndarray) -> np.ndarray:
-        return np.where(
-            where < len(self.sorted_place), self.sorted_place[np.minimum(where, len(self.sorted_place) - 1)], -2
-        )
+    def _compare_alleles(
+        self, score: Score, candidates: _Candidates
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Try every candidate of every row: alleles as given first, then their complements.
 
-    def _by_rsid(self, rsid: np.ndarray) -> np.ndarray:
-        """Find variants by rsID; -1 where there is none."""
-        if not len(self.sorted_rsid) or not rsid.any():
-            return np.full(len(rsid), -1, dtype=np.int64)
-        where = np.minimum(np.searchsorted(self.sorted_rsid, rsid), len(self.sorted_rsid) - 1)
-        return np.where(self.sorted_rsid[where] == rsid, self.row_of_rsid[where], -1)
+        Returns
+        -------
+        fate, variant, effect_is_alt : ndarray, shape (rows,)
+            As in :class:`Matches`.
+        fits : ndarray of int8, shape (rows,)
+            How many of the candidates agree.
+        """
+        rows = len(score.weight)
+        has_position = score.position > 0
+        fate = np.where(has_position | (score.rsid > 0), ABSENT, NO_PLACE).astype(np.int8)
+        fate[candidates.variant >= 0] = ALLELES_DIFFER
+        variant = np.full(rows, NOT_FOUND, dtype=np.int64)
+        effect_is_alt = np.zeros(rows, dtype=bool)
+        fits = np.zeros(rows, dtype=np.int8)
+        complements = [allele.translate(COMPLEMENT) for allele in score.alleles]
+        for flip, alleles in ((False, score.alleles), (True, complements)):
+            codes = self._codes(alleles)
+            todo = np.flatnonzero((candidates.variant >= 0) & (variant < 0))
+            candidate, step = candidates.variant[todo], 0
+            while len(todo):
+                agrees, is_alt = self._agree(candidate, codes, score, todo)
+                if flip:
+                    agrees &= ~self.ambiguous[candidate]
+                fits[todo[agrees]] += 1
+                new = agrees & (variant[todo] < 0)
+                variant[todo[new]], effect_is_alt[todo[new]] = candidate[new], is_alt[new]
+                fate[todo[new]] = FLIPPED if flip else MATCHED
+                # A multi-allelic site stands as several variants at one position: try the next one there.
+                step += 1
+                more = has_position[todo] & (self._key_at(candidates.first[todo] + step) == candidates.key[todo])
+                todo = todo[more]
+                candidate = self.order[candidates.first[todo] + step]
+        return fate, variant, effect_is_alt, fits
 
     def _agree(
         self, variant: np.ndarray, codes: np.ndarray, score: Score, rows: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Compare alleles; a missing `other` agrees with anything."""
+        """Compare the alleles of rows with those of variants; a missing other allele agrees with anything.
+
+        Returns
+        -------
+        agrees, effect_is_alt : ndarray of bool, shape (rows,)
+        """
         effect = codes[score.effect[rows]]
         unknown = score.other[rows] < 0
         other = codes[score.other[rows]]
         ref, alt = self.ref[variant], self.alt[variant]
         is_alt = (effect == alt) & (unknown | (other == ref))
-        is_ref = (effect == ref) & (unknown | (other == alt)) & ~self.multi[variant]
+        is_ref = (effect == ref) & (unknown | (other == alt)) & ~self.multi_allelic[variant]
         return is_alt | is_ref, is_alt
 
+    def _positions_elsewhere(self, score: Score, candidates: _Candidates) -> tuple[int, int]:
+        """Return how many rows' rsIDs have another position in the genotypes, of how many that were found."""
+        both = np.flatnonzero((score.position > 0) & (candidates.by_rsid >= 0))
+        differs = self.key[candidates.by_rsid[both]] != candidates.key[both]
+        return int(differs.sum()), len(both)
 
-def _repeats(values: np.ndarray) -> np.ndarray:
-    """Mark every occurrence of a value but its first."""
-    repeated = np.ones(len(values), dtype=bool)
-    repeated[np.unique(values, return_index=True)[1]] = False
-    return repeated
+    def _codes(self, alleles: list[str]) -> np.ndarray:
+        return np.array([self.vocabulary.get(allele, UNKNOWN_ALLELE) for allele in alleles], dtype=np.int32)
+
+    def _key_at(self, place: np.ndarray) -> np.ndarray:
+        """Return the key at places of the sorted keys; -2, which no row has, behind the last one."""
+        last = len(self.sorted_key) - 1
+        return np.where(place <= last, self.sorted_key[np.minimum(place, last)], -2)
+
+    def _by_rsid(self, rsid: np.ndarray) -> np.ndarray:
+        """Find variants by the number of their rsID; -1 where there is none."""
+        if not len(self.sorted_rsid) or not rsid.any():
+            return np.full(len(rsid), NOT_FOUND, dtype=np.int64)
+        place = np.minimum(np.searchsorted(self.sorted_rsid, rsid), len(self.sorted_rsid) - 1)
+        return np.where(self.sorted_rsid[place] == rsid, self.row_of_rsid[place], NOT_FOUND)
+
+
+def _count(fate: np.ndarray, has_position: np.ndarray, effect_is_alt: np.ndarray) -> dict[str, int]:
+    used = np.flatnonzero(fate <= FLIPPED)
+    counts = {name: int(n) for name, n in zip(FATES, np.bincount(fate, minlength=len(FATES)), strict=True)}
+    counts["by_position"] = int(has_position[used].sum())
+    counts["by_rsid"] = len(used) - counts["by_position"]
+    counts["effect_is_ref"] = int((~effect_is_alt[used]).sum())
+    return counts
+
+
+def _is_repeat(values: np.ndarray) -> np.ndarray:
+    """Mark every occurrence of a value but its first: ``[5, 7, 5]`` is ``[False, False, True]``."""
+    repeat = np.ones(len(values), dtype=bool)
+    repeat[np.unique(values, return_index=True)[1]] = False
+    return repeat
 
 
 def _rsid_numbers(ids: pd.Series) -> np.ndarray:
@@ -213,6 +286,6 @@ def _rsid_numbers(ids: pd.Series) -> np.ndarray:
     )
 
 
-def _place(chromosome: np.ndarray, position: np.ndarray) -> np.ndarray:
-    """One number per place; chromosome 0 gets none that a variant could have."""
-    return np.where(chromosome > 0, chromosome.astype(np.int64) << 32 | position, -1)
+def _position_key(chromosome: np.ndarray, position: np.ndarray) -> np.ndarray:
+    """Return chromosome and position as one number that sorts like them; -1 for chromosome 0."""
+    return np.where(chromosome > 0, chromosome.astype(np.int64) << 32 | position, NOT_FOUND)

@@ -19,7 +19,7 @@ import pandas as pd
 from tqdm import trange
 
 from mrmfast.errors import UserError
-from preprocess.genetics.genotypes.dosages import PlinkFiles
+from preprocess.genetics.genotypes import Genotypes
 from preprocess.genetics.pgs.score_pass import Weights
 
 
@@ -40,12 +40,28 @@ def find() -> str:
     return found
 
 
-def score(genotypes: PlinkFiles, weights: Weights, train: np.ndarray, memory_mb: int, work: Path) -> np.ndarray:
+def check_formats(genotypes: Genotypes) -> None:
+    """Check that plink2 can score the files as they are.
+
+    Raises
+    ------
+    UserError
+        They are neither .bed nor .pgen.
+    """
+    for file in genotypes.files:
+        if file.path.suffix not in (".bed", ".pgen"):
+            raise UserError(
+                f"--engine plink2: {file.path.name} is neither .bed nor .pgen; convert it with plink2 --make-pgen, or "
+                "use --engine own"
+            )
+
+
+def score(genotypes: Genotypes, weights: Weights, train: np.ndarray, memory_mb: int, work: Path) -> np.ndarray:
     """Compute all scores with ``plink2 --score``.
 
     Parameters
     ----------
-    genotypes : PlinkFiles
+    genotypes : Genotypes
     weights : Weights
     train : ndarray of bool, shape (participants,)
     memory_mb : int
@@ -63,6 +79,8 @@ def score(genotypes: PlinkFiles, weights: Weights, train: np.ndarray, memory_mb:
         plink2 is absent or fails; its own message follows.
     """
     program = find()
+    check_formats(genotypes)
+    first = np.cumsum([0, *(len(file.variants) for file in genotypes.files)]).tolist()
     sums = np.zeros((len(train), len(weights)))
     # plink2 takes a variant once a file: here under the effect allele of the last score that uses it.
     counts_alt = np.zeros(len(genotypes.variants), dtype=bool)
@@ -71,7 +89,7 @@ def score(genotypes: PlinkFiles, weights: Weights, train: np.ndarray, memory_mb:
     work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".plink2.", dir=work) as folder:
         for number in trange(len(genotypes.files), desc="pgs: plink2", unit="file", disable=None):
-            start, stop = (int(edge) for edge in genotypes.first_variant[number : number + 2])
+            start, stop = first[number], first[number + 1]
             where = Path(folder) / str(number)
             common = [program, *_companions(genotypes, number, start, stop, where), "--memory", str(memory_mb)]
             order = _people(genotypes, number, train, where)
@@ -94,7 +112,7 @@ def score(genotypes: PlinkFiles, weights: Weights, train: np.ndarray, memory_mb:
     return sums
 
 
-def _companions(genotypes: PlinkFiles, number: int, start: int, stop: int, where: Path) -> list[str]:
+def _companions(genotypes: Genotypes, number: int, start: int, stop: int, where: Path) -> list[str]:
     """Write variant and sample tables whose ids are row numbers, and return plink2's input options."""
     table = genotypes.variants.iloc[start:stop]
     variants = pd.DataFrame(
@@ -108,27 +126,27 @@ def _companions(genotypes: PlinkFiles, number: int, start: int, stop: int, where
     )
     variants.to_csv(f"{where}.pvar", sep="\t", index=False)
     # "0" is no id to plink2, so rows count from 1.
-    samples = pd.DataFrame({"#IID": np.arange(1, 1 + genotypes.raw_samples[number]), "SEX": "NA"})
+    samples = pd.DataFrame({"#IID": np.arange(1, 1 + len(genotypes.files[number].ids)), "SEX": "NA"})
     samples.to_csv(f"{where}.psam", sep="\t", index=False)
-    path = genotypes.files[number]
+    path = genotypes.files[number].path
     kind = "--bed" if path.suffix == ".bed" else "--pgen"
     # plink2 reads a .bed with .pvar and .psam: A1 is ALT there as it is in our table.
     return [kind, str(path), "--pvar", f"{where}.pvar", "--psam", f"{where}.psam", "--allow-no-sex"]
 
 
-def _people(genotypes: PlinkFiles, number: int, train: np.ndarray, where: Path) -> np.ndarray:
+def _people(genotypes: Genotypes, number: int, train: np.ndarray, where: Path) -> np.ndarray:
     """Write the lists of people and return the participant of every sample number."""
     rows = genotypes.rows[number]
     for name, chosen in (("keep", rows), ("train", rows[train])):
         Path(f"{where}.{name}").write_text("\n".join(map(str, ["#IID", *sorted((chosen + 1).tolist())])) + "\n")
-    order = np.full(genotypes.raw_samples[number] + 1, -1, dtype=np.int64)
+    order = np.full(len(genotypes.files[number].ids) + 1, -1, dtype=np.int64)
     order[rows + 1] = np.arange(len(rows))
     return order
 
 
 def _write_weights(
     weights: Weights,
-    genotypes: PlinkFiles,
+    genotypes: Genotypes,
     span: tuple[int, int],
     counts_alt: np.ndarray,
     majority: bool,
@@ -151,14 +169,14 @@ def _write_weights(
     bool
         False if there are none.
     """
-    mine = [
+    chosen_rows = [
         ((is_alt == counts_alt[variant]) == majority) & (variant >= span[0]) & (variant < span[1])
         for variant, is_alt in zip(weights.variant, weights.effect_is_alt, strict=True)
     ]
-    variants = [variant[chosen] for variant, chosen in zip(weights.variant, mine, strict=True)]
+    variants = [variant[chosen] for variant, chosen in zip(weights.variant, chosen_rows, strict=True)]
     values = [
         np.where(is_alt, weight, -weight)[chosen]
-        for weight, is_alt, chosen in zip(weights.weight, weights.effect_is_alt, mine, strict=True)
+        for weight, is_alt, chosen in zip(weights.weight, weights.effect_is_alt, chosen_rows, strict=True)
     ]
     rows = np.unique(np.concatenate(variants))
     counted = np.where(counts_alt == majority, genotypes.variants["alt"], genotypes.variants["ref"])
@@ -182,5 +200,5 @@ def _parts(rows: np.ndarray, size: int = 4096) -> Iterator[np.ndarray]:
 def _call(command: list[str]) -> None:
     result = subprocess.run([*command, "--silent"], capture_output=True, text=True, check=False)
     if result.returncode:
-        said = " ".join((result.stderr or result.stdout).split()).removeprefix("Error: ")
-        raise UserError(f"--engine plink2: plink2 failed: {said}; use --engine own or mend the genotypes")
+        message = " ".join((result.stderr or result.stdout).split()).removeprefix("Error: ")
+        raise UserError(f"--engine plink2: plink2 failed: {message}; use --engine own, or correct the genotypes")

@@ -115,7 +115,7 @@ def read_scores(
     Returns
     -------
     list of dict
-        One report entry a file: ``score``, ``file``, ``status`` (used, left out), ``reason``, counts.
+        One report entry a file: ``score``, ``file``, ``status`` (used, excluded), ``reason``, counts.
     Weights
         Of the used ones, in order.
     """

@@ -1,9 +1,15 @@
 """All scores in one pass over the genotypes: a blocked product, weights x dosages, dense or sparse, summed in float64.
 
-Score of a participant: the sum over matched rows of weight x copies of the effect allele. Copies of REF are 2 - copies
-of ALT, so a weight on REF enters as -w per ALT copy and a constant +2w; scores with opposite effect alleles share one
-product. A missing call counts 2 x the effect allele's frequency, as ``plink2 --score`` does,
-with the frequency of the training split (plink2: of the samples loaded); where nobody there has a call it counts 0.
+The score of a participant is the sum over matched rows of weight x copies of the effect allele. Example: a score has
+weight 0.5 on G and weight 2 on A, where the genotypes have G and A as ALT and as REF of two variants, and a participant
+has 1 copy of each ALT: 0.5 x 1 + 2 x (2 - 1) = 2.5.
+
+- Copies of REF are 2 - copies of ALT, so a weight w on REF enters as -w per ALT copy and a constant +2w: here
+  0.5 x 1 - 2 x 1 + 4. Scores with opposite effect alleles share one product.
+- A missing call counts 2 x the effect allele's frequency, as ``plink2 --score`` imputes it, with the frequency of the
+  training split (plink2: of the samples loaded); where nobody there has a call it counts 0.
+
+  See docs/genetics-pitfalls.md#effect-allele-is-the-reference.
 
 float32 products would be twice as fast and are 1e-3 off on sums of 400.
 """
@@ -16,11 +22,16 @@ from dataclasses import dataclass, field
 import numpy as np
 from tqdm import tqdm
 
-from preprocess.genetics.genotypes.dosages import Genotypes
+from preprocess.genetics.genotypes import Genotypes
 from preprocess.genetics.pgs import sparse_product
 
 COLUMNS_PER_PRODUCT = 4096
-MOST_VARIANTS_PER_BLOCK = 2048
+LEAST_VARIANTS_PER_BLOCK, MOST_VARIANTS_PER_BLOCK = 16, 2048
+
+
+def ceil_div(a: int, b: int) -> int:
+    """Return a / b, rounded up."""
+    return -(-a // b)
 
 
 @dataclass(frozen=True)
@@ -75,6 +86,37 @@ class Weights:
         return np.flatnonzero(used)
 
 
+@dataclass(frozen=True)
+class _Block:
+    """A run of variants, and which weights fall on it.
+
+    Attributes
+    ----------
+    span : slice
+        Places among the variants that any score uses.
+    variants : ndarray of int64, shape (n,)
+        Their rows in the genotypes.
+    scores : ndarray of int64, shape (k,)
+        Scores with a weight in the block.
+    cuts : ndarray of int64, shape (all scores, 2)
+        The weights ``cuts[s, 0]:cuts[s, 1]`` of score s fall on the block.
+    """
+
+    span: slice
+    variants: np.ndarray
+    scores: np.ndarray
+    cuts: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.variants)
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether few of the weights, scores x variants, are not zero."""
+        weights = np.diff(self.cuts[self.scores]).sum()
+        return bool(weights / max(1, len(self.scores) * len(self)) <= sparse_product.MOST_DENSE)
+
+
 @dataclass
 class ScorePass:
     """One pass over genotypes; participants come in as many blocks as `memory` needs.
@@ -93,9 +135,9 @@ class ScorePass:
     Attributes
     ----------
     expected : ndarray of float64, shape (variants used,)
-        Mean copies of ALT in the training split; 0 where nobody there has a call.
+        Mean copies of ALT in the training split, 2 x its allele frequency; 0 where nobody there has a call.
     never : int
-        Number of those variants.
+        Number of variants where nobody there has one.
     missing : int
         Missing values met, all participants.
     """
@@ -114,12 +156,11 @@ class ScorePass:
         people, scores = len(self.train), max(1, len(self.weights))
         # A third for the sums, a quarter for values read, an eighth each for whole rows and float64 slices.
         per_block = max(COLUMNS_PER_PRODUCT, self.memory // 3 // (8 * scores))
-        parts = -(-people // per_block)
-        self.participants_per_block = -(-people // parts)
+        self.participants_per_block = ceil_div(people, ceil_div(people, per_block))
         bytes_per_value = 1 if self.hard_calls else 4
         room = self.memory // 4 // (bytes_per_value * self.participants_per_block)
         room = min(room, self.memory // 8 // (8 * min(COLUMNS_PER_PRODUCT, people)))
-        self.variants_per_block = int(np.clip(room, 16, MOST_VARIANTS_PER_BLOCK))
+        self.variants_per_block = int(np.clip(room, LEAST_VARIANTS_PER_BLOCK, MOST_VARIANTS_PER_BLOCK))
 
     def blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
         """Yield (participants, sums): float64 of shape (participants, scores), raw units."""
@@ -131,75 +172,109 @@ class ScorePass:
                 yield people, self._sum(people, bar)
 
     def _sum(self, people: slice, bar: tqdm) -> np.ndarray:
-        rows = None if people == slice(0, len(self.train)) else np.arange(people.start, people.stop)
+        """Return the sums of some participants, shape (participants, scores)."""
         sums = np.zeros((len(self.weights), people.stop - people.start))
-        wide = min(COLUMNS_PER_PRODUCT, sums.shape[1])
-        copies = np.empty((self.variants_per_block, wide))
-        bounds = np.append(np.arange(0, len(self.variants), self.variants_per_block), len(self.variants))
-        edges = np.append(self.variants, len(self.genotypes.variants))[bounds]
-        # Where each score's rows of each block begin.
-        cuts = np.array([np.searchsorted(rows_of, edges) for rows_of in self.weights.variant])
-        for number, (first, last) in enumerate(zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)):
-            where, block = slice(first, last), self.variants[first:last]
-            if rows is not None and not people.start:
-                values = self._read_and_fit(where, people, copies)
+        copies = np.empty((self.variants_per_block, min(COLUMNS_PER_PRODUCT, sums.shape[1])))
+        for block in self._variant_blocks():
+            values = self._values(block, people, copies)
+            if sparse_product.takes(values) and block.is_sparse:
+                self.missing += self._add_sparse(block, values, sums)
             else:
-                values = self._read(block, rows)
-            active = np.flatnonzero(cuts[:, number + 1] > cuts[:, number])
-            if rows is None:
-                self._fit(values, where, copies)
-            if sparse_product.takes(values) and self._is_sparse(active, cuts[:, number : number + 2], block):
-                self.missing += self._add_sparse(active, cuts[:, number : number + 2], block, values, where, sums)
-                bar.update(len(block))
-                continue
-            weights = self._dense(active, cuts[:, number : number + 2], block)
-            for left in range(0, values.shape[1], wide):
-                filled, missing = self._load(values[:, left : left + wide], copies)
-                filled[missing] = self.expected[where][missing[0]]
-                self.missing += len(missing[0])
-                product = weights @ filled
-                if len(active) == len(sums):
-                    sums[:, left : left + wide] += product
-                else:
-                    sums[active, left : left + wide] += product
+                self.missing += self._add_dense(block, values, sums, copies)
             bar.update(len(block))
         sums += np.array(self.weights.constant)[:, None]
         return sums.T
 
-    @staticmethod
-    def _is_sparse(active: np.ndarray, cuts: np.ndarray, block: np.ndarray) -> bool:
-        """Whether few of a block's weights are not zero."""
-        share = np.diff(cuts[active]).sum() / max(1, len(active) * len(block))
-        return bool(share <= sparse_product.MOST_DENSE)
+    def _variant_blocks(self) -> Iterator[_Block]:
+        bounds = np.append(np.arange(0, len(self.variants), self.variants_per_block), len(self.variants))
+        edges = np.append(self.variants, len(self.genotypes.variants))[bounds]
+        # Where the weights of each score on each block begin.
+        cuts = np.array([np.searchsorted(variant, edges) for variant in self.weights.variant])
+        for number, (first, last) in enumerate(zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)):
+            of_block = cuts[:, number : number + 2]
+            scores = np.flatnonzero(of_block[:, 1] > of_block[:, 0])
+            yield _Block(slice(first, last), self.variants[first:last], scores, of_block)
 
-    def _add_sparse(
-        self,
-        active: np.ndarray,
-        cuts: np.ndarray,
-        block: np.ndarray,
-        values: np.ndarray,
-        where: slice,
-        sums: np.ndarray,
-    ) -> int:
-        """Add one block's products; return how many values were missing."""
-        pieces = [slice(*cuts[score]) for score in active.tolist()]
+    def _values(self, block: _Block, people: slice, copies: np.ndarray) -> np.ndarray:
+        """Read a block; with the first participants the training means are fitted, on everybody's values."""
+        if people == slice(0, len(self.train)):
+            values = self._read(block.variants, None)
+            self._fit(values, block.span, copies)
+            return values
+        if not people.start:
+            return self._read_and_fit(block.span, people, copies)
+        return self._read(block.variants, np.arange(people.start, people.stop))
+
+    def _read(self, variants: np.ndarray, rows: np.ndarray | None) -> np.ndarray:
+        read = self.genotypes.hard_calls if self.hard_calls else self.genotypes.dosages
+        return read(variants, rows)
+
+    def _read_and_fit(self, span: slice, people: slice, copies: np.ndarray) -> np.ndarray:
+        """Read whole rows, a few at a time, fit on them and keep the first participants."""
+        step = max(1, self.memory // 8 // (4 * len(self.train)))
+        parts = []
+        for start in range(span.start, span.stop, step):
+            piece = slice(start, min(start + step, span.stop))
+            values = self._read(self.variants[piece], None)
+            self._fit(values, piece, copies)
+            parts.append(values[:, people].copy())
+        return np.concatenate(parts)
+
+    def _fit(self, values: np.ndarray, span: slice, copies: np.ndarray) -> None:
+        """Fit the mean copies in the training split from whole rows, shape (variants, participants)."""
+        if sparse_product.takes(values):
+            total, known = sparse_product.fit(values, self.train)
+        else:
+            total, known = self._fit_plainly(values, copies)
+        self.never += int((known == 0).sum())
+        self.expected[span] = total / np.maximum(known, 1)
+
+    def _fit_plainly(self, values: np.ndarray, copies: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As :func:`.sparse_product.fit`."""
+        total, known = np.zeros(len(values)), np.full(len(values), int(self.train.sum()))
+        for left in range(0, values.shape[1], copies.shape[1]):
+            filled, missing = self._load(values[:, left : left + copies.shape[1]], copies)
+            train = self.train[left : left + copies.shape[1]]
+            total += filled @ train.astype(np.float64)
+            known -= np.bincount(missing[0][train[missing[1]]], minlength=len(values))
+        return total, known
+
+    def _add_sparse(self, block: _Block, values: np.ndarray, sums: np.ndarray) -> int:
+        """Add a block's product to the sums, weight by weight; return how many values were missing."""
+        pieces = [(score, slice(*block.cuts[score])) for score in block.scores.tolist()]
         variant, weight = (
-            np.concatenate([column[score][piece] for score, piece in zip(active.tolist(), pieces, strict=True)])
+            np.concatenate([column[score][piece] for score, piece in pieces])
             for column in (self.weights.variant, self.weights.weight)
         )
-        begin = np.append(0, np.cumsum(np.diff(cuts[active])))
-        places = np.searchsorted(block, variant)
-        return sparse_product.add(values, self.expected[where], active, begin, places, weight, sums)
+        begin = np.append(0, np.cumsum(np.diff(block.cuts[block.scores])))
+        rows = np.searchsorted(block.variants, variant)
+        return sparse_product.add(values, self.expected[block.span], block.scores, begin, rows, weight, sums)
 
-    def _dense(self, active: np.ndarray, cuts: np.ndarray, block: np.ndarray) -> np.ndarray:
-        """Lay out one block's weights, shape (active scores, variants)."""
-        weights = np.zeros((len(active), len(block)))
-        contiguous = block[-1] - block[0] == len(block) - 1
-        for row, score in enumerate(active.tolist()):
-            low, high = cuts[score]
+    def _add_dense(self, block: _Block, values: np.ndarray, sums: np.ndarray, copies: np.ndarray) -> int:
+        """Add a block's product to the sums as a product of matrices; return how many values were missing."""
+        weights, expected = self._dense_weights(block), self.expected[block.span]
+        count = 0
+        for left in range(0, values.shape[1], copies.shape[1]):
+            columns = slice(left, left + copies.shape[1])
+            filled, missing = self._load(values[:, columns], copies)
+            filled[missing] = expected[missing[0]]
+            count += len(missing[0])
+            product = weights @ filled
+            if len(block.scores) == len(sums):
+                sums[:, columns] += product
+            else:
+                sums[block.scores, columns] += product
+        return count
+
+    def _dense_weights(self, block: _Block) -> np.ndarray:
+        """Lay out a block's weights, shape (scores with one, variants)."""
+        weights = np.zeros((len(block.scores), len(block)))
+        contiguous = block.variants[-1] - block.variants[0] == len(block) - 1
+        for row, score in enumerate(block.scores.tolist()):
+            low, high = block.cuts[score]
             variant = self.weights.variant[score][low:high]
-            where = variant - block[0] if contiguous else np.searchsorted(block, variant)
-            weights[row, where] = self.weights.weight[score][low:high]
+            columns = variant - block.variants[0] if contiguous else np.searchsorted(block.variants, variant)
+            weights[row, columns] = self.weights.weight[score][low:high]
         return weights
 
     @staticmethod
@@ -220,37 +295,3 @@ class ScorePass:
         missing = np.nonzero(~(part >= 0))
         filled[missing] = 0
         return filled, missing
-
-    def _read(self, variants: np.ndarray, rows: np.ndarray | None) -> np.ndarray:
-        read = self.genotypes.hard_calls if self.hard_calls else self.genotypes.dosages
-        return read(variants, rows)
-
-    def _fit(self, values: np.ndarray, where: slice, copies: np.ndarray) -> None:
-        """Fit the mean copies in the training split from whole rows, shape (variants, participants)."""
-        if sparse_product.takes(values):
-            total, known = sparse_product.fit(values, self.train)
-        else:
-            total, known = self._fit_plainly(values, copies)
-        self.never += int((known == 0).sum())
-        self.expected[where] = total / np.maximum(known, 1)
-
-    def _fit_plainly(self, values: np.ndarray, copies: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """As :func:`.sparse_product.fit`."""
-        total, known = np.zeros(len(values)), np.full(len(values), int(self.train.sum()))
-        for left in range(0, values.shape[1], copies.shape[1]):
-            filled, missing = self._load(values[:, left : left + copies.shape[1]], copies)
-            train = self.train[left : left + copies.shape[1]]
-            total += filled @ train.astype(np.float64)
-            known -= np.bincount(missing[0][train[missing[1]]], minlength=len(values))
-        return total, known
-
-    def _read_and_fit(self, where: slice, people: slice, copies: np.ndarray) -> np.ndarray:
-        """Read whole rows, a few at a time, fit on them and keep the first participants."""
-        step = max(1, self.memory // 8 // (4 * len(self.train)))
-        parts = []
-        for start in range(where.start, where.stop, step):
-            piece = slice(start, min(start + step, where.stop))
-            values = self._read(self.variants[piece], None)
-            self._fit(values, piece, copies)
-            parts.append(values[:, people].copy())
-        return np.concatenate(parts)

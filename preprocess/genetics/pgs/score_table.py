@@ -33,7 +33,7 @@ NUMERIC = {"chr_position": pa.int64(), "hm_pos": pa.int64(), "effect_weight": pa
 
 
 class UnusableScoreError(UserError):
-    """A scoring file that is left out; the message is the reason, in a few words, without the file's name."""
+    """A scoring file that is excluded; the message is the reason, in a few words, without the file's name."""
 
 
 def read_rows(path: Path, columns: list[str], skip: int) -> tuple[dict[str, pa.ChunkedArray], np.ndarray, list[int]]:

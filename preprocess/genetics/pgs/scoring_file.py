@@ -1,7 +1,7 @@
 """PGS Catalog scoring files, format 1.0 and 2.0: header, columns, and one clean table of rows.
 
 Formats: https://www.pgscatalog.org/downloads/ ; real files mix builds, separators, blank and damaged rows. A file that
-cannot give the published score raises :class:`UnusableScoreError`; its caller lists it with the reason and goes on.
+cannot give the published score raises :class:`UnusableScoreError`; its caller lists it with the reason.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ import gzip
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
 
-from preprocess.genetics.genotypes.dosages import chromosome_code
+from preprocess.genetics.genotypes import chromosome_code
+from preprocess.genetics.genotypes.tables import LAST_POSITION
 from preprocess.genetics.pgs import score_table
 from preprocess.genetics.pgs.score_table import FLAGS, UnusableScoreError
 
@@ -27,7 +28,9 @@ BUILDS = {
     "hg38": "GRCh38",
     "grch38": "GRCh38",
 }
-NOT_AN_ALLELE = "?"
+BASES = set("ACGT")
+NOT_GIVEN, MALFORMED = -1, -2  # in place of an allele's index
+Columns = dict[str, pa.ChunkedArray]
 ALIASES = {"reference_allele": "other_allele", "snp": "rsid"}
 
 
@@ -159,7 +162,7 @@ def read_score(path: Path, build: str, assumed: str | None = None, head: Head | 
     Raises
     ------
     UnusableScoreError
-        With the reason why the score is left out.
+        With the reason why the score is excluded.
     """
     head = head or read_head(path)
     header, columns = head.header, head.columns
@@ -192,7 +195,7 @@ def read_score(path: Path, build: str, assumed: str | None = None, head: Head | 
     return score
 
 
-def _why_nowhere(raw: dict[str, Any], native: str | None, harmonised: str | None, build: str) -> str:
+def _why_nowhere(raw: Columns, native: str | None, harmonised: str | None, build: str) -> str:
     """Say why not one row has a place: no positions at all, or positions in another build."""
     given = {"chr_position": native or "an unnamed build", "hm_pos": harmonised or "an unnamed build"}
     builds = [name for column, name in given.items() if column in raw and score_table.integers(raw[column]).any()]
@@ -204,49 +207,75 @@ def _why_nowhere(raw: dict[str, Any], native: str | None, harmonised: str | None
 def _clean(
     name: str,
     path: Path,
-    read: tuple[dict[str, pa.ChunkedArray], np.ndarray, list[int]],
+    read: tuple[Columns, np.ndarray, list[int]],
     use_native: bool,
     use_harmonised: bool,
 ) -> Score:
-    """Choose places, ids and alleles; rows without an allele or a weight are malformed."""
+    """Choose positions, ids and alleles; rows without an allele or a weight are malformed."""
     raw, line, odd = read
     weight = score_table.numbers(raw["effect_weight"])
-    vocabulary: dict[str, int] = {"": -1, NOT_AN_ALLELE: -2}
-
-    def allele(text: str) -> int:
-        text = text.strip().upper()
-        return vocabulary.setdefault(text if set(text) <= set("ACGT") else NOT_AN_ALLELE, len(vocabulary) - 2)
-
-    blank = np.full(len(line), -1, dtype=np.int32)
-    effect, other, inferred = (
-        score_table.map_text(raw[column], allele, np.int32) if column in raw else blank
-        for column in ("effect_allele", "other_allele", "hm_inferotherallele")
-    )
-    # The Catalog infers other alleles from Ensembl; several joined by "/" (here: not an allele) tell nothing certain.
-    other = np.where((other == -1) & (inferred >= 0), inferred, other)
-
-    chromosome = np.zeros(len(line), dtype=np.int8)
-    position = np.zeros(len(line), dtype=np.int64)
+    alleles, effect, other = _alleles(raw, len(line))
     sources = [("chr_name", "chr_position", use_native), ("hm_chr", "hm_pos", use_harmonised)]
-    for chromosome_name, position_name, use in sources:  # later sources win
-        if not use or chromosome_name not in raw or position_name not in raw:
-            continue
-        place = score_table.integers(raw[position_name])
-        named = score_table.map_text(raw[chromosome_name], lambda text: bool(text.strip()), bool)
-        known = named & (place > 0) & (place < 2**31)
-        codes = score_table.map_text(raw[chromosome_name], lambda text: chromosome_code(text.strip()), np.int8)
-        chromosome[known] = codes[known]
-        position[known] = place[known]
+    chromosome, position = _positions(raw, len(line), sources)
     rsid = score_table.rsids(raw["rsid"]) if "rsid" in raw else np.zeros(len(line), dtype=np.int64)
     if use_harmonised and "hm_rsid" in raw:
         harmonised = score_table.rsids(raw["hm_rsid"])
         rsid = np.where(harmonised > 0, harmonised, rsid)
-    good = np.isfinite(weight) & (effect >= 0) & (other > -2)
+    good = np.isfinite(weight) & (effect >= 0) & (other != MALFORMED)
     malformed = sorted([*odd, *line[~good].tolist()])
     counts = {"rows": len(line) + len(odd), "malformed": len(malformed)}
     counts["no_place"] = int(((position == 0) & (rsid == 0) & good).sum())
-    parts = (line, chromosome, position, rsid), (effect, other, weight)
+    columns = (line, chromosome, position, rsid), (effect, other, weight)
     if not good.all():
-        parts = tuple(part[good] for part in parts[0]), tuple(part[good] for part in parts[1])
-    alleles = [text for text, code in vocabulary.items() if code >= 0]
-    return Score(name, path, *parts[0], alleles, *parts[1], counts, malformed)
+        columns = tuple(column[good] for column in columns[0]), tuple(column[good] for column in columns[1])
+    return Score(name, path, *columns[0], alleles, *columns[1], counts, malformed)
+
+
+def _alleles(raw: Columns, rows: int) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Return the distinct alleles, and the effect and the other allele of every row as indices into them.
+
+    An index is ``NOT_GIVEN`` or ``MALFORMED`` where there is no allele. Example: effect alleles G, a, N and other
+    alleles A, blank, A are ``["G", "A"]``, [0, 1, MALFORMED] and [1, NOT_GIVEN, 1].
+
+    Several other alleles of one row, joined by "/", tell nothing certain: the row's other allele is not given, as
+    pgscatalog reads it. That holds for those which the Catalog infers from Ensembl too.
+    """
+    index_of: dict[str, int] = {}
+
+    def index(text: str) -> int:
+        text = text.strip().upper()
+        if not text:
+            return NOT_GIVEN
+        return index_of.setdefault(text, len(index_of)) if set(text) <= BASES else MALFORMED
+
+    def index_of_other(text: str) -> int:
+        parts = text.strip().upper().split("/")
+        return NOT_GIVEN if len(parts) > 1 and all(part and set(part) <= BASES for part in parts) else index(text)
+
+    blank = np.full(rows, NOT_GIVEN, dtype=np.int32)
+    effect = score_table.map_text(raw["effect_allele"], index, np.int32)
+    other, inferred = (
+        score_table.map_text(raw[column], index_of_other, np.int32) if column in raw else blank
+        for column in ("other_allele", "hm_inferotherallele")
+    )
+    return list(index_of), effect, np.where((other == NOT_GIVEN) & (inferred >= 0), inferred, other)
+
+
+def _positions(raw: Columns, rows: int, sources: list[tuple[str, str, bool]]) -> tuple[np.ndarray, np.ndarray]:
+    """Return chromosome (int8) and position (int64) of every row; 0 where no source gives both.
+
+    Parameters
+    ----------
+    sources : list of (column of chromosomes, column of positions, whether its build is the target's)
+        Later sources win.
+    """
+    chromosome, position = np.zeros(rows, dtype=np.int8), np.zeros(rows, dtype=np.int64)
+    for chromosome_column, position_column, use in sources:
+        if not use or chromosome_column not in raw or position_column not in raw:
+            continue
+        place = score_table.integers(raw[position_column])
+        named = score_table.map_text(raw[chromosome_column], lambda text: bool(text.strip()), bool)
+        known = named & (place > 0) & (place <= LAST_POSITION)
+        codes = score_table.map_text(raw[chromosome_column], lambda text: chromosome_code(text.strip()), np.int8)
+        chromosome[known], position[known] = codes[known], place[known]
+    return chromosome, position

@@ -1,7 +1,7 @@
 """Sparse weights x genotypes in C (``sparse_product.c``): a score uses a few per cent of all variants used.
 
 A dense product multiplies 481 scores of 2,000 variants each by 50,000 variants, 25 times the work. The dense one in
-:mod:`.sums` is the reference, serves dense weights, and works without a compiler.
+:mod:`.score_pass` is the reference, serves dense weights, and works without a compiler.
 """
 
 from __future__ import annotations
@@ -16,9 +16,16 @@ from pathlib import Path
 import numpy as np
 
 from mrmfast import native
+from mrmfast.native import INT64, POINTER
 
 FLAGS = ("-O3", "-std=c11", "-march=native", "-Wno-psabi")
 SOURCE = Path(__file__).with_name("sparse_product.c")
+FIT: native.Signature = ((POINTER, INT64, INT64, INT64, POINTER, POINTER, POINTER), None)
+ADD: native.Signature = (
+    (POINTER, INT64, INT64, INT64, POINTER, INT64, POINTER, POINTER, POINTER, POINTER, POINTER, INT64),
+    INT64,
+)
+FUNCTIONS = {"fit_int8": FIT, "fit_float32": FIT, "add_int8": ADD, "add_float32": ADD}
 TILE = 32  # people, as in C
 # Above this share of weights that are not zero the dense product is faster.
 MOST_DENSE = 0.2
@@ -105,7 +112,7 @@ def add(
             raise MemoryError("no memory for a tile of genotypes")
         missing.append(found)
 
-    _share(some, -(-values.shape[1] // TILE), 1)
+    _share(some, (values.shape[1] + TILE - 1) // TILE, 1)
     return sum(missing)
 
 
@@ -128,13 +135,6 @@ def _threads() -> int:
 @cache
 def library() -> ctypes.CDLL | None:
     """Load the compiled kernel, building it first; None (and a warning) without a C compiler."""
-    loaded = native.load(SOURCE, FLAGS, name="sparse_product", otherwise="Scoring several times slower")
-    if loaded is None:
-        return None
-    pointer, size = ctypes.c_void_p, ctypes.c_int64
-    for kind in ("int8", "float32"):
-        one, other = getattr(loaded, f"fit_{kind}"), getattr(loaded, f"add_{kind}")
-        one.argtypes, one.restype = [pointer, size, size, size, pointer, pointer, pointer], None
-        other.argtypes = [pointer, size, size, size, pointer, size, pointer, pointer, pointer, pointer, pointer, size]
-        other.restype = size
-    return loaded
+    return native.load(
+        SOURCE, FLAGS, name="sparse_product", otherwise="Scoring several times slower", functions=FUNCTIONS
+    )

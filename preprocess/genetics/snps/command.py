@@ -14,7 +14,6 @@ import importlib
 import shutil
 import threading
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,14 @@ import numpy as np
 import pandas as pd
 
 from mrmfast.errors import UserError
-from mrmfast.formats.genetics import FeatureTable, write_modality
+from mrmfast.formats.genetics import FeatureTable
 from mrmfast.formats.manifest import SplitRule, read_manifest
+from mrmfast.formats.modality_writer import ModalityWriter
 from preprocess import parallel
 from preprocess.genetics import cohort, command, remote
 from preprocess.genetics.genotypes import Genotypes, open_genotypes
-from preprocess.genetics.genotypes.reference import NAMES
+from preprocess.genetics.genotypes.files import ACCEPTED
+from preprocess.genetics.genotypes.reference import NAMES, Oriented, orient
 from preprocess.genetics.snps import parts
 from preprocess.genetics.snps.variant_list import read_list
 
@@ -41,9 +42,7 @@ RATE_BED, RATE_OTHER = 500e6, 30e6
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``snps``."""
-    command.add_common_arguments(
-        parser, "a .bed, .pgen, .bgen, .vcf, .vcf.gz or .bcf file, or a folder of one kind (e.g. chr1.bed .. chr22.bed)"
-    )
+    command.add_common_arguments(parser, ACCEPTED)
     parser.add_argument(
         "--reference",
         choices=NAMES,
@@ -60,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         type=Path,
         help="keep these ids instead, one a line, optionally followed by chromosome and position; one that stands "
-        "elsewhere is left out",
+        "elsewhere is excluded",
     )
     parser.add_argument("--build", help="genome build of the positions, to be recorded with the store (e.g. GRCh38)")
     parallel.add_arguments(parser)
@@ -101,7 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
     Raises
     ------
     UserError
-        Options or files that the user can mend.
+        Options or files that is at fault.
     """
     if arguments.stride < 1:
         raise UserError(f"--stride {arguments.stride}: give a whole number of at least 1")
@@ -115,15 +114,10 @@ def _run(arguments: argparse.Namespace, memory: int) -> int:
     if "snps" in read_manifest(arguments.out).genetics:
         shutil.rmtree(folder, ignore_errors=True)  # a run was killed after its last rename
     rule, pseudonyms = command.check_target(arguments, ["snps"])
-    genotypes = open_genotypes(
-        arguments.src,
-        reference=arguments.reference,
-        fasta=arguments.fasta,
-        keep=arguments.keep,
-        cache=arguments.out / ".genotypes",
-        memory=arguments.memory,
-    )
-    genotypes = replace(genotypes, samples=pseudonyms.of(genotypes.samples))
+    copies = command.copies_folder(arguments.out, "snps")
+    source = open_genotypes(arguments.src, keep=arguments.keep, cache=copies, memory=arguments.memory)
+    oriented = orient(source, arguments.reference, arguments.fasta)
+    genotypes = replace(oriented.genotypes, samples=pseudonyms.of(source.samples))
     train = cohort.training_rows(genotypes.samples, rule, arguments.src)
     picked, elsewhere, absent = _pick(genotypes, arguments)
     names, is_first = first_of_each_name(genotypes.variants.iloc[picked])
@@ -155,24 +149,18 @@ def _run(arguments: argparse.Namespace, memory: int) -> int:
         fill=fill,
     )
     command.claim(arguments.out, rule, pseudonyms)
-    _write_ledger(arguments.out, genotypes, (picked, elsewhere, kept), fill, counts)
-    report = _report(arguments, rule, genotypes, settings, features, counts)
+    _write_ledger(arguments.out, oriented, (picked, elsewhere, kept), fill, counts)
+    report = _report(arguments, rule, oriented, settings, features, counts)
     report["participants"]["training"] = int(train.sum())
     report["variants"] |= {"picked": len(picked), "duplicate_id": len(picked) - len(kept)}
     report["variants"] |= {"listed_absent": absent, "listed_elsewhere": len(elsewhere)}
     command.write_report(arguments.out, "snps", report)
     # The store and its line in the manifest come last: they say that the rest is complete.
-    write_modality(
-        arguments.out,
-        "snps",
-        "genotype",
-        genotypes.samples,
-        features,
-        partial(parts.move_shard, job),
-        attributes=settings,
-    )
+    with ModalityWriter(arguments.out, "snps", "genotype", genotypes.samples, features, attributes=settings) as writer:
+        for path, size in parts.finished_shards(job):
+            writer.adopt_shard(path, size)
     shutil.rmtree(folder)
-    shutil.rmtree(arguments.out / ".genotypes", ignore_errors=True)
+    shutil.rmtree(copies, ignore_errors=True)
     _print(report, missing, arguments)
     return 0
 
@@ -218,22 +206,21 @@ def _make_parts(
 def _report(
     arguments: argparse.Namespace,
     rule: SplitRule,
-    genotypes: Genotypes,
+    oriented: Oriented,
     settings: dict[str, Any],
     features: FeatureTable,
     counts: np.ndarray,
 ) -> dict[str, Any]:
-    people = {key: value for key, value in genotypes.counts.items() if not key.startswith("variants")}
     known = counts[:, :3].sum()
     return {
         "settings": {**settings, "split_seed": rule.seed, "test_fraction": rule.test_fraction},
-        "files": [file.path.name for file in genotypes.files],
-        "participants": people,
+        "files": [file.path.name for file in oriented.genotypes.files],
+        "participants": dict(oriented.genotypes.counts),
         "variants": {
-            "in_files": genotypes.counts["variants"],
+            "in_files": oriented.counts["variants"],
             **{
                 key.removeprefix("variants_"): value
-                for key, value in genotypes.counts.items()
+                for key, value in oriented.counts.items()
                 if key.startswith("variants_")
             },
             "kept": len(features),
@@ -246,7 +233,7 @@ def _report(
 
 def _print(report: dict[str, Any], missing: np.ndarray, arguments: argparse.Namespace) -> None:
     people, variants = report["participants"], report["variants"]
-    print(f"  participants: {people['training']} training, {people['withdrawn']} withdrawn rows left out")
+    print(f"  participants: {people['training']} training, {people['withdrawn']} withdrawn rows excluded")
     print(
         f"  variants: {variants['in_files']} read, {variants['not_autosomal']} not autosomal, "
         f"{variants['multi_allelic']} multi-allelic, {variants['reference_mismatch']} unlike the FASTA, "
@@ -256,7 +243,7 @@ def _print(report: dict[str, Any], missing: np.ndarray, arguments: argparse.Name
     if variants["listed_absent"]:
         print(f"  {variants['listed_absent']} listed ids are not in the genotypes")
     if variants["listed_elsewhere"]:
-        print(f"  {variants['listed_elsewhere']} variants stand elsewhere than the list says and are left out")
+        print(f"  {variants['listed_elsewhere']} variants stand elsewhere than the list says and are excluded")
     if variants["reference_provisional"]:
         print(f"  {variants['reference_provisional']} REF alleles are provisional in the file and were taken as told")
     print(f"  missing calls in training: {report['missing_share_training']:.3%} ({int((missing > 0).sum())} SNPs)")
@@ -265,7 +252,7 @@ def _print(report: dict[str, Any], missing: np.ndarray, arguments: argparse.Name
 
 def _write_ledger(
     dataset: Path,
-    genotypes: Genotypes,
+    oriented: Oriented,
     rows: tuple[np.ndarray, np.ndarray, np.ndarray],
     fill: np.ndarray,
     counts: np.ndarray,
@@ -278,7 +265,7 @@ def _write_ledger(
         Of the table of variants.
     """
     picked, elsewhere, kept = rows
-    table = genotypes.variants.assign(fate="not_picked", fill="", frequency="", missing="")
+    table = oriented.genotypes.variants.assign(fate="not_picked", fill="", frequency="", missing="")
     known = counts[:, :3].sum(axis=1)
     fate = np.full(len(table), "not_picked", dtype=object)
     fate[picked], fate[elsewhere] = "duplicate_id", "listed_elsewhere"
@@ -293,7 +280,7 @@ def _write_ledger(
         column[kept] = values
         table[name] = column
     table["fate"] = fate
-    table = pd.concat([table, genotypes.excluded.assign(fill="", frequency="", missing="")], ignore_index=True)
+    table = pd.concat([table, oriented.excluded.assign(fill="", frequency="", missing="")], ignore_index=True)
     columns = ["chromosome", "position", "id", "ref", "alt", "swapped", "fate", "fill", "frequency", "missing"]
     table["swapped"] = table["swapped"].astype(int)
     with command.ledger(dataset, "snps_variants", LEDGER_COLUMNS) as file:

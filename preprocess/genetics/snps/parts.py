@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -39,10 +38,11 @@ class PackedFile(GenotypeFile):
     def __init__(self, path: Path, samples: int) -> None:
         self.path, self.row_bytes = path, twobit.width(samples)
 
-    def copies(self, columns: np.ndarray) -> np.ndarray:
-        """See :meth:`GenotypeFile.copies`."""
+    def hard_calls(self, columns: np.ndarray, samples: np.ndarray | None = None) -> np.ndarray:
+        """See :meth:`GenotypeFile.hard_calls`."""
         codes = twobit.unpack(read_rows(self.path, 0, self.row_bytes, columns, 0, self.row_bytes), 4 * self.row_bytes)
-        return np.where(codes == 3, -1, codes).astype(np.int8)
+        calls = np.where(codes == 3, -1, codes).astype(np.int8)
+        return calls if samples is None else calls[:, samples]
 
     def packed(self, columns: np.ndarray, flip: np.ndarray, samples: np.ndarray) -> np.ndarray:
         """See :meth:`GenotypeFile.packed`; codes count the right allele already."""
@@ -198,7 +198,7 @@ def _reach(job: Job, start: int, stop: int) -> tuple[Genotypes, np.ndarray, int]
     """Say which samples to read for participants start..stop: a few too many where that saves picking codes apart.
 
     Whole bytes between the first and the last of them are quick to turn sample-major, and the rows of those who have
-    withdrawn or are not on the list to keep are then left out.
+    withdrawn or are not on the list to keep are then excluded.
 
     Returns
     -------
@@ -209,15 +209,15 @@ def _reach(job: Job, start: int, stop: int) -> tuple[Genotypes, np.ndarray, int]
     int
         How many samples there are; less than twice the participants and 8.
     """
-    wanted = [rows[start:stop] for rows in job.genotypes.rows]
-    places = wanted[0]
+    rows = [all_rows[start:stop] for all_rows in job.genotypes.rows]
+    places = rows[0]
     first, last = int(places[0]) // 4 * 4, twobit.width(int(places[-1]) + 1) * 4
     close = last - first <= 2 * len(places) + 6 and bool((np.diff(places) > 0).all())
-    if close and all(file.sliced for file in job.genotypes.files) and all(np.array_equal(places, x) for x in wanted):
-        wanted, places = [np.arange(first, last)] * len(wanted), places - first
+    if close and all(file.sliced for file in job.genotypes.files) and all(np.array_equal(places, x) for x in rows):
+        rows, places = [np.arange(first, last)] * len(rows), places - first
     else:
         places = np.arange(len(places))
-    return replace(job.genotypes, rows=wanted), places, len(wanted[0])
+    return replace(job.genotypes, rows=rows), places, len(rows[0])
 
 
 def total_counts(job: Job) -> np.ndarray:
@@ -235,18 +235,15 @@ def total_counts(job: Job) -> np.ndarray:
     return total
 
 
-def move_shard(job: Job, number: int, path: Path) -> None:
-    """Move a part into the store as shard file `number`, without its counts; for :func:`write_modality`.
+def finished_shards(job: Job) -> Iterator[tuple[Path, int]]:
+    """Yield the shard file of every part and its size without the counts, 0 where all rows are zero.
 
-    A process killed in between leaves a part too few, which a rerun makes again, and a folder that it sweeps away.
+    :meth:`mrmfast.formats.modality_writer.ModalityWriter.adopt_shard` moves them into the store. A process killed
+    between two of them leaves a part too few, which a rerun makes again, and a folder that it sweeps.
     """
-    part = job.rows_path(job.starts()[number])
-    size = part.stat().st_size - len(job.kept) * 4 * 8
-    if not size:  # all zeros
-        return
-    path.parent.mkdir(parents=True)
-    os.replace(part, path)
-    os.truncate(path, size)
+    for start in job.starts():
+        path = job.rows_path(start)
+        yield path, path.stat().st_size - len(job.kept) * 4 * 8
 
 
 def claim_folder(job: Job, settings: dict[str, Any], blocks: list[np.ndarray]) -> bool:

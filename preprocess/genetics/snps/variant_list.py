@@ -14,6 +14,9 @@ from preprocess.genetics.genotypes import autosome
 MOST_ELSEWHERE = 0.5
 
 
+Place = tuple[int, int]  # chromosome, position
+
+
 def read_list(path: Path, variants: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, int]:
     """Find the listed variants.
 
@@ -30,7 +33,7 @@ def read_list(path: Path, variants: pd.DataFrame) -> tuple[np.ndarray, np.ndarra
         Rows of `variants`, ascending: the order is that of the genotypes, not of the list. A listed id that several
         variants have gives all of them.
     ndarray of int64, shape (elsewhere,)
-        Rows left out: their id is listed, but at another place.
+        Rows excluded: their id is listed, but at another place.
     int
         How many listed ids no variant has.
 
@@ -40,13 +43,36 @@ def read_list(path: Path, variants: pd.DataFrame) -> tuple[np.ndarray, np.ndarra
         The list is absent, malformed or empty, gives an id two places, names nothing the genotypes hold, or gives
         positions in another build.
     """
+    places = _read_places(path)
+    rows = np.flatnonzero(variants["id"].isin(places.keys()).to_numpy())
+    if not len(rows):
+        raise UserError(
+            f"--variants {path}: none of its {len(places)} ids is in the genotypes; are they rsIDs in both?"
+        )
+    listed = variants.iloc[rows]
+    expected = [places[name] for name in listed["id"]]
+    actual = zip(listed["chromosome"], listed["position"], strict=True)
+    elsewhere = np.array(
+        [place is not None and place != where for place, where in zip(expected, actual, strict=True)], dtype=bool
+    )
+    given = sum(place is not None for place in expected)
+    if elsewhere.sum() > MOST_ELSEWHERE * given:
+        raise UserError(
+            f"--variants {path}: {elsewhere.sum()} of {given} variants stand elsewhere in the genotypes: the positions "
+            "are of another build; lift one over, or list ids alone"
+        )
+    return rows[~elsewhere], rows[elsewhere], len(places) - int(listed["id"].nunique())
+
+
+def _read_places(path: Path) -> dict[str, Place | None]:
+    """Read the listed ids, and the place of each where the list gives one."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"--variants {path}: cannot be read ({type(error).__name__}); give a text file of ids"
         ) from error
-    places: dict[str, tuple[int, int] | None] = {}
+    places: dict[str, Place | None] = {}
     for number, line in enumerate(lines, start=1):
         fields = line.split()
         if not fields or line.startswith("#"):
@@ -57,30 +83,9 @@ def read_list(path: Path, variants: pd.DataFrame) -> tuple[np.ndarray, np.ndarra
         before = places.setdefault(fields[0], place)
         if before is not None and place is not None and before != place:
             raise UserError(
-                f"--variants {path}: line {number}: gives an id another place than a line before; leave one of them out"
+                f"--variants {path}: line {number}: gives an id another place than an earlier line; remove one of them"
             )
         places[fields[0]] = before or place
     if not places:
         raise UserError(f"--variants {path}: is empty; write one variant id a line")
-    ids = variants["id"]
-    rows = np.flatnonzero(ids.isin(places.keys()).to_numpy())
-    if not len(rows):
-        raise UserError(
-            f"--variants {path}: none of its {len(places)} ids is in the genotypes; are they rsIDs in both?"
-        )
-    found = variants.iloc[rows]
-    listed = [places[name] for name in found["id"]]
-    given = sum(place is not None for place in listed)
-    elsewhere = np.array(
-        [
-            place is not None and place != (chromosome, position)
-            for place, chromosome, position in zip(listed, found["chromosome"], found["position"], strict=True)
-        ],
-        dtype=bool,
-    )
-    if elsewhere.sum() > MOST_ELSEWHERE * given:
-        raise UserError(
-            f"--variants {path}: {elsewhere.sum()} of {given} variants stand elsewhere in the genotypes: the positions "
-            "are of another build; lift one over, or list ids alone"
-        )
-    return rows[~elsewhere], rows[elsewhere], len(places) - int(found["id"].nunique())
+    return places

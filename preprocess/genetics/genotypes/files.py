@@ -1,0 +1,92 @@
+"""Which files a source consists of, and which reader opens each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mrmfast.errors import UserError
+from preprocess.genetics.genotypes.base import GenotypeFile
+from preprocess.genetics.genotypes.tables import natural_key
+
+FORMATS = {".bed": ".bed", ".pgen": ".pgen", ".bgen": ".bgen", ".vcf": ".vcf", ".vcf.gz": ".vcf", ".bcf": ".vcf"}
+KNOWN = ", ".join(FORMATS)
+ACCEPTED = f"a genotype file ({KNOWN}), or a folder of files of one format (e.g. chr1.bed .. chr22.bed)"
+
+
+def format_of(path: Path) -> str | None:
+    """Return the format of a file by its name, ``.vcf`` for all of .vcf, .vcf.gz and .bcf; None for any other."""
+    return next((kind for suffix, kind in FORMATS.items() if path.name.endswith(suffix)), None)
+
+
+def find_files(source: Path) -> list[Path]:
+    """List the genotype files of a folder in natural order, or return the one file given.
+
+    Names that begin with a dot are skipped: macOS writes a ``._chr1.vcf`` beside ``chr1.vcf``.
+
+    Raises
+    ------
+    UserError
+        There are none, or they are of several formats.
+    """
+    if not source.exists():
+        raise UserError(f"{source}: does not exist; give {ACCEPTED}")
+    if not source.is_dir():
+        if format_of(source) is None:
+            raise UserError(f"{source}: is no genotype file; give one of {KNOWN}, or a folder of them")
+        return [source]
+    paths = sorted((p for p in source.iterdir() if format_of(p) and not p.name.startswith(".")), key=natural_key)
+    formats = sorted({str(format_of(path)) for path in paths})
+    if len(formats) != 1:
+        what = f"holds {' and '.join(formats)} files" if formats else "holds no genotype file"
+        raise UserError(f"{source}: {what}; give a folder with files of one format ({KNOWN})")
+    return paths
+
+
+def names_samples(path: Path) -> Path:
+    """Return the file with the samples' ids of a genotype file, for messages."""
+    suffix = {".bed": ".fam", ".pgen": ".psam", ".bgen": ".sample"}.get(str(format_of(path)))
+    companion = path.with_suffix(suffix) if suffix else path
+    return companion if companion.exists() else path
+
+
+def open_file(path: Path, cache: Path | None, memory: int, dosages: bool) -> GenotypeFile:
+    """Open one genotype file with the reader of its format.
+
+    Parameters
+    ----------
+    path : Path
+    cache : Path, optional
+        Folder for PGEN copies of BGEN and VCF files.
+    memory : int
+        What plink2 may take to make one, MB.
+    dosages : bool
+        Whether dosages will be read from the copy, or hard calls: in a VCF the two are fields of their own.
+    """
+    # Libraries are imported where a file needs them: together they take longer to load than a small file to read.
+    suffix = format_of(path)
+    if suffix == ".bed":
+        from preprocess.genetics.genotypes.plink1 import BedFile
+
+        return BedFile(path)
+    if suffix == ".pgen":
+        from preprocess.genetics.genotypes.pgen import PgenFile
+
+        return PgenFile(path)
+    file: GenotypeFile
+    field = None
+    if suffix == ".bgen":
+        from preprocess.genetics.genotypes.bgen import BgenFile
+
+        file = BgenFile(path)
+    else:
+        from preprocess.genetics.genotypes.vcf import VcfFile
+
+        file = VcfFile(path)
+        # Calls made of dosages would be missing where GT is known, so GT is converted wherever calls are asked for.
+        field = file.dosage_field if dosages or not file.has_calls else None
+    if cache is None:
+        return file
+    from preprocess.genetics.genotypes.convert import converted
+
+    # Opened by our own reader first: damage is named by record, and ids never pass through the copy.
+    return converted(file, field, cache, memory)

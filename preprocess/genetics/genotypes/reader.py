@@ -1,0 +1,238 @@
+"""Genotypes of one cohort, in one file or one per chromosome, whatever the format: :class:`Genotypes`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from preprocess.genetics import cohort
+from preprocess.genetics.genotypes.base import Carriers, GenotypeFile, counts_of_calls, flipped
+from preprocess.genetics.genotypes.files import find_files, names_samples, open_file
+
+
+@dataclass(frozen=True)
+class Genotypes:
+    """Genotypes of one cohort, read in blocks of variants.
+
+    Attributes
+    ----------
+    files : list of GenotypeFile
+    samples : ndarray of str, shape (participants,)
+        Ids, in the order of the first file; withdrawn and unlisted ones are excluded.
+    rows : list of ndarray of int64, each of shape (participants,)
+        Where each participant stands in each file.
+    variants : DataFrame
+        One row a variant, in the order of the files: ``file``, ``column`` (row in that file), ``chromosome`` (1..22, 23
+        for X, 0 for any other), ``id``, ``position``, ``ref``, ``alt`` (upper case), ``alleles`` (how many).
+        ``swapped`` (bool), where :func:`.reference.orient` has added it: the file calls ``ref`` its ``alt``.
+    counts : dict
+        Of participants, from :func:`preprocess.genetics.cohort.select`.
+    """
+
+    files: list[GenotypeFile]
+    samples: np.ndarray
+    rows: list[np.ndarray]
+    variants: pd.DataFrame
+    counts: dict[str, int]
+
+    def hard_calls(self, variants: np.ndarray, samples: np.ndarray | slice | None = None) -> np.ndarray:
+        """Read copies of ``alt``.
+
+        Parameters
+        ----------
+        variants : ndarray of int64, shape (n,)
+            Row numbers of ``variants``; ascending is fastest.
+        samples : ndarray of int64, slice, optional
+            Which participants; all by default.
+
+        Returns
+        -------
+        ndarray of int8, shape (n, participants)
+            0, 1, 2; -1 is missing.
+        """
+        return self._read("hard_calls", np.int8, variants, samples)
+
+    def dosages(self, variants: np.ndarray, samples: np.ndarray | slice | None = None) -> np.ndarray:
+        """Read expected copies of ``alt``; where a file holds no dosages they are the hard calls.
+
+        See docs/genetics-pitfalls.md#dosages-before-hard-calls.
+
+        Returns
+        -------
+        ndarray of float32, shape (n, participants)
+            0..2; NaN is missing.
+        """
+        return self._read("dosages", np.float32, variants, samples)
+
+    def packed(self, variants: np.ndarray, start: int, stop: int) -> np.ndarray:
+        """Read two-bit codes (3: missing) of participants start..stop.
+
+        Returns
+        -------
+        ndarray of uint8, shape (n, ceil((stop - start) / 4))
+        """
+        file, column, swap = self._places(variants)
+        parts = [
+            self.files[number].packed(column[run], swap[run], self.rows[number][start:stop])
+            for run in self.runs(file)
+            for number in [int(file[run[0]])]
+        ]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def genotype_counts(self, variants: np.ndarray) -> np.ndarray:
+        """Count participants with 0, 1, 2 copies of ``alt``, and without a call: int64, shape (n, 4)."""
+        counts = np.empty((len(variants), 4), dtype=np.int64)
+        file, column, swap = self._places(variants)
+        for run in self.runs(file):
+            number = int(file[run[0]])
+            counts[run] = self.files[number].genotype_counts(column[run], self._rows_of(number, None))
+        counts[swap] = counts[swap][:, [2, 1, 0, 3]]
+        return counts
+
+    def carriers(self, variants: np.ndarray, count_ref: np.ndarray, memory: int) -> Carriers:
+        """List who carries the counted allele, or has no call.
+
+        Parameters
+        ----------
+        variants : ndarray of int64, shape (n,)
+        count_ref : ndarray of bool, shape (n,)
+            Count ``ref`` instead of ``alt``.
+        memory : int
+            Bytes that a block of calls may take.
+        """
+        return self.count_and_list(variants, count_ref, lambda counts, _: np.ones(len(counts), dtype=bool), memory)[1]
+
+    def count_and_list(
+        self,
+        variants: np.ndarray,
+        count_ref: np.ndarray,
+        choose: Callable[[np.ndarray, np.ndarray], np.ndarray],
+        memory: int,
+    ) -> tuple[np.ndarray, Carriers]:
+        """Count the genotypes of variants, and list the carriers of chosen ones.
+
+        A format that counts quickly reads only the chosen variants after that. Any other decodes a variant once and
+        takes both from it.
+
+        Parameters
+        ----------
+        variants : ndarray of int64, shape (n,)
+        count_ref : ndarray of bool, shape (n,)
+            Count ``ref`` instead of ``alt``.
+        choose : callable
+            From counts, shape (k, 4), and ``count_ref``, shape (k,), to which of the k variants to list, bool.
+        memory : int
+            Bytes that a block of calls may take.
+
+        Returns
+        -------
+        counts : ndarray of int64, shape (n, 4)
+            As :meth:`genotype_counts`.
+        Carriers
+            Numbers of variants are places in `variants`.
+        """
+        counts = np.empty((len(variants), 4), dtype=np.int64)
+        parts: list[Carriers] = []
+        file, column, swap = self._places(variants)
+        for run in self.runs(file):
+            number = int(file[run[0]])
+            reader, rows = self.files[number], self._rows_of(number, None)
+            if not reader.counts_quickly:
+                for start, stop in reader.call_blocks(len(run), rows, memory):
+                    block = run[start:stop]
+                    calls = flipped(reader.hard_calls(column[block], rows), swap[block])
+                    counts[block] = counts_of_calls(calls)
+                    chosen = np.flatnonzero(choose(counts[block], count_ref[block]))
+                    listed = Carriers.of_calls(flipped(calls[chosen], count_ref[block[chosen]]))
+                    parts.append(listed._replace(variant=block[chosen[listed.variant]]))
+                continue
+            counts[run] = reader.genotype_counts(column[run], rows)
+            counts[run[swap[run]]] = counts[run[swap[run]]][:, [2, 1, 0, 3]]
+            chosen = run[choose(counts[run], count_ref[run])]
+            listed = reader.carriers(column[chosen], count_ref[chosen] ^ swap[chosen], rows, memory)
+            parts.append(listed._replace(variant=chosen[listed.variant]))
+        return counts, Carriers.joined(parts)
+
+    def _read(self, method: str, dtype: type, variants: np.ndarray, samples: np.ndarray | slice | None) -> np.ndarray:
+        file, column, swap = self._places(variants)
+        runs = self.runs(file)
+        parts = []
+        for run in runs:
+            number = int(file[run[0]])
+            values = getattr(self.files[number], method)(column[run], self._rows_of(number, samples))
+            parts.append(flipped(values, swap[run]))
+        if len(parts) == 1:
+            return parts[0]
+        width = len(self.samples) if samples is None else len(self.samples[samples])
+        return np.concatenate(parts) if parts else np.empty((0, width), dtype=dtype)
+
+    def _places(self, variants: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the file of each variant, its column there, and whether its alleles are swapped."""
+        file, column = (self.variants[name].to_numpy()[variants] for name in ("file", "column"))
+        if "swapped" not in self.variants:
+            return file, column, np.zeros(len(variants), dtype=bool)
+        return file, column, self.variants["swapped"].to_numpy()[variants]
+
+    def _rows_of(self, number: int, samples: np.ndarray | slice | None) -> np.ndarray | None:
+        """Return rows of a file; None where they are all of it, in order, which is faster to read."""
+        rows = self.rows[number] if samples is None else self.rows[number][samples]
+        whole = len(rows) == len(self.files[number].ids) and bool((rows == np.arange(len(rows))).all())
+        return None if whole else rows
+
+    @staticmethod
+    def runs(file: np.ndarray) -> list[np.ndarray]:
+        """Split places into runs of one file."""
+        return [run for run in np.split(np.arange(len(file)), np.flatnonzero(np.diff(file)) + 1) if len(run)]
+
+
+def open_genotypes(
+    source: Path | str,
+    *,
+    keep: Path | None = None,
+    cache: Path | None = None,
+    memory: int = 2048,
+    dosages: bool = False,
+) -> Genotypes:
+    """Open the genotypes of a cohort.
+
+    Participants are joined by id, never by row, and withdrawn ones excluded.
+
+    See docs/genetics-pitfalls.md#withdrawn-participants.
+
+    Parameters
+    ----------
+    source : path
+        A .bed, .pgen, .bgen, .vcf, .vcf.gz or .bcf file, or a folder of files of one format.
+    keep : path, optional
+        List of participants to keep.
+    cache : path, optional
+        Folder for PGEN copies of BGEN and VCF files, made by plink2 if that is installed; without it they are read
+        in Python, with the same result.
+    memory : int
+        What plink2 may take for that, MB.
+    dosages : bool
+        Dosages will be read, not hard calls: a VCF has a field for each.
+
+    Raises
+    ------
+    UserError
+        A file is missing, malformed or truncated, or the files hold different participants.
+    """
+    paths = find_files(Path(source))
+    bar = tqdm(paths, desc="genotypes: open", unit="file", disable=None if len(paths) > 1 else True)
+    files = [open_file(path, cache, memory, dosages) for path in bar]
+    chosen, counts = cohort.select(files[0].ids, keep, names_samples(paths[0]))
+    samples = np.array(files[0].ids, dtype=object)[chosen]
+    rows = [chosen]
+    if len(files) > 1:
+        everyone = cohort.everyone(files[0].ids)
+        rows += [cohort.locate(samples, file.ids, everyone, names_samples(file.path)) for file in files[1:]]
+    tables = [
+        file.variants.assign(file=number, column=np.arange(len(file.variants))) for number, file in enumerate(files)
+    ]
+    return Genotypes(files, samples, rows, pd.concat(tables, ignore_index=True), counts)
