@@ -10,20 +10,20 @@ JOB, STEP = f"main job, micro-batch {MICRO_BATCH}", f"step, micro-batch {MICRO_B
 
 
 def goals(bench: Bench) -> None:
-    """Record the bars; one whose figures are absent counts as not measured, which does not hold."""
-    found = {figure["name"]: float(figure["value"]) for figure in bench.figures}
+    """Record the bars; a bar whose figures are absent counts as not measured, which does not hold."""
+    measured = {figure["name"]: float(figure["value"]) for figure in bench.figures}
 
     def ratio(*names: str) -> float | None:
         """Product of all figures but the last, over the last."""
-        if any(name not in found for name in names) or not found[names[-1]]:
+        if any(name not in measured for name in names) or not measured[names[-1]]:
             return None
         value = 1.0
         for name in names[:-1]:
-            value *= found[name]
-        return value / found[names[-1]]
+            value *= measured[name]
+        return value / measured[names[-1]]
 
-    bench.bar(f"{JOB}: images/s", found.get(f"{JOB}: training"), ">=", 1500)
+    bench.bar(f"{JOB}: images/s", measured.get(f"{JOB}: training"), ">=", 1500)
     share = ratio(ARITHMETIC, f"{JOB}: training", PRODUCT)  # GFLOP/s over TFLOP/s
     bench.bar(f"{JOB}: share of the card's bf16 product", None if share is None else share / 1e3, ">=", 0.5)
     bench.bar(f"{JOB} / plain loop", ratio(JOB, f"{STEP}: ours"), "<=", 1.05)
-    bench.bar(f"{JOB}: waiting for data", found.get(f"{JOB}: waiting for data"), "<=", 0.02)
+    bench.bar(f"{JOB}: waiting for data", measured.get(f"{JOB}: waiting for data"), "<=", 0.02)

@@ -22,7 +22,7 @@ GROUPS = {
     "Loader": ("loader", "DALI"),
     "Kernels": ("",),
 }
-# What scripts/gpu_check.sh measures: a table without it says so on the page.
+# What scripts/gpu_check.sh measures: the page marks a table without it.
 EXPECTED = {
     "main job, micro-batch 64": "the main job at the shipped micro-batch",
     "main job, micro-batch 256: MFU": "model FLOPs utilisation of the main job",
@@ -44,55 +44,57 @@ def tables(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
     return {path.name: json.loads(path.read_text()) for path in sorted(folder.glob("gpu-*.json"))}
 
 
-def page(found: dict[str, dict[str, Any]]) -> str:
+def page(documents: dict[str, dict[str, Any]]) -> str:
     """Return the page: for each table what holds, the figures by group, and what was not measured."""
     text = HEAD
-    for name, one in found.items():
-        commit = f", commit {one['commit']}" if "commit" in one else ""
-        text += f"\n## {one['card']}{commit}\n\nTable: `benchmarks/results/{name}`. Source: {one['source']}.\n"
-        versions = ", ".join(f"{key} {value}" for key, value in one["env"].get("gpu_versions", {}).items())
-        text += f"Versions: {versions}; {one['env'].get('cores', 'unknown')} CPU cores.\n"
-        text += "\n" + table([["checked", "holds"], *_gates(one)])
-        text += "\n" + table([["goal", "value", "bound", "holds"], *_bars(one)])
-        left = list(one["figures"])
+    for name, document in documents.items():
+        commit = f", commit {document['commit']}" if "commit" in document else ""
+        text += (
+            f"\n## {document['card']}{commit}\n\nTable: `benchmarks/results/{name}`. Source: {document['source']}.\n"
+        )
+        versions = ", ".join(f"{key} {value}" for key, value in document["env"].get("gpu_versions", {}).items())
+        text += f"Versions: {versions}; {document['env'].get('cores', 'unknown')} CPU cores.\n"
+        text += "\n" + table([["checked", "holds"], *_gates(document)])
+        text += "\n" + table([["goal", "value", "bound", "holds"], *_bars(document)])
+        left = list(document["figures"])
         for title, starts in GROUPS.items():
             chosen = [figure for figure in left if figure["name"].startswith(starts)]
             left = [figure for figure in left if figure not in chosen]
             if chosen:
                 text += f"\n### {title}\n\n" + table([["figure", "value", "unit"], *_rows(chosen)])
-        text += f"\n### Not measured\n\n{_unmeasured(one)}"
-    measured = sorted({one["card"] for one in found.values()})
+        text += f"\n### Not measured\n\n{_unmeasured(document)}"
+    measured = sorted({document["card"] for document in documents.values()})
     text += f"\n## Other cards\n\nNothing has been measured on any card but: {', '.join(measured) or 'none'}.\n"
     return text
 
 
-def _gates(one: dict[str, Any]) -> list[list[str]]:
-    return [[gate["name"], "yes" if gate["holds"] else "NO"] for gate in one["gates"]]
+def _gates(document: dict[str, Any]) -> list[list[str]]:
+    return [[gate["name"], "yes" if gate["holds"] else "NO"] for gate in document["gates"]]
 
 
-def _bars(one: dict[str, Any]) -> list[list[str]]:
-    return [bar_row(bar) for bar in one["bars"]]
+def _bars(document: dict[str, Any]) -> list[list[str]]:
+    return [bar_row(bar) for bar in document["bars"]]
 
 
 def _rows(figures: list[dict[str, Any]]) -> list[list[str]]:
     return [[figure["name"], shown(figure), figure["unit"]] for figure in figures]
 
 
-def _unmeasured(one: dict[str, Any]) -> str:
-    names = {figure["name"] for figure in one["figures"]}
+def _unmeasured(document: dict[str, Any]) -> str:
+    names = {figure["name"] for figure in document["figures"]}
     lines = [f"- {what}" for name, what in EXPECTED.items() if name not in names]
-    lines += [f"- {name}: {reason}" for name, reason in one["skipped"].items()]
+    lines += [f"- {name}: {reason}" for name, reason in document["skipped"].items()]
     return "".join(f"{line}\n" for line in lines) or "Nothing that `scripts/gpu_check.sh` measures.\n"
 
 
 def main() -> int:
     """Write the page and the tables' Markdown."""
-    found = tables()
-    for name, one in found.items():
+    documents = tables()
+    for name, document in documents.items():
         with write_aside((RESULTS / name).with_suffix(".md")) as file:
-            file.write(markdown(one))
+            file.write(markdown(document))
     with write_aside(PAGE) as file:
-        file.write(page(found))
+        file.write(page(documents))
     return 0
 
 

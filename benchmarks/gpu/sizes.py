@@ -83,9 +83,9 @@ def seconds(calls: dict[str, Callable[[], Any]], device: str, rounds: int) -> di
     """Return the median seconds of each call over rounds in which they take turns."""
     if device != "cuda":
         return in_turns(calls, rounds)
-    found: dict[str, list[float]] = {name: [] for name in calls}
+    durations: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
             milliseconds: Any = triton.testing.do_bench(call, warmup=5, rep=30, return_mode="median")
-            found[name].append(milliseconds / 1e3)
-    return {name: statistics.median(values) for name, values in found.items()}
+            durations[name].append(milliseconds / 1e3)
+    return {name: statistics.median(values) for name, values in durations.items()}

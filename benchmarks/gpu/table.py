@@ -54,16 +54,16 @@ def _version(name: str) -> str:
         return "absent"
 
 
-def markdown(found: dict[str, Any]) -> str:
+def markdown(content: dict[str, Any]) -> str:
     """Return a table as Markdown: gates, bars, figures, and what was skipped."""
-    text = f"# {found['card']}\n\nSource: {found['source']}; gates {found['gate']}.\n"
-    gates = [[gate["name"], "yes" if gate["holds"] else "NO"] for gate in found["gates"]]
+    text = f"# {content['card']}\n\nSource: {content['source']}; gates {content['gate']}.\n"
+    gates = [[gate["name"], "yes" if gate["holds"] else "NO"] for gate in content["gates"]]
     text += "\n" + table([["gate", "holds"], *gates])
-    bars = [bar_row(bar) for bar in found["bars"]]
+    bars = [bar_row(bar) for bar in content["bars"]]
     text += "\n" + table([["bar", "value", "bound", "holds"], *bars])
-    figures = [[figure["name"], shown(figure), figure["unit"]] for figure in found["figures"]]
+    figures = [[figure["name"], shown(figure), figure["unit"]] for figure in content["figures"]]
     text += "\n" + table([["figure", "value", "unit"], *figures])
-    return text + "".join(f"\nSkipped {name}: {reason}.\n" for name, reason in found["skipped"].items())
+    return text + "".join(f"\nSkipped {name}: {reason}.\n" for name, reason in content["skipped"].items())
 
 
 def bar_row(bar: dict[str, Any]) -> list[str]:
@@ -84,9 +84,9 @@ def last_table(folder: Path, card: str) -> tuple[str, dict[str, Any]] | None:
     others = [path for path in sorted(folder.glob("gpu-*.json")) if path != own]
     for path in [own, *reversed(others)]:
         if path.exists():
-            found = json.loads(path.read_text())
-            if found["card"] == card:
-                return path.name, found
+            content = json.loads(path.read_text())
+            if content["card"] == card:
+                return path.name, content
     return None
 
 
@@ -108,12 +108,12 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return lines
 
 
-def write(folder: Path, found: dict[str, Any]) -> Path:
+def write(folder: Path, content: dict[str, Any]) -> Path:
     """Write a table beside the others; return the path of its JSON."""
     folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"gpu-{slug(found['card'])}.json"
+    target = folder / f"gpu-{slug(content['card'])}.json"
     with write_aside(target) as file:
-        file.write(json.dumps(found, indent=1) + "\n")
+        file.write(json.dumps(content, indent=1) + "\n")
     with write_aside(target.with_suffix(".md")) as file:
-        file.write(markdown(found))
+        file.write(markdown(content))
     return target

@@ -47,7 +47,7 @@ class Bench:
         Raises
         ------
         GateError
-            It fails; the JSON then says so, and holds what was measured before.
+            It fails; the JSON then records it, with what was measured before.
         """
         self.gates.append({"name": name, "holds": bool(holds)})
         print(f"gate  {'ok  ' if holds else 'FAIL'}  {name}", flush=True)
@@ -145,25 +145,25 @@ def run(command: Sequence[str], **environment_changes: str) -> tuple[float, int]
     import psutil  # here, so that benchmarks of kernels run where only torch and Triton are installed
 
     # To a file: a pipe that nobody reads is full after 64 KB, and the command waits for ever.
-    with tempfile.TemporaryFile("w+", errors="replace") as said:
+    with tempfile.TemporaryFile("w+", errors="replace") as printed:
         start, peak = time.perf_counter(), 0
         process = subprocess.Popen(
-            list(command), env={**os.environ, **environment_changes}, stdout=said, stderr=subprocess.STDOUT
+            list(command), env={**os.environ, **environment_changes}, stdout=printed, stderr=subprocess.STDOUT
         )
         watched = psutil.Process(process.pid)
         while process.poll() is None:
             resident = 0
             try:
-                for one in (watched, *watched.children(recursive=True)):
-                    resident += one.memory_info().rss
+                for member in (watched, *watched.children(recursive=True)):
+                    resident += member.memory_info().rss
             except psutil.NoSuchProcess:
                 continue
             peak = max(peak, resident)
             time.sleep(0.02)
         seconds = time.perf_counter() - start
         if process.returncode:
-            said.seek(0)
-            end = said.read()[-2000:]
+            printed.seek(0)
+            end = printed.read()[-2000:]
             raise RuntimeError(f"{' '.join(command)}: exit status {process.returncode}\n{end}")
     return seconds, peak
 

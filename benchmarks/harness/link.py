@@ -65,9 +65,9 @@ def answer(client: socket.socket, server: socket.socket, tokens: Tokens | None) 
             while data := server.recv(1 << 16):
                 tokens.spend(len(data))
                 client.sendall(data)
-    for one in (client, server):
+    for side in (client, server):
         with contextlib.suppress(OSError):
-            one.shutdown(socket.SHUT_RDWR)
+            side.shutdown(socket.SHUT_RDWR)
 
 
 def main(near: int, far: int, delay: float, rate: float) -> None:
@@ -77,8 +77,8 @@ def main(near: int, far: int, delay: float, rate: float) -> None:
         while True:
             client, _ = door.accept()
             server = socket.create_connection(("127.0.0.1", far))
-            for one in (client, server):
-                one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for side in (client, server):
+                side.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             threading.Thread(target=ask, args=(client, server, delay), daemon=True).start()
             threading.Thread(target=answer, args=(client, server, tokens), daemon=True).start()
 

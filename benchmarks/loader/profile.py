@@ -68,14 +68,14 @@ def profile(task: Task, out: Path) -> str:
     return text
 
 
-def _table(seconds: dict[str, float], spans: list[Span], elapsed: float, pictures: int) -> str:
+def _table(seconds: dict[str, float], spans: list[Span], elapsed: float, count: int) -> str:
     lines = ["| stage | busy, s | of a core | us an image | pieces |", "|---|---:|---:|---:|---:|"]
     for name in STAGES:
         pieces = sum(span.stage == name for span in spans)
         if pieces:
             busy = seconds[name]
-            lines.append(f"| {name} | {busy:.2f} | {busy / elapsed:.0%} | {busy / pictures * 1e6:.1f} | {pieces:,} |")
-    head = f"{pictures:,} images in {elapsed:.2f} s: {pictures / elapsed:,.0f} images/s. The consumer only waits."
+            lines.append(f"| {name} | {busy:.2f} | {busy / elapsed:.0%} | {busy / count * 1e6:.1f} | {pieces:,} |")
+    head = f"{count:,} images in {elapsed:.2f} s: {count / elapsed:,.0f} images/s. The consumer only waits."
     return "\n".join([head, "", *lines, ""])
 
 

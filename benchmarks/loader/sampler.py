@@ -71,7 +71,7 @@ def measure(mode: str, samples: int, shards: int) -> dict[str, Any]:
     checks = {
         "a resumed run continues": np.array_equal(whole, np.concatenate([before.sample, after.sample])),
         "samples are of the split": bool(selected[whole].all()),
-        "samples set aside are made up for": plan.take(38 * len(plan), BATCH, bad).end == 38 * len(plan) + BATCH + 2,
+        "skipped samples are replaced": plan.take(38 * len(plan), BATCH, bad).end == 38 * len(plan) + BATCH + 2,
     }
     if mode != "weights":
         checks["no sample comes twice in an epoch"] = len(np.unique(many)) == len(many)

@@ -37,7 +37,7 @@ class DALI:
             if task.rotate:
                 angle = fn.random.uniform(range=(-ANGLE, ANGLE))
                 image = fn.rotate(image, angle=angle, keep_size=True, fill_value=0, interp_type=types.INTERP_LINEAR)
-            mean, std = ([255 * one for one in values] for values in (MEAN, STD))
+            mean, std = ([255 * value for value in values] for values in (MEAN, STD))
             mirror = fn.random.coin_flip(probability=FLIP)
             return fn.crop_mirror_normalize(
                 image, mirror=mirror, dtype=types.FLOAT, output_layout="CHW", mean=mean, std=std

@@ -48,7 +48,7 @@ class Transform:
 
 
 def jpegs(task: Task) -> list[bytes]:
-    """Read all pictures of a dataset."""
+    """Read all images of a dataset."""
     table = read_sample_table(str(task.dataset))
     shards = [path.read_bytes() for path in sorted((task.dataset / "images").glob("*.tar"))]
     columns = zip(table.shard.tolist(), table.offset.tolist(), table.size.tolist(), strict=True)
@@ -56,7 +56,7 @@ def jpegs(task: Task) -> list[bytes]:
 
 
 class Files(Dataset[Tensor]):
-    """One file a picture."""
+    """One file a image."""
 
     def __init__(self, task: Task, draft: bool = False) -> None:
         folder = task.work / "files"

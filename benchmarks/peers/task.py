@@ -24,15 +24,15 @@ class Task:
     work : Path
         The loader's own format and caches.
     tiles : int
-        Pictures in the dataset.
+        Images in the dataset.
     stored, size : int
-        Side of the stored pictures and of the output, pixels.
+        Side of the stored images and of the output, pixels.
     rotate : bool
         By an angle from -ANGLE to ANGLE, bilinear. All flip with probability FLIP.
     pixels : str
         ``float32``: normalised; ``uint8``: as they are.
     genetics : bool
-        Join each picture with its participant's features.
+        Join each image with its participant's features.
     """
 
     dataset: Path

@@ -6,7 +6,7 @@ frozen, photographs pass without genetics, and a ridge probe on the mean token p
 held-out participants. Retrieval: the participant's genome is searched for among those of all held-out participants.
 Choices were made on other held-out participants (``--part choose``) than those of the table.
 
-Everything finished is kept in the work folder: the same command goes on where it stopped.
+Everything finished is kept in the work folder: the same command resumes where it stopped.
 
     python -m benchmarks.quality [--json FILE] [--work FOLDER] [--seeds 0,1,2] [--forms all,none]
 """

@@ -23,7 +23,7 @@ STORE = "genetics.zarr"
 # Written by us, not by zarr, so that it is the same bytes whoever wrote it and `check` can compare them.
 ROOT_METADATA = '{"attributes": {}, "zarr_format": 3, "node_type": "group"}\n'
 MISSING_GENOTYPE = 3
-# x_G is SNPs, then PGS, then burden (method page, symbols); for TCGA expression, copy number, mutations.
+# x_G is SNPs, then PGS, then burden (docs/methods/mrm.md#symbols); for TCGA expression, copy number, mutations.
 MODALITY_ORDER = ("snps", "pgs", "burden", "rna", "cnv", "mutations")
 ROWS_PER_CHUNK, CHUNKS_PER_SHARD = 1024, 16
 FEATURE_COLUMNS: dict[str, Any] = {
@@ -46,7 +46,7 @@ class FeatureTable:
     Attributes
     ----------
     name, group : ndarray of str
-        The group becomes one genome token (method page, encoders).
+        The group becomes one genome token (docs/methods/mrm.md#encoders).
     fill : ndarray of float32
         What a missing value is replaced by on input, in stored units.
     mean, scale : ndarray of float32

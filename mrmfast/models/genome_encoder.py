@@ -75,7 +75,7 @@ class SNNLayer(nn.Module):
 
 
 class GenomeTokens(nn.Module):
-    """One SNN layer per feature group, plus a learned token embedding (method page, encoders).
+    """One SNN layer per feature group, plus a learned token embedding (docs/methods/mrm.md#encoders).
 
     Parameters
     ----------

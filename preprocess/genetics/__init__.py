@@ -4,6 +4,6 @@
 .bed, .pgen, .bgen and VCF for the first three. Scores (``pgs``): ``scoring_file`` and ``score_table`` read a file,
 ``match`` finds its variants, ``score_folder`` keeps the ledger, ``score_pass`` (or ``plink2``) computes. Burden:
 ``vep`` and ``annotations`` decide what is harmful, ``vcf`` and ``scan`` read who carries it, ``gene_bits`` holds that.
-``cohort``, ``standardise``, ``command`` and ``remote`` hold what the commands share. "Trap N" in comments is a number
-in the genetics notes of the project: a known way to get genotypes wrong.
+``cohort``, ``standardise``, ``command`` and ``remote`` hold what the commands share. Known ways to get genotypes wrong:
+``docs/genetics-pitfalls.md``.
 """

@@ -130,7 +130,7 @@ def test_samples_set_aside_are_filled_from_the_stream(case, legs, data):
 
 
 def listed(case, epoch):
-    """Return the order of an epoch of all images, made of lists as docs/design.md describes it."""
+    """Return the order of an epoch of all images, made of lists as docs/decisions/loading.md describes it."""
     plan, ends = case.plan(), np.cumsum(case.per_shard)
     chosen = set(case.rows().tolist())
     shards = [

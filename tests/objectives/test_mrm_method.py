@@ -1,4 +1,4 @@
-"""MRM does what the method page says a test can assert."""
+"""MRM does what docs/methods/mrm.md says."""
 
 import pytest
 import torch
@@ -112,7 +112,7 @@ def test_matching_is_bounded_and_blind_to_the_order_of_pairs():
     shuffled = relation_matching(*(Branches.of(b.intact[order], b.masked[order]) for b in (image, genome)))
     for name, value in parts.items():
         assert torch.allclose(value, shuffled[name])
-    # Written out from the method page.
+    # Written out from docs/methods/mrm.md#relation-matching.
     cos = lambda a, b: torch.tensor([[torch.cosine_similarity(x, y, dim=0) for y in b] for x in a])  # noqa: E731
     l_self = sum(((cos(b.intact, b.intact) - cos(b.masked, b.masked)) ** 2).sum() for b in (image, genome)) / (2 * 64)
     l_cross = ((cos(image.intact, genome.intact) - cos(image.masked, genome.masked)) ** 2).sum() / 64

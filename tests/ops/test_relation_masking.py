@@ -1,4 +1,4 @@
-"""The reference against the paper's equations written out entry by entry, and the method page's assertions."""
+"""The reference against the paper's equations written out entry by entry (docs/methods/mrm.md#relation-masking)."""
 
 import math
 

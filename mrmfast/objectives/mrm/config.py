@@ -9,7 +9,7 @@ from mrmfast.config import NonNegative, PositiveInt, Share
 from mrmfast.errors import UserError
 from mrmfast.models.decoders import GenomeDecoderConfig, ImageDecoderConfig
 
-# Where relation blocks keep their residual connections (method page, encoders): around self and cross relations,
+# docs/methods/mrm.md#residual-connections: relation blocks keep their residual around self and cross relations,
 # around cross relations only, or around neither. The feed-forward sublayer has its own; the equations do not show it.
 Residual = Literal["all", "cross", "none"]
 
@@ -27,7 +27,7 @@ class MaskConfig:
     blocks : int
         Relation masking blocks of both encoders; on the image side the first of its blocks [paper, Figure 2: 2].
     residual : {"all", "cross", "none"}
-        Residual connections of relation blocks [ours; see the method page].
+        Residual connections of relation blocks [ours; docs/methods/mrm.md#residual-connections].
     """
 
     tau_image: Share = 0.75

@@ -1,4 +1,4 @@
-"""Relation matching: the relations between samples should survive masking (method page, relation matching)."""
+"""Relation matching: the relations between samples should survive masking (docs/methods/mrm.md#relation-matching)."""
 
 from __future__ import annotations
 

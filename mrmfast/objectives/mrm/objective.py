@@ -133,7 +133,7 @@ class MRM(RelationEncoders):
         return list(self.encoder.blocks[: self.config.mask.blocks])
 
     def no_weight_decay(self) -> list[nn.Module]:
-        """The SNN side: Adam without weight decay is AdamW with decay 0 (method page, settings)."""
+        """The SNN side: Adam without weight decay is AdamW with decay 0 (docs/methods/mrm.md#training-settings)."""
         return [] if self.genome is None else [self.genome, self.genome_decoder]
 
     def export_recipe(self) -> ExportRecipe:

@@ -1,4 +1,4 @@
-"""Reconstruction error of the genome (method page, reconstruction): a mean over observed features."""
+"""Reconstruction error of the genome (docs/methods/mrm.md#reconstruction): a mean over observed features."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def split_heads(x_BND: Tensor, heads: int) -> Tensor:
 
 
 def attend(projections: Sequence[Tensor], samples: int, ratio: float) -> Branches:
-    """Relate both branches: R V on the intact one, R^M V on the masked one (method page, relation masking).
+    """Relate both branches: R V on the intact one, R^M V on the masked one (docs/methods/mrm.md#relation-masking).
 
     Parameters
     ----------

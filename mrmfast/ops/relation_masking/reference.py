@@ -47,10 +47,11 @@ def relation_attention(
 
     Notes
     -----
-    Paper, section on relation masking (method page, same heading). Selection happens on the logits in float32 or
-    wider (monotone in R, so the same set; bf16 probabilities would tie). Ties at the threshold are all masked. The
-    selection has no gradient; the kept entries have, through the softmax over the full row. A NaN logit makes its
-    whole row NaN in both outputs, as in plain attention; +inf likewise; -inf logits have R = 0 and add nothing.
+    Paper, section on relation masking (docs/methods/mrm.md#relation-masking). Selection happens on the logits in
+    float32 or wider (monotone in R, so the same set; bf16 probabilities would tie). Ties at the threshold are all
+    masked. The selection has no gradient; the kept entries have, through the softmax over the full row. A NaN logit
+    makes its whole row NaN in both outputs, as in plain attention; +inf likewise; -inf logits have R = 0 and add
+    nothing.
     """
     wide = q.dtype if q.dtype in (torch.float32, torch.float64) else torch.float32
     logits = (q.to(wide) @ k.to(wide).transpose(-2, -1)) / math.sqrt(q.shape[-1])

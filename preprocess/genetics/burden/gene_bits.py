@@ -108,7 +108,9 @@ def _set(bits: np.ndarray, samples: np.ndarray) -> None:
 
 
 def fates(frequency: np.ndarray, max_maf: float) -> np.ndarray:
-    """Say which alleles are rare; where the *reference* is rare nearly everyone would carry it (trap 7).
+    """Say which alleles are rare; where the *reference* is rare nearly everyone would carry it.
+
+    See docs/genetics-pitfalls.md#allele-frequency-is-not-maf.
 
     Returns
     -------

@@ -2,7 +2,9 @@
 
 Read here rather than through a package so that a damaged file is named by variant, only the headers are read to index
 a file, and the order of the alleles is never guessed: the file calls them first and second, and which one is the
-reference is the user's word (raw UK Biobank: the first; ``plink2 --export bgen-1.x``: the last unless told, trap 3).
+reference is the user's word (raw UK Biobank: the first; ``plink2 --export bgen-1.x``: the last unless told).
+
+See docs/genetics-pitfalls.md#bgen-allele-order.
 """
 
 from __future__ import annotations

@@ -52,7 +52,10 @@ class PgenFile(PgenlibFile):
 
     @cached_property
     def provisional(self) -> int:  # type: ignore[override]
-        """How many REF alleles plink2 calls provisional: taken from A2 of a .bed (trap 1)."""
+        """How many REF alleles plink2 calls provisional: taken from A2 of a .bed.
+
+        See docs/genetics-pitfalls.md#a1-is-not-the-reference.
+        """
         if self._head[11] >> 6 == ALL_PROVISIONAL:
             return len(self.variants)
         return count_provisional(self.path.with_suffix(".pvar"))

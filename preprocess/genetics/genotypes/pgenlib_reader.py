@@ -1,7 +1,9 @@
 """Reads of .bed and .pgen through pgenlib, which knows both formats: calls, dosages, counts, sparse records.
 
 pgenlib counts A1 copies (.bim column 5) of a .bed and ALT copies of a .pgen, marks missing as -9 in calls and in
-dosages (trap 2), and takes samples in ascending order only.
+dosages, and takes samples in ascending order only.
+
+See docs/genetics-pitfalls.md#missing-codes.
 """
 
 from __future__ import annotations

@@ -58,7 +58,9 @@ class Genotypes:
         return self._read("hard_calls", np.int8, variants, samples)
 
     def dosages(self, variants: np.ndarray, samples: np.ndarray | slice | None = None) -> np.ndarray:
-        """Read expected copies of ``alt`` (trap 4); where a file holds no dosages they are the hard calls.
+        """Read expected copies of ``alt``; where a file holds no dosages they are the hard calls.
+
+        See docs/genetics-pitfalls.md#dosages-before-hard-calls.
 
         Returns
         -------
@@ -198,7 +200,9 @@ def open_genotypes(
 ) -> Genotypes:
     """Open the genotypes of a cohort.
 
-    Participants are joined by id, never by row, and withdrawn ones excluded (trap 9).
+    Participants are joined by id, never by row, and withdrawn ones excluded.
+
+    See docs/genetics-pitfalls.md#withdrawn-participants.
 
     Parameters
     ----------

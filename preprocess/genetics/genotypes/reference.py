@@ -1,6 +1,8 @@
 """Which allele is the reference: stated by the user, or read from a FASTA file; never guessed, because files disagree.
 
-:func:`orient` applies it to a cohort: ``snps`` counts copies of the allele that differs from the reference (trap 1).
+:func:`orient` applies it to a cohort: ``snps`` counts copies of the allele that differs from the reference.
+
+See docs/genetics-pitfalls.md#a1-is-not-the-reference.
 """
 
 from __future__ import annotations
@@ -63,9 +65,11 @@ class Oriented:
 def orient(genotypes: Genotypes, reference: str | None = None, fasta: Path | None = None) -> Oriented:
     """Order the alleles of every variant by the reference genome.
 
-    Rules, all counted: only autosomes are used (trap 8); sites with more than two alleles are excluded (split them
+    Rules, all counted: only autosomes are used; sites with more than two alleles are excluded (split them
     with ``bcftools norm -m-`` to keep them); variants whose alleles both differ from the FASTA are excluded. Repeated
     variant ids stay in the table: what they mean depends on the use.
+
+    See docs/genetics-pitfalls.md#chromosome-codes.
 
     Parameters
     ----------

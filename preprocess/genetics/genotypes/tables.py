@@ -17,13 +17,19 @@ LAST_POSITION = 2**31 - 1
 
 
 def autosome(label: str) -> int:
-    """Return 1..22 for an autosome's label, with or without ``chr``; 0 for any other chromosome (trap 8)."""
+    """Return 1..22 for an autosome's label, with or without ``chr``; 0 for any other chromosome.
+
+    See docs/genetics-pitfalls.md#chromosome-codes.
+    """
     bare = label[3:] if label[:3].lower() == "chr" else label
     return AUTOSOMES.get(bare.lstrip("0"), 0)
 
 
 def chromosome_code(label: str) -> int:
-    """Return 1..22 for an autosome, 23 for X and its pseudo-autosomal ends, 0 for any other chromosome (trap 8)."""
+    """Return 1..22 for an autosome, 23 for X and its pseudo-autosomal ends, 0 for any other chromosome.
+
+    See docs/genetics-pitfalls.md#chromosome-codes.
+    """
     bare = label[3:] if label[:3].lower() == "chr" else label
     return X_CHROMOSOME if bare.upper() in X_LABELS else autosome(bare)
 

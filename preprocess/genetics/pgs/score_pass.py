@@ -5,9 +5,11 @@ weight 0.5 on G and weight 2 on A, where the genotypes have G and A as ALT and a
 has 1 copy of each ALT: 0.5 x 1 + 2 x (2 - 1) = 2.5.
 
 - Copies of REF are 2 - copies of ALT, so a weight w on REF enters as -w per ALT copy and a constant +2w: here
-  0.5 x 1 - 2 x 1 + 4. Scores with opposite effect alleles share one product (trap 5).
+  0.5 x 1 - 2 x 1 + 4. Scores with opposite effect alleles share one product.
 - A missing call counts 2 x the effect allele's frequency, as ``plink2 --score`` imputes it, with the frequency of the
   training split (plink2: of the samples loaded); where nobody there has a call it counts 0.
+
+  See docs/genetics-pitfalls.md#effect-allele-is-the-reference.
 
 float32 products would be twice as fast and are 1e-3 off on sums of 400.
 """
@@ -277,7 +279,9 @@ class ScorePass:
 
     @staticmethod
     def _load(part: np.ndarray, copies: np.ndarray) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-        """Convert to float64 with 0 for missing, negative or NaN: unmasked it would ruin the product (trap 2).
+        """Convert to float64 with 0 for missing, negative or NaN: unmasked it would ruin the product.
+
+        See docs/genetics-pitfalls.md#missing-codes.
 
         Returns
         -------

@@ -109,7 +109,7 @@ def test_the_bit_is_the_mask_above_zero_and_the_reference_matters(tmp_path, caps
     oracle = open_bed(REGENIE / "example_3chr_masks.bed").read(dtype="int8")[:, 0]
     modality = opened(tmp_path / "d", "burden")
     np.testing.assert_array_equal(unpacked(modality)[:, modality.features.name.tolist().index("SET1")], oracle > 0)
-    # Trap 1 and trap 7: counted from the wrong side every ALT is common.
+    # Counted from the wrong side every ALT is common: docs/genetics-pitfalls.md#a1-is-not-the-reference
     message = complaint(capsys, *common, "--reference", "a1", "--out", tmp_path / "e")
     assert "no harmful variant" in message
 
@@ -175,7 +175,10 @@ def test_sparse_and_dense_reads_agree(tmp_path):
 
 
 def test_veps_sites_find_variants_by_place_and_alleles(tmp_path):
-    """Trap 1: whichever allele the genotypes call REF, the harmful one is VEP's ALT."""
+    """Whichever allele the genotypes call REF, the harmful one is VEP's ALT.
+
+    See docs/genetics-pitfalls.md#a1-is-not-the-reference.
+    """
     calls = np.zeros((4, 300), dtype=np.int8)
     calls[0, [1, 2]] = 1
     calls[1] = 2
@@ -202,7 +205,7 @@ def test_veps_sites_find_variants_by_place_and_alleles(tmp_path):
 
 
 def test_repeated_ids_and_multi_allelic_sites_in_tables(tmp_path):
-    """Trap 10."""
+    """See docs/genetics-pitfalls.md#duplicates-and-ambiguous-variants."""
     calls = np.zeros((5, 200), dtype=np.int8)
     calls[:, 3] = 1
     pgen = write_hard_pgen(tmp_path / "g.pgen", calls, people(200))

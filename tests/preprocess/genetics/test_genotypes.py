@@ -1,4 +1,4 @@
-"""Genotypes from every format against independent readers, and the traps of the genetics notes one by one.
+"""Genotypes from every format against independent readers, and the pitfalls of docs/genetics-pitfalls.md one by one.
 
 The independent readers are the bytes of the .bed specification read by hand, and the ``bgen`` package; the other
 formats are made from the .bed by plink2. Every trap has a test that states the right numbers.
@@ -242,7 +242,7 @@ def test_bgen_equals_vcf_and_an_independent_reader(tmp_path):
             np.testing.assert_allclose(dosages[row], theirs[:, 1] + 2 * theirs[:, 2], atol=1e-6)
 
 
-# --- traps, by their numbers in the genetics notes -----------------------------------------------------------------
+# --- pitfalls: docs/genetics-pitfalls.md ---------------------------------------------------------------------------
 
 
 def vcf_of(path: Path, rows: list[tuple], samples: list[str], extra: str = "") -> Path:

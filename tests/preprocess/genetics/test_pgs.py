@@ -223,7 +223,10 @@ def test_names_with_too_many_digits_are_no_rsids(tmp_path):
 
 
 def test_opposite_effect_alleles_in_two_scores_share_a_product():
-    """Trap 5: a weight on REF is -w per ALT copy and a constant +2w."""
+    """A weight on REF is -w per ALT copy and a constant +2w.
+
+    See docs/genetics-pitfalls.md#effect-allele-is-the-reference.
+    """
     rng = np.random.default_rng(0)
     calls = rng.integers(-1, 3, (6, 50)).astype(np.int8)
 
@@ -275,7 +278,10 @@ def test_memory_bounds_the_participants_of_a_pass(tmp_path, monkeypatch):
 
 
 def test_dosages_are_scored_where_there_are_any(tmp_path):
-    """Trap 4, and trap 2: pgenlib writes -9 for a missing dosage."""
+    """Pgenlib writes -9 for a missing dosage.
+
+    See docs/genetics-pitfalls.md#dosages-before-hard-calls and docs/genetics-pitfalls.md#missing-codes.
+    """
     rng = np.random.default_rng(1)
     dosages = np.round(rng.uniform(0, 2, (30, 5)) * 64) / 64
     dosages[rng.random(dosages.shape) < 0.2] = np.nan
@@ -556,7 +562,10 @@ def test_a_byte_order_mark_is_no_part_of_the_header(tmp_path):
 
 
 def test_blank_harmonised_columns_and_stray_quotes(tmp_path):
-    """Trap 6: a blank hm_pos falls back to the rsID when the file's own build is another."""
+    """A blank hm_pos falls back to the rsID when the file's own build is another.
+
+    See docs/genetics-pitfalls.md#scoring-files.
+    """
     columns = "rsID chr_name chr_position effect_allele other_allele effect_weight locus_name hm_chr hm_pos"
     rows = ['rs1 1 5 G A 1 "x 1 10', "rs2 1 6 G A 1 y  ", 'rs3 1 7 G A 1 z" 1 30']
     score = score_by_rows(tmp_path / "s.txt", rows, columns, genome_build="GRCh37", HmPOS_build="GRCh38")
@@ -567,7 +576,10 @@ def test_blank_harmonised_columns_and_stray_quotes(tmp_path):
 
 
 def test_a_blank_harmonised_place_leaves_the_files_own(tmp_path):
-    """Trap 6: both builds are the target's; the second row's harmonised place is blank."""
+    """Both builds are the target's; the second row's harmonised place is blank.
+
+    See docs/genetics-pitfalls.md#scoring-files.
+    """
     columns = PLACE + " hm_chr hm_pos"
     file = scoring_file(
         tmp_path / "s.txt", columns, ["1 10 G A 1 1 15", "1 20 G A 1  "], genome_build="GRCh38", HmPOS_build="GRCh38"
@@ -576,7 +588,10 @@ def test_a_blank_harmonised_place_leaves_the_files_own(tmp_path):
 
 
 def test_positions_in_another_build_are_noticed_by_alleles(tmp_path, capsys):
-    """One real header says hg19 and the file is GRCh38 (trap 6); without rsIDs only the alleles can tell."""
+    """One real header says hg19 and the file is GRCh38; without rsIDs only the alleles can tell.
+
+    See docs/genetics-pitfalls.md#scoring-files.
+    """
     bed = write_bed(tmp_path / "all.bed", random_calls(20, 30), people(20))
     rows = [
         f"1 {1000 + 10 * number} {'GA' if number < 12 else 'CA'} 1".replace("GA", "G A").replace("CA", "C A")
