@@ -59,7 +59,7 @@ def choose_devices(file: str, overrides: list[str], gpus: int | None) -> list[st
 def command_line(devices: list[str], argv: list[str], port: int) -> list[str]:
     """Return the command that starts ``mrmfast/train.py`` once per device.
 
-    This is what ``deepspeed mrmfast/train.py`` starts on one node. The program ``deepspeed`` around it is left out
+    This is what ``deepspeed mrmfast/train.py`` starts on one node. The program ``deepspeed`` around it is not used
     because it does not pass SIGTERM on, and would leave the training running.
     """
     world = base64.urlsafe_b64encode(json.dumps({"localhost": devices}).encode()).decode()

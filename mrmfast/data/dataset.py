@@ -45,8 +45,9 @@ class DataConfig:
     flip : float
         Probability of a left-right flip (paper: 0.5).
     shuffle_window : int
-        0: full shuffle. w, for object stores: shuffle shards, then images within each w shards of each of 64 lanes;
-        all ranks together have 64 w shards in use at a time, and each reads its own part of them.
+        0: full shuffle. w, for object stores: shuffle shards, cut their line into 64 equal parts that are read side by
+        side, and shuffle images within each w shards of a part; all ranks together have 64 w shards in use at a time,
+        and each reads its own share of them.
     sampling : {"images", "participants"}
         What an epoch holds: each image once, or each participant once, by one of their images, chosen anew per epoch.
     weights : str, optional
@@ -54,7 +55,7 @@ class DataConfig:
         epoch as there are images. A weight of 2 is drawn twice as often as one of 1, a weight of 0 never. Only with
         ``sampling: images``.
     unreadable : float
-        Largest share of images that may turn out to be unreadable: they are set aside, counted and reported, and the
+        Largest share of images that may turn out to be unreadable: they are skipped, counted and reported, and the
         stream fills their places. More stop the run.
     backend : {"auto", "dali", "cpu"}
         Who decodes and warps: DALI on a GPU, the fused CPU path without one (``auto``), or the one that is named.

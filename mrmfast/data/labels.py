@@ -72,7 +72,7 @@ class Targets:
     rows_unused: int = 0
 
     def of(self, samples: np.ndarray) -> Tensor | None:
-        """Return the targets of samples: int64 (n,) or float32 (n, C); None for masks, which come with the pictures."""
+        """Return the targets of samples: int64 (n,) or float32 (n, C); None for masks, which come with the images."""
         return None if self.values is None else torch.from_numpy(self.values[samples])
 
     def digest(self) -> str:

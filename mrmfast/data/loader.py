@@ -1,7 +1,7 @@
 """Images joined with genetics by participant, in the order of the plan, at the speed of decoding.
 
 One thread ahead of training draws the order, reads bytes and gathers genetics; the image backend decodes and warps in
-its own threads. A picture that cannot be read is set aside: all ranks learn of it before the step is handed out, and
+its own threads. An image that cannot be read is skipped: all ranks learn of it before the step is handed out, and
 the step is made again without it, so the order stays one and the same for every number of ranks.
 """
 
@@ -47,7 +47,7 @@ class Loader:
     rank, world : int
     device : torch.device
     views : tuple of ViewSpec
-        The pictures that are made of each sample; one plain one by default.
+        The images that are made of each sample; one plain one by default.
     agree : callable, optional
         Given the samples that this rank could not read in a step, returns those of all ranks; called once a step, in
         the same order on every rank. By default there are no other ranks.
@@ -109,7 +109,7 @@ class Loader:
         reader = ShardReader(self.dataset.source, self.dataset.manifest.shards, self.dataset.table, self.meters, limit)
         try:
             while end is None or position < end:
-                # Anew from the start of a step after each image that is set aside; that is rare, so it may be slow.
+                # Anew from the start of a step after each image that is skipped; that is rare, so it may be slow.
                 position = yield from self._until_unreadable(position, end, reader)
         finally:
             reader.close()

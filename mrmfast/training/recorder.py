@@ -127,7 +127,7 @@ def step_entry(job: Job, values: dict[str, float], launched: Launched) -> dict[s
 
 
 class SetAsideReporter:
-    """Say which images were set aside, each once, and what that made of an epoch.
+    """Say which images were skipped, each once, and what that made of an epoch.
 
     Parameters
     ----------

@@ -49,7 +49,7 @@ def decode_reference(jpeg: np.ndarray, matrices: Sequence[np.ndarray], sizes: Se
 
 
 def warp_reference(picture: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:
-    """Warp a picture by bilinear interpolation in float64, black outside.
+    """Warp an image by bilinear interpolation in float64, black outside.
 
     Parameters
     ----------
@@ -110,7 +110,7 @@ def warp_mask_reference(mask: np.ndarray, matrix: np.ndarray, size: int) -> np.n
     ----------
     mask : ndarray, uint8, (H, W, C)
     matrix : ndarray of float32, (2, 3)
-        From output to input pixels, both of a picture of the output's size; scaled to H and W in float64.
+        From output to input pixels, both of an image of the output's size; scaled to H and W in float64.
     size : int
 
     Returns

@@ -61,7 +61,7 @@ def brightness(pixels_BCHW: Tensor, factor_B: Tensor) -> Tensor:
 
 
 def contrast(pixels_BCHW: Tensor, factor_B: Tensor) -> Tensor:
-    """Move away from the mean grey of the picture (factor above 1), or toward it."""
+    """Move away from the mean grey of the image (factor above 1), or toward it."""
     mean_B111 = _grey(pixels_BCHW).mean((1, 2, 3), keepdim=True)
     return _blend(pixels_BCHW, mean_B111, factor_B)
 
