@@ -222,7 +222,7 @@ def make_plan(dataset: Dataset, config: DataConfig, seed: int) -> Plan:
     weights = participant = None
     if config.sampling == "participants":
         if config.weights is not None:
-            raise UserError("data.weights goes with data.sampling=images, not participants; leave out one of the two")
+            raise UserError("data.weights goes with data.sampling=images, not participants; remove one of the two")
         participant = np.unique(table.participant, return_inverse=True)[1]
     elif config.weights is not None:
         weights = read_weights(config.weights, table, selected)

@@ -144,8 +144,8 @@ class CPUImages:
         """Warp the images of a group into one view of the batch."""
         kernel = library()
         if kernel is None:
-            for number, picture in memory.pictures(view):
-                warp(picture, batch.matrices[view][number], batch.arrays[view][number])
+            for number, image in memory.images(view):
+                warp(image, batch.matrices[view][number], batch.arrays[view][number])
         else:
             kernel.warp_group(
                 memory.count,

@@ -68,17 +68,17 @@ def build_graph(feed: Feed, spec: DecodeSpec, *, gpu: bool) -> list[DataNode]:
     matrices, inputs = inputs[:views], inputs[views:]
     outputs = []
     for view, matrix, reduced in zip(spec.views, matrices, reduces(spec), strict=True):
-        size, pictures = (view.size, view.size), images
+        size, warped = (view.size, view.size), images
         if reduced:
             side = inputs.pop(0)
-            pictures = fn.resize(images, resize_x=side, resize_y=side, interp_type=types.INTERP_LINEAR, antialias=True)
+            warped = fn.resize(images, resize_x=side, resize_y=side, interp_type=types.INTERP_LINEAR, antialias=True)
         elif view.crop is None and spec.stored_size != view.size:
-            pictures = fn.resize(images, size=size, interp_type=types.INTERP_LINEAR, antialias=True)
-        pictures = fn.warp_affine(pictures, matrix=matrix, size=size, fill_value=0, interp_type=types.INTERP_LINEAR)
+            warped = fn.resize(images, size=size, interp_type=types.INTERP_LINEAR, antialias=True)
+        warped = fn.warp_affine(warped, matrix=matrix, size=size, fill_value=0, interp_type=types.INTERP_LINEAR)
         if spec.pixels == "float32":
             mean, std = ([255 * value for value in values] for values in (PIXEL_MEAN, PIXEL_STD))
-            pictures = fn.crop_mirror_normalize(pictures, dtype=types.FLOAT, output_layout="CHW", mean=mean, std=std)
-        outputs.append(pictures)
+            warped = fn.crop_mirror_normalize(warped, dtype=types.FLOAT, output_layout="CHW", mean=mean, std=std)
+        outputs.append(warped)
     for pngs, matrix in zip(inputs[:masks], inputs[masks:], strict=True):
         mask: Any = fn.decoders.image(pngs, device="cpu", output_type=types.ANY_DATA, adjust_orientation=False)
         if gpu:

@@ -24,16 +24,16 @@ class Slot:
         start = -self._whole.ctypes.data % ALIGNMENT
         self.buffer = self._whole[start : start + pixels * 3 + SPARE]
         self.address = self.buffer.ctypes.data
-        self.picture = self.buffer[:0]
+        self.image = self.buffer[:0]
 
-    def holds(self, picture: np.ndarray) -> bool:
+    def holds(self, image: np.ndarray) -> bool:
         """Tell whether an image lies here; NumPy names the array that owns the memory as base, not the view of it."""
-        return picture.base is self._whole
+        return image.base is self._whole
 
     def square(self, side: int) -> np.ndarray:
         """Return the beginning of the memory as an RGB image, which the slot then holds."""
-        self.picture = self.buffer[: side * side * 3].reshape(side, side, 3)
-        return self.picture
+        self.image = self.buffer[: side * side * 3].reshape(side, side, 3)
+        return self.image
 
 
 class DecodeMemory:
@@ -92,20 +92,20 @@ class DecodeMemory:
         least = needed[0] if len(needed) == 1 else max(needed)
         slot = self._slots[self.count]
         try:
-            picture = self._decode(jpeg, slot.buffer, least)
+            image = self._decode(jpeg, slot.buffer, least)
         except ValueError:
             large = self._decode_large(jpeg, least)
             if large is None:
                 return False
-            picture = large
-        height, width = picture.shape[:2]
+            image = large
+        height, width = image.shape[:2]
         decoded: Slot | None = None
         at = 3 * self.count
         for view, side in enumerate(needed):
             if height != width or height > FUSED * side:
-                source, warped = self._reduce(picture, view, side), side
+                source, warped = self._reduce(image, view, side), side
             else:
-                decoded = decoded or self._keep(picture, slot)
+                decoded = decoded or self._keep(image, slot)
                 source, warped = decoded, height
             items = self.items[view]
             items[at], items[at + 1], items[at + 2] = number, source.address, warped
@@ -114,10 +114,10 @@ class DecodeMemory:
 
     def _decode(self, jpeg: np.ndarray, buffer: np.ndarray, least: int) -> np.ndarray:
         # strict: what libjpeg only warns of (a truncated or damaged stream, filled up with grey) is an error here.
-        picture: np.ndarray = simplejpeg.decode_jpeg(
+        image: np.ndarray = simplejpeg.decode_jpeg(
             jpeg, "RGB", min_height=least, min_width=least, buffer=buffer, strict=True
         )
-        return picture
+        return image
 
     def _decode_large(self, jpeg: np.ndarray, least: int) -> np.ndarray | None:
         """Decode an image that is larger than a slot; None if it is too large, or no image at all."""
@@ -129,32 +129,32 @@ class DecodeMemory:
         except ValueError:
             return None
 
-    def _keep(self, picture: np.ndarray, slot: Slot) -> Slot:
+    def _keep(self, image: np.ndarray, slot: Slot) -> Slot:
         """Return the slot that holds a decoded square image, with SPARE bytes after it."""
-        if slot.holds(picture):
-            slot.picture = picture
+        if slot.holds(image):
+            slot.image = image
             return slot
-        side = len(picture)  # larger than a slot, or converted from CMYK
+        side = len(image)  # larger than a slot, or converted from CMYK
         large = self._large[self.count] = Slot(side * side)
-        large.square(side)[:] = picture
+        large.square(side)[:] = image
         return large
 
-    def _reduce(self, picture: np.ndarray, view: int, side: int) -> Slot:
+    def _reduce(self, image: np.ndarray, view: int, side: int) -> Slot:
         """Average an image that is much larger than a view needs, or not square, down to the side needed."""
         slot = self._reduced[view][self.count]
         if slot is None or len(slot.buffer) < side * side * 3 + SPARE:
             slot = self._reduced[view][self.count] = Slot(side * side)
-        height, width = picture.shape[:2]
+        height, width = image.shape[:2]
         way = cv2.INTER_AREA if height >= side and width >= side else cv2.INTER_LINEAR
-        cv2.resize(picture, (side, side), dst=slot.square(side), interpolation=way)
+        cv2.resize(image, (side, side), dst=slot.square(side), interpolation=way)
         return slot
 
-    def pictures(self, view: int) -> Iterator[tuple[int, np.ndarray]]:
+    def images(self, view: int) -> Iterator[tuple[int, np.ndarray]]:
         """Yield number and pixels of each image of the group, as a view is warped from them."""
         for place in range(self.count):
             number, address, _ = self.items[view][3 * place : 3 * place + 3]
             slots = (self._slots[place], self._large[place], self._reduced[view][place])
-            yield number, next(slot.picture for slot in slots if slot is not None and slot.address == address)
+            yield number, next(slot.image for slot in slots if slot is not None and slot.address == address)
 
     def clear(self) -> None:
         """Begin a new group."""

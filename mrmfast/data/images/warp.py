@@ -21,30 +21,30 @@ NORMAL = np.concatenate([1 / (255 * np.array(PIXEL_STD)), -np.array(PIXEL_MEAN) 
 NORMAL_ADDRESS = NORMAL.ctypes.data
 
 
-def warp(picture: np.ndarray, matrix: np.ndarray, out: np.ndarray) -> None:
+def warp(image: np.ndarray, matrix: np.ndarray, out: np.ndarray) -> None:
     """Warp one square image into `out`; the last of the resizing (up or down by ``FUSED``) is part of it.
 
     Parameters
     ----------
-    picture : ndarray, uint8, (S, S, 3)
+    image : ndarray, uint8, (S, S, 3)
         The start of a buffer with ``SPARE`` bytes after it.
     matrix : ndarray, float32, (2, 3)
         From output to input pixels, both of an image of the output's size (:mod:`mrmfast.data.images.augment`).
     out : ndarray, uint8, (size, size, 3), or float32, (3, size, size)
         Filled: bilinear between pixel centres, black outside; floats normalised by ``PIXEL_MEAN`` and ``PIXEL_STD``.
     """
-    side, size, floats = len(picture), out.shape[1], out.dtype == np.float32
+    side, size, floats = len(image), out.shape[1], out.dtype == np.float32
     kernel = library()
     if side != size:
         matrix = matrix * np.float32(side / size)
     if kernel is not None:
         line = np.empty(size * 3 + SPARE, dtype=np.uint8)
         scale = NORMAL_ADDRESS if floats else None
-        kernel.warp(picture.ctypes.data, side, side, matrix.ctypes.data, out.ctypes.data, size, scale, line.ctypes.data)
+        kernel.warp(image.ctypes.data, side, side, matrix.ctypes.data, out.ctypes.data, size, scale, line.ctypes.data)
         return
     at_corners = matrix.astype(np.float64)  # OpenCV counts from pixel centres
     at_corners[:, 2] += (at_corners[:, :2].sum(1) - 1) / 2
-    pixels = cv2.warpAffine(picture, at_corners, (size, size), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+    pixels = cv2.warpAffine(image, at_corners, (size, size), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
     out[:] = pixels.transpose(2, 0, 1) * NORMAL[:3, None, None] + NORMAL[3:, None, None] if floats else pixels
 
 

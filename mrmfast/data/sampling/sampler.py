@@ -149,10 +149,10 @@ class Plan:
             raise UserError(f"none of the {self._sampling.distinct:,} images can be read; check the dataset's files")
         taken = self._read(position, count)
         while without:
-            left_out = np.array([sample in without for sample in taken.sample.tolist()], dtype=bool)
-            if not left_out.any():
+            skipped = np.array([sample in without for sample in taken.sample.tolist()], dtype=bool)
+            if not skipped.any():
                 break
-            taken = taken[~left_out] + self._read(taken.end, int(left_out.sum()))
+            taken = taken[~skipped] + self._read(taken.end, int(skipped.sum()))
         return taken
 
     def share(self, piece: Slice, rank: int, world: int) -> Slice:

@@ -102,8 +102,8 @@ def blur(pixels_BCHW: Tensor, sigma_B: Tensor, radius: int) -> Tensor:
     """
     samples, channels, height, width = pixels_BCHW.shape
     radius = min(radius, height - 1, width - 1)  # a mirror cannot show more than there is
-    place = torch.arange(-radius, radius + 1, device=sigma_B.device, dtype=sigma_B.dtype)
-    weight = torch.exp(-0.5 * (place / sigma_B.clamp(min=1e-3)[:, None]).square())
+    offset = torch.arange(-radius, radius + 1, device=sigma_B.device, dtype=sigma_B.dtype)
+    weight = torch.exp(-0.5 * (offset / sigma_B.clamp(min=1e-3)[:, None]).square())
     weight = (weight / weight.sum(1, keepdim=True)).repeat_interleave(channels, 0)
     # One channel a group, so that each sample has its own kernel.
     flat = pixels_BCHW.reshape(1, samples * channels, height, width)
