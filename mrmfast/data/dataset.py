@@ -36,7 +36,7 @@ class DataConfig:
     modalities : list of str, optional
         Which genetics; all that the dataset has by default, none (``[]``) for images only.
     unmatched : {"error", "drop", "keep"}
-        What to do with images whose participant has no genetics at all: stop, leave them out, or train on them with
+        What to do with images whose participant has no genetics at all: stop, exclude them, or train on them with
         filled genetics that carry no loss.
     image_size : int
         Side of the input, pixels.
@@ -188,16 +188,21 @@ def open_dataset(config: DataConfig | str, **settings: Any) -> Dataset:
     if targets is not None:
         selected = select_labelled(config.labels, targets, selected)
     names = sorted(set(manifest.genetics if config.modalities is None else config.modalities))
-    if not names:
-        return Dataset(source, manifest, table, selected, None, np.empty((len(table), 0), np.int64), targets)
+    images = Dataset(source, manifest, table, selected, None, np.empty((len(table), 0), np.int64), targets)
+    return _join_genetics(images, names, config) if names else images
+
+
+def _join_genetics(dataset: Dataset, names: list[str], config: DataConfig) -> Dataset:
+    """Return a dataset with the named modalities; images without any of them as ``config.unmatched`` says."""
+    source, selected = dataset.source, dataset.selected
     store = GenomeStore.open(source.url, names, source.zarr_store(), config.cache)
-    rows = store.locate(table.participant)
+    rows = store.locate(dataset.table.participant)
     without = (rows[selected] < 0).all(1)
     if without.all() or (without.any() and config.unmatched == "error"):
         remedy = (
             "do both come from the same id list?"
             if without.all()
-            else "leave them out with data.unmatched=drop, or keep them without a genome loss with data.unmatched=keep"
+            else "exclude them with data.unmatched=drop, or keep them without a genome loss with data.unmatched=keep"
         )
         raise UserError(
             f"{config.path}: {int(without.sum())} of {len(selected)} images belong to participants without genetics; "
@@ -205,7 +210,7 @@ def open_dataset(config: DataConfig | str, **settings: Any) -> Dataset:
         )
     if config.unmatched == "drop":
         selected = selected[~without]
-    return Dataset(source, manifest, table, selected, store, rows, targets)
+    return replace(dataset, selected=selected, store=store, genome_rows=rows)
 
 
 def make_plan(dataset: Dataset, config: DataConfig, seed: int) -> Plan:

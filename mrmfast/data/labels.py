@@ -36,7 +36,7 @@ class LabelsConfig:
     classes : list of str, optional
         The classes in the order of their numbers; by default from the table.
     missing : {"error", "drop"}
-        What to do with images that have no label: stop, or leave them out.
+        What to do with images that have no label: stop, or exclude them.
     """
 
     kind: LabelKind | None = None

@@ -145,7 +145,7 @@ def test_participants_without_genetics(tmp_path):
     path = write_dataset(tmp_path, participants=6)
     ids = read_sample_table(str(path)).participant.tolist()
     write_dataset(path, genetics=False, ids=[*dict.fromkeys(ids), "2000001"])
-    with pytest.raises(UserError, match=r"2 of 14 images .* without genetics; leave them out with data.unmatched=drop"):
+    with pytest.raises(UserError, match=r"2 of 14 images .* without genetics; exclude them with data.unmatched=drop"):
         open_dataset(config_for(path))
     assert len(open_dataset(config_for(path, unmatched="drop")).selected) == 12
     kept = open_dataset(config_for(path, unmatched="keep"))
