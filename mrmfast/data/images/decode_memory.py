@@ -12,8 +12,8 @@ import simplejpeg
 from mrmfast.data.images.backend import FUSED, LARGEST
 from mrmfast.data.images.warp import SPARE
 
-# Bytes. libjpeg-turbo writes rows that begin with a whole vector (32 bytes) past the caches, and the warp then reads the
-# picture from memory, which costs it up to twice the time. So the picture begins half a vector after a cache line.
+# Bytes. libjpeg-turbo writes rows that begin with a whole vector (32 bytes) past the caches. The warp then reads the
+# image from memory, which costs it up to twice the time. So an image begins half a vector after a cache line.
 ALIGNMENT, OFFSET = 64, 16
 REDUCTION = 64  # pixels of a JPEG for each pixel of libjpeg's smallest scale
 
