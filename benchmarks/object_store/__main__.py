@@ -78,8 +78,8 @@ def client(url: str, manifest: Manifest) -> None:
         return sum(map(len, store.stream(shard.path, 0, shard.bytes, shard.bytes)))
 
     with ThreadPoolExecutor(CONFIG.requests) as pool:
-        for shard, found in zip(manifest.shards, pool.map(size, manifest.shards), strict=True):
-            assert found == shard.bytes
+        for shard, length in zip(manifest.shards, pool.map(size, manifest.shards), strict=True):
+            assert length == shard.bytes
 
 
 def fsspec_client(url: str, manifest: Manifest) -> None:
@@ -107,8 +107,8 @@ def _in_turns(store: Any, manifest: Manifest) -> None:
     # In turns of a few, or it would hold everything in memory at once.
     for start in range(0, len(manifest.shards), CONFIG.requests):
         some = manifest.shards[start : start + CONFIG.requests]
-        found = store.cat([f"bucket/{shard.path}" for shard in some], batch_size=CONFIG.requests)
-        assert [len(found[f"bucket/{shard.path}"]) for shard in some] == [shard.bytes for shard in some]
+        contents = store.cat([f"bucket/{shard.path}" for shard in some], batch_size=CONFIG.requests)
+        assert [len(contents[f"bucket/{shard.path}"]) for shard in some] == [shard.bytes for shard in some]
 
 
 def speeds(bench: Bench, turns: Turns, names: tuple[str, ...], total: int, suffix: str = "") -> None:
@@ -121,7 +121,7 @@ def main() -> int:
     """Run it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shards", type=int, default=192)
-    parser.add_argument("--tiles", type=int, default=49_152, help="pictures of the whole loader's dataset")
+    parser.add_argument("--tiles", type=int, default=49_152, help="images of the whole loader's dataset")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument(
         "--peers-python", default=sys.executable, help="interpreter with the peers extra, if it is another one"

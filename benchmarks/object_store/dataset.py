@@ -43,5 +43,5 @@ def read(path: Path, samples: int) -> Iterator[tuple[int, bytes]]:
     raw = path.read_bytes()
     size = len(raw) // samples
     for start in range(0, len(raw), size):
-        one = raw[start : start + size]
-        yield int.from_bytes(one[:NUMBER], "little"), hashlib.sha256(one).digest()
+        sample = raw[start : start + size]
+        yield int.from_bytes(sample[:NUMBER], "little"), hashlib.sha256(sample).digest()
