@@ -1,6 +1,6 @@
 """Run the GPU paths of the operators interpreted and list the lines of ``ops/*/triton*.py`` that were not executed.
 
-TRITON_INTERPRET=1 python tests/helpers/gpu_lines.py [name of a case to leave out]
+TRITON_INTERPRET=1 python tests/helpers/gpu_lines.py [name of a case to skip]
 """
 
 import json
