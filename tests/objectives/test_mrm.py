@@ -39,18 +39,18 @@ def test_loss_and_gradients_equal_the_literal_reference(residual, mask):
     # In float64: without residuals tokens start out nearly equal, and in float32 rounding decides what is masked.
     model = build_mrm({**mask, "residual": residual}).eval().double()
     loss, parts = loss_of(model, *batch())
-    wanted, wanted_parts = literal_loss(model, *batch(), 0)
-    assert torch.allclose(loss.double(), wanted, rtol=1e-6)
-    assert parts.keys() == wanted_parts.keys()
-    assert largest_difference(gradients(model, loss), gradients(model, wanted)) <= 1e-6
+    expected, expected_parts = literal_loss(model, *batch(), 0)
+    assert torch.allclose(loss.double(), expected, rtol=1e-6)
+    assert parts.keys() == expected_parts.keys()
+    assert largest_difference(gradients(model, loss), gradients(model, expected)) <= 1e-6
 
 
 def test_images_alone_equal_the_literal_reference():
     model = build_mrm(genome=None).eval().double()
     inputs = (batch()[0], (), torch.ones(6, 0, dtype=torch.bool), 0)
-    (loss, _), (wanted, _) = loss_of(model, *inputs), literal_loss(model, *inputs)
-    assert torch.allclose(loss.double(), wanted, rtol=1e-6)
-    assert largest_difference(gradients(model, loss), gradients(model, wanted)) <= 1e-6
+    (loss, _), (expected, _) = loss_of(model, *inputs), literal_loss(model, *inputs)
+    assert torch.allclose(loss.double(), expected, rtol=1e-6)
+    assert largest_difference(gradients(model, loss), gradients(model, expected)) <= 1e-6
 
 
 @pytest.mark.parametrize("residual", ["all", "none"])
@@ -118,11 +118,11 @@ def test_patch_error_equals_the_loss_on_copied_patches(norm_pixels):
     target = patchify(normalise(images), 16)
     if norm_pixels:  # MAE's own form
         target = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + 1e-6).sqrt()
-    wanted = (predicted - target).square().mean()
+    expected = (predicted - target).square().mean()
     got = patch_error(predicted, images, 16, norm_pixels)
-    assert torch.allclose(got, wanted, rtol=1e-6)
-    (grad,), (wanted_grad,) = torch.autograd.grad(got, predicted), torch.autograd.grad(wanted, predicted)
-    assert torch.allclose(grad, wanted_grad, rtol=1e-5, atol=1e-9)
+    assert torch.allclose(got, expected, rtol=1e-6)
+    (grad,), (expected_grad,) = torch.autograd.grad(got, predicted), torch.autograd.grad(expected, predicted)
+    assert torch.allclose(grad, expected_grad, rtol=1e-5, atol=1e-9)
     # What predicts the target perfectly draws the photograph.
     assert (patches_as_pixels(target, images, 16, norm_pixels).int() - images.int()).abs().max() <= 1
 
@@ -171,17 +171,17 @@ def test_uint8_pixels_equal_normalised_ones():
     torch.nn.init.normal_(tokens.patch_embed.proj.bias)
     images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     parameters = (tokens.patch_embed.proj.weight, tokens.patch_embed.proj.bias)
-    wanted, got = tokens(normalise(images)), tokens(images)
-    assert ((got - wanted).norm() / wanted.norm()).item() <= 1e-6
-    upstream = torch.randn_like(wanted)
+    expected, got = tokens(normalise(images)), tokens(images)
+    assert ((got - expected).norm() / expected.norm()).item() <= 1e-6
+    upstream = torch.randn_like(expected)
     for grad, of_wanted in zip(
-        torch.autograd.grad(got, parameters, upstream), torch.autograd.grad(wanted, parameters, upstream), strict=True
+        torch.autograd.grad(got, parameters, upstream), torch.autograd.grad(expected, parameters, upstream), strict=True
     ):
         assert ((grad - of_wanted).norm() / of_wanted.norm()).item() <= 2e-6
     # bf16: hardly further from the truth than the usual way, which rounds pixels where this rounds weights once more.
     rough = tokens.bfloat16()
     ours, usual = rough(images).float(), rough(normalise(images).bfloat16()).float()
-    assert (ours - wanted).norm() <= 1.25 * (usual - wanted).norm()
+    assert (ours - expected).norm() <= 1.25 * (usual - expected).norm()
 
 
 def test_recomputed_activations_give_equal_losses_and_gradients():
