@@ -216,7 +216,7 @@ def test_unreadable_images_are_skipped_and_the_stream_fills_their_places(tmp_pat
         assert torch.equal(before.views[0], after.views[0])
 
 
-def test_ranks_agree_on_the_skipped_samples(tmp_path):
+def test_ranks_agree_on_skipped_samples(tmp_path):
     """Three ranks in three threads: one finds the damage, all leave it out, and the global order stays one."""
     path = write_dataset(tmp_path)
     damage(path, 2, 9, 17)
