@@ -12,7 +12,7 @@ contenders take turns in one process, and the medians are compared:
   blocks.
 
 Bars: ours at most 1.15 times (b), at most as long as (a). bf16 is measured on one small image: the backward products
-of a CPU without bf16 instructions are a hundred times slower than float32's, whoever asks for them.
+of a CPU without bf16 instructions are a hundred times slower than float32's, in every contender.
 
 ``--host`` measures something else: the host time of a whole step, see :mod:`benchmarks.training.host_step`.
 

@@ -49,8 +49,8 @@ def check(bench: Bench, task: Task) -> None:
             for sample, matrix, image in zip(samples, matrices, images, strict=True):
                 differences.append(np.abs(image - _by_pillow(stored[sample], matrix, task)).mean())
         for (ids, values), packed in zip(rows, batch.packed, strict=True):
-            expected = values[[ids[participant] for participant in table.participant[samples].tolist()]]
-            right &= np.array_equal(packed.numpy().view(np.uint8), expected.view(np.uint8))
+            written = values[[ids[participant] for participant in table.participant[samples].tolist()]]
+            right &= np.array_equal(packed.numpy().view(np.uint8), written.view(np.uint8))
         keys += batch.keys
     mean = float(np.mean(differences[:IMAGES]))
     bench.figure(f"{label}: ours and Pillow, mean difference of {IMAGES} images", mean, "of 255")

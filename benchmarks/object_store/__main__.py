@@ -172,7 +172,7 @@ def near(bench: Bench, url: str, manifest: Manifest, work: Path, repeats: int) -
             if shutil.which(command[0])
         },
         "obstore to memory": lambda _: client(url, manifest),
-        "obstore's fsspec face to memory": lambda _: fsspec_client(url, manifest),
+        "obstore's fsspec interface to memory": lambda _: fsspec_client(url, manifest),
         "s3fs to memory": lambda _: s3fs_client(url, manifest),
     }
     turns = Turns(calls, work, repeats)
@@ -183,8 +183,8 @@ def near(bench: Bench, url: str, manifest: Manifest, work: Path, repeats: int) -
     for name in ("raw to memory", *(name for name in calls if name.endswith("processes"))):
         bench.figure(f"ours / {name}", turns.speed("ours", name), "")
     bench.bar("obstore / s3fs, to memory", turns.speed("obstore to memory", "s3fs to memory"), ">=", 1)
-    ratio = turns.speed("obstore to memory", "obstore's fsspec face to memory")
-    bench.bar("obstore / its fsspec face, to memory", ratio, ">=", 1)
+    ratio = turns.speed("obstore to memory", "obstore's fsspec interface to memory")
+    bench.bar("obstore / its fsspec interface, to memory", ratio, ">=", 1)
 
 
 def far(bench: Bench, port: int, manifest: Manifest, work: Path, repeats: int) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from mrmfast.formats.manifest import Manifest, Shard
 
-NUMBER = 8  # bytes; a sample begins with its number, so that one delivered twice or in another's place is seen
+NUMBER = 8  # bytes; a sample begins with its number, so that a duplicate or a swap is detected
 
 
 def write(folder: Path, shards: int, samples: int, size: int, seed: int = 0) -> tuple[Manifest, list[bytes]]:

@@ -79,12 +79,12 @@ def open_loader(path: str, cache: Path, pixels: Pixels = "uint8") -> Loader:
     return Loader(open_dataset(config), config, seed=0, batch=BATCH, micro_batch=BATCH, rank=0, world=1, device=cpu)
 
 
-def epoch(path: str, cache: Path, meanwhile: Callable[[], object] = lambda: None) -> float:
-    """Go through an epoch, and do something `meanwhile`; return the seconds until both are done."""
+def epoch(path: str, cache: Path, alongside: Callable[[], object] = lambda: None) -> float:
+    """Read an epoch while `alongside` runs in a thread; return the seconds until both are done."""
     loader = open_loader(path, cache)
     start = time.perf_counter()
     with ThreadPoolExecutor(1) as pool:
-        other = pool.submit(meanwhile)
+        other = pool.submit(alongside)
         count = sum(len(batch.keys) for batch in loader.batches(0, len(loader.plan)))
         other.result()
     seconds = time.perf_counter() - start
