@@ -14,8 +14,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 
 ERROR = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
-# Faults of an answer: an error status, a reset or an end halfway, a pause halfway, a complete answer that is shorter than
-# the requested range (with its length, or in chunks without one), a changed byte, a slow answer, a server that restarts.
+# Faults of an answer: an error status, a reset or an end halfway, a pause halfway, a complete answer that is shorter
+# than the requested range (with its length, or in chunks without one), a changed byte, a slow answer, a server restart.
 KINDS = ("500", "503", "reset", "stall", "truncation", "wrong length", "chunked", "flip", "slow", "restart")
 
 
