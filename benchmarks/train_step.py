@@ -12,7 +12,7 @@ contenders take turns in one process, and the medians are compared:
   blocks.
 
 Bars: ours at most 1.15 times (b), at most as long as (a). bf16 is measured on one small image: the backward products
-of a CPU without bf16 instructions are a hundred times slower than float32's, whoever asks for them.
+of a CPU without bf16 instructions are a hundred times slower than float32's, in every contender.
 
 ``--host`` measures something else: the host time of a whole step, see :mod:`benchmarks.training.host_step`.
 
@@ -101,8 +101,8 @@ def gate(bench: Bench, case: Case, model: MRM, batch: Any) -> None:
         gradients = torch.autograd.grad(loss, parameters)
         return float(loss.detach()), torch.cat([gradient.float().flatten() for gradient in gradients])
 
-    def error(one: tuple[float, Tensor], other: tuple[float, Tensor]) -> tuple[float, float]:
-        return abs(one[0] - other[0]) / abs(other[0]), float((one[1] - other[1]).norm() / other[1].norm())
+    def error(result: tuple[float, Tensor], other: tuple[float, Tensor]) -> tuple[float, float]:
+        return abs(result[0] - other[0]) / abs(other[0]), float((result[1] - other[1]).norm() / other[1].norm())
 
     exact = measure(lambda *arguments: literal_loss(model, *arguments))
     if case.dtype == torch.float32:

@@ -12,7 +12,7 @@ __all__ = ["pytest_terminal_summary"]
 
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory):
-    """A dataset of 24 pictures of 12 participants with three modalities."""
+    """A dataset of 24 images of 12 participants with three modalities."""
     return write_dataset(tmp_path_factory.mktemp("data") / "ds")
 
 

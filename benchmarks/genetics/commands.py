@@ -54,7 +54,7 @@ def snps(bench: Bench, work: Path, arguments: argparse.Namespace) -> None:
         bench.figure("snps 100,000 x 5,000: bio2zarr plink2zarr convert", their_seconds, "s")
         bench.figure("snps 100,000 x 5,000: bio2zarr's peak memory", their_peak / 1e6, "MB")
         ratio = their_seconds / seconds
-        # Its default is one process; ours takes a thread a core.
+        # bio2zarr's default is one process; our command uses one thread per core.
         cores = len(os.sched_getaffinity(0))
         many, many_peak = median_run([*convert, "--worker-processes", str(cores)], arguments.repeats, _clear(theirs))
         bench.figure(f"snps 100,000 x 5,000: bio2zarr with {cores} processes", many, "s")
@@ -67,10 +67,10 @@ def snps(bench: Bench, work: Path, arguments: argparse.Namespace) -> None:
 def scores(bench: Bench, work: Path, arguments: argparse.Namespace) -> None:
     """481 scores of 2,000 variants each on 2,000 participants x 50,000 variants.
 
-    ``plink2 --score`` gets the weights already matched, as one matrix of text, and writes sums. Ours that does the
-    same, process against process, is :mod:`benchmarks.genetics.score_process`. Our command does more: it reads and
-    matches 481 files, records the fate of every row and writes the store. Its peer is itself with ``--engine plink2``;
-    how it compares with plink2's scoring alone is told, too.
+    ``plink2 --score`` gets matched weights as one matrix of text and writes sums.
+    :mod:`benchmarks.genetics.score_process` does the same work in one process of ours. The command does more: it reads
+    and matches 481 files, records what becomes of every row and writes the store. Its peer is the same command with
+    ``--engine plink2``. The command is also compared with plink2's scoring alone.
     """
     participants, variants, count = 2_000, 50_000, 481
     write_bed(work / "cohort", participants, variants, missing=0)
@@ -198,8 +198,8 @@ def _burden(bench: Bench, work: Path, arguments: argparse.Namespace, participant
 
 def _sparse(genotypes: Genotypes, variants: int) -> np.ndarray:
     genes = np.zeros((variants // 10, len(genotypes.samples)), dtype=bool)
-    wanted = np.arange(0, variants, 2)
-    carriers = genotypes.carriers(wanted, np.zeros(len(wanted), dtype=bool), 256 << 20)
+    counted = np.arange(0, variants, 2)
+    carriers = genotypes.carriers(counted, np.zeros(len(counted), dtype=bool), 256 << 20)
     has_call = carriers.copies > 0
-    genes[wanted[carriers.variant[has_call]] // 10, carriers.sample[has_call]] = True
+    genes[counted[carriers.variant[has_call]] // 10, carriers.sample[has_call]] = True
     return genes.T

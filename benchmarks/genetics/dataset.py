@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mrmfast.arithmetic import ceil_div
 from mrmfast.data.genetics.store import Encoding, FeatureTable, ModalityWriter
 
 SIZES = {"snps": 7854, "pgs": 481, "burden": 18574}
@@ -33,7 +34,7 @@ def feature_table(name: str) -> FeatureTable:
     """Name features; SNPs and genes in 22 groups, scores in four."""
     groups = 4 if name == "pgs" else 22
     group = np.sort(np.arange(SIZES[name]) % groups)
-    return FeatureTable.build([f"{name}{i}" for i in range(SIZES[name])], [f"part{one}" for one in group])
+    return FeatureTable.build([f"{name}{i}" for i in range(SIZES[name])], [f"part{number}" for number in group])
 
 
 def write_store(dataset: Path, packed: dict[str, np.ndarray], participants: int) -> None:
@@ -88,7 +89,7 @@ def write_scores(
     folder.mkdir(parents=True)
     generator = np.random.default_rng(4)
     chromosome = 1 + np.arange(variants) * 22 // variants
-    place = [b"rs%d\t%d\t%d\tG\tA\t" % (i, chromosome[i], 1000 * (i + 1)) for i in range(variants)]
+    columns = [b"rs%d\t%d\t%d\tG\tA\t" % (i, chromosome[i], 1000 * (i + 1)) for i in range(variants)]
     table = np.full((variants, scores), b"0", dtype=WEIGHTS.dtype)
     header = b"rsID\tchr_name\tchr_position\teffect_allele\tother_allele\teffect_weight\n"
     for score in range(scores):
@@ -98,7 +99,7 @@ def write_scores(
         table[chosen, score] = weight
         drawn.append((chosen, weight.astype(float)))
         head = f"###PGS CATALOG SCORING FILE\n#pgs_id={name}\n#genome_build=GRCh38\n".encode() + header
-        lines = (place[i] + w + b"\n" for i, w in zip(chosen, weight.tolist(), strict=True))
+        lines = (columns[i] + w + b"\n" for i, w in zip(chosen, weight.tolist(), strict=True))
         (folder / f"{name}.txt").write_bytes(head + b"".join(lines))
     with open(matrix, "wb") as file:
         file.write(b"ID\tA1\t" + b"\t".join(b"PGS%d" % (900001 + s) for s in range(scores)) + b"\n")
@@ -122,7 +123,7 @@ def write_rare_bed(folder: Path, samples: int, variants: int) -> None:
     with open(folder / "rare.bed", "wb") as bed:
         bed.write(b"\x6c\x1b\x01")
         for i in range(variants):
-            codes = np.full(-(-samples // 4) * 4, 3, dtype=np.uint8)
+            codes = np.full(ceil_div(samples, 4) * 4, 3, dtype=np.uint8)
             codes[generator.integers(0, samples, 1 + i % 5)] = 2
             codes[samples:] = 0
             bed.write((codes[0::4] | codes[1::4] << 2 | codes[2::4] << 4 | codes[3::4] << 6).tobytes())

@@ -187,8 +187,8 @@ def _read_large(work: Path) -> None:
     equal = np.array_equal(rows[:, 0], order)
     for number in (0, 100, 244):
         chosen = np.random.default_rng(number).permutation(2048)[:256]
-        place = np.arange(number * 2048, number * 2048 + 256)[:, None].repeat(3, axis=1)
-        for part, name in zip(store.gather(place), ENCODINGS, strict=True):
+        stored = np.arange(number * 2048, number * 2048 + 256)[:, None].repeat(3, axis=1)
+        for part, name in zip(store.gather(stored), ENCODINGS, strict=True):
             equal &= np.array_equal(part, packed[name][chosen[: len(part)]])
     anonymous = next(int(s.split()[1]) for s in Path("/proc/self/status").read_text().splitlines() if "RssAnon" in s)
     result = {

@@ -32,7 +32,7 @@ from benchmarks.gpu.goals import goals
 from benchmarks.gpu.job import loader, main_job
 from benchmarks.gpu.relation import limits, relation
 from benchmarks.gpu.sizes import FULL, TINY, Sizes
-from benchmarks.gpu.training import pictures, training_step, unpacking
+from benchmarks.gpu.training import decoding, training_step, unpacking
 from benchmarks.harness import Bench, GateError
 
 __all__ = ["FULL", "SECTIONS", "TINY", "measure", "verdict"]
@@ -72,7 +72,7 @@ SECTIONS = {
     "loader": Section(loader, 50),
     "relation masking": Section(relation, 50),
     "genome unpacking": Section(unpacking, 15),
-    "DALI": Section(pictures, 15),
+    "DALI": Section(decoding, 15),
     "tests": Section(tests, 40),
 }
 
@@ -127,11 +127,11 @@ def measure_apart(bench: Bench, device: str, names: list[str], budget: float) ->
             if not path.exists():
                 bench.skip(name, reason or "ended without a result")
                 continue
-            found = json.loads(path.read_text())
-            bench.gates += found["gates"]
-            bench.bars += found["bars"]
-            bench.figures += found["figures"]
-            bench.skipped |= found["skipped"]
+            record = json.loads(path.read_text())
+            bench.gates += record["gates"]
+            bench.bars += record["bars"]
+            bench.figures += record["figures"]
+            bench.skipped |= record["skipped"]
             if reason:
                 bench.skip(name, reason)
 
@@ -152,7 +152,7 @@ def _run_section(command: list[str], seconds: float, interpreted: bool = False) 
 def _correct_interpreter() -> None:
     """Apply the corrections of Triton's interpreter that the tests of the kernels use."""
     sys.path.insert(0, str(ROOT))
-    importlib.import_module("tests.helpers.triton_interpreter").mend()
+    importlib.import_module("tests.helpers.triton_interpreter").correct_bfloat16()
 
 
 def verdict(bench: Bench, status: int) -> int:
@@ -192,12 +192,12 @@ def main() -> int:
     measure_apart(bench, "cpu" if options.dry_run else "cuda", options.only, 8 if options.dry_run else 1)
     if not options.dry_run and options.only == list(SECTIONS):
         goals(bench)
-    found = gpu_table.document(bench, card)
+    table = gpu_table.document(bench, card)
     status = verdict(bench, bench.finish())
-    print(f"table: {os.path.relpath(gpu_table.write(options.folder, found))}")
+    print(f"table: {os.path.relpath(gpu_table.write(options.folder, table))}")
     if before is not None:
         print(f"against {before[0]}, more than {gpu_table.CHANGE:.0%} apart:")
-        for line in gpu_table.differences(before[1], found):
+        for line in gpu_table.differences(before[1], table):
             print(f"  {line}")
     return status
 

@@ -31,12 +31,12 @@ def dataset(folder: Path, sizes: Sizes) -> Path:
     photographs = loader_data.find_photographs(None)
     paths = [path for path in sorted(photographs.rglob("*.jp*g")) if path.is_file()][:24] if photographs else []
     opened = [cv2.imread(str(path)) for path in paths]
-    pictures = [cv2.resize(picture, (768, 768)) for picture in opened if picture is not None]
-    if not pictures:
+    images = [cv2.resize(image, (768, 768)) for image in opened if image is not None]
+    if not images:
         generator = np.random.default_rng(0)
         coarse = generator.integers(0, 255, (4, 12, 12, 3), dtype=np.uint8)
-        pictures = [cv2.resize(picture, (768, 768), interpolation=cv2.INTER_CUBIC) for picture in coarse]
-    loader_data.write(folder / "tiles", pictures, sizes.tiles, sizes.pixels, np.random.default_rng(0))
+        images = [cv2.resize(image, (768, 768), interpolation=cv2.INTER_CUBIC) for image in coarse]
+    loader_data.write(folder / "tiles", images, sizes.tiles, sizes.pixels, np.random.default_rng(0))
     return folder / "tiles"
 
 

@@ -16,7 +16,7 @@ from benchmarks.relation.shape import Shape
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is measured; `TINY` runs interpreted on a CPU, so that benchmarks.gpu cannot rot.
+    """How much is measured; `TINY` runs interpreted on a CPU, so that the tests cover benchmarks.gpu.
 
     Attributes
     ----------

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from benchmarks.gpu.sizes import Sizes, seconds
 from benchmarks.harness import Bench
+from mrmfast.arithmetic import ceil_div
 from mrmfast.batch import ModalitySpec
 from mrmfast.ops.relation_masking import reference
 
@@ -28,14 +29,14 @@ def unpacking(bench: Bench, device: str, sizes: Sizes) -> None:
         ModalitySpec("pgs", "float", scores),
         ModalitySpec("burden", "binary", genes),
     )
-    rows, widths = sizes.participants, (-(-snps // 4), scores, (genes + 7) // 8)
+    rows, widths = sizes.participants, (ceil_div(snps, 4), scores, (genes + 7) // 8)
     packed = [torch.randint(0, 256, (rows, width), dtype=torch.uint8, device=device) for width in widths]
     packed[1] = torch.randn(rows, scores, device=device)
     present = torch.rand(rows, 3, device=device) > 0.2
     fill = torch.randn(sizes.features, device=device)
     arguments = (packed, present, modalities, fill)
     got, expected = fused.unpack_genome(*arguments), plain.unpack_genome(*arguments)
-    same = all(torch.equal(one, other) for one, other in zip(got, expected, strict=True))
+    same = all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
     bench.gate("unpacking is the reference, bit for bit", same)
     calls: dict[str, Callable[[], Any]] = {
         "ours": lambda: fused.unpack_genome(*arguments),
@@ -48,7 +49,7 @@ def unpacking(bench: Bench, device: str, sizes: Sizes) -> None:
     bench.bar("unpacking: ours / plain PyTorch", took["ours"] / took["plain"], "<=", 1)
 
 
-def pictures(bench: Bench, device: str, sizes: Sizes) -> None:
+def decoding(bench: Bench, device: str, sizes: Sizes) -> None:
     """Decode and warp JPEGs in DALI on the device and compare them with its own CPU path."""
     import numpy as np
     import simplejpeg
@@ -61,27 +62,27 @@ def pictures(bench: Bench, device: str, sizes: Sizes) -> None:
     side, batch = sizes.pixels, min(sizes.images, 64)
     generator = np.random.default_rng(0)
     smooth = generator.integers(0, 255, (batch, 4, 4, 3), dtype=np.uint8).repeat(side // 4, 1).repeat(side // 4, 2)
-    jpegs = [np.frombuffer(simplejpeg.encode_jpeg(np.ascontiguousarray(one)), dtype=np.uint8) for one in smooth]
+    jpegs = [np.frombuffer(simplejpeg.encode_jpeg(np.ascontiguousarray(image)), dtype=np.uint8) for image in smooth]
     matrices = np.tile(np.array([[1, 0, 0], [0, 1, 0]], dtype=np.float32), (batch, 1, 1))
 
     def open_on(name: str) -> DALIImages:
         spec = DecodeSpec((ViewSpec(side),), batch, side, torch.device(name), threads=2, depth=2)
         return DALIImages(lambda: DecodeRequest(jpegs, (matrices,)), spec, Meters())
 
-    here, cpu = open_on(device), open_on("cpu")
-    got, expected = here.run().views[0].cpu().float(), cpu.run().views[0].float()
+    on_device, on_cpu = open_on(device), open_on("cpu")
+    got, expected = on_device.run().views[0].cpu().float(), on_cpu.run().views[0].float()
     off = float((got - expected).abs().mean())
     bench.gate("DALI on the device is within 3 of 255 of DALI on the CPU, on average", off <= 3)
-    took = statistics.median(seconds({"run": here.run}, "cpu", 20 * sizes.rounds).values())
+    took = statistics.median(seconds({"run": on_device.run}, "cpu", 20 * sizes.rounds).values())
     bench.figure(f"DALI, {batch} of {side} x {side}", batch / took, "images/s")
-    here.close()
-    cpu.close()
+    on_device.close()
+    on_cpu.close()
 
 
 def training_step(bench: Bench, device: str, sizes: Sizes) -> None:
     """Time forward, backward and update in bf16 at each micro-batch: ours, compiled, eager relation, plain ViTs, MAE.
 
-    Weights are bf16, as DeepSpeed makes them for training; its float32 copies and its ZeRO are excluded, on all sides.
+    Weights are bf16, as DeepSpeed makes them for training; all sides run without DeepSpeed's float32 copies and ZeRO.
     """
     for samples in sizes.micro_batches:
         _step_at(bench, device, sizes, samples)
@@ -119,8 +120,8 @@ def _step_at(bench: Bench, device: str, sizes: Sizes, samples: int) -> None:
         with patch.object(relation_module, "stacked_relation_attention", reference.stacked_relation_attention):
             return call()
 
-    ours, wanted = float(loss().detach()), float(eager(loss).detach())
-    apart = abs(ours - wanted) / abs(wanted)
+    ours, expected = float(loss().detach()), float(eager(loss).detach())
+    apart = abs(ours - expected) / abs(expected)
     bench.gate(f"loss of {samples} samples is the eager relation's within 1 % ({apart:.1e})", apart <= 0.01)
     calls = {
         "ours": _update(model, loss, device),
@@ -179,6 +180,6 @@ def _model_and_batch(device: str, sizes: Sizes, samples: int) -> tuple[Any, tupl
     model: Any = build_objective(MRMConfig(), ModelConfig(arch=sizes.arch), sizes.pixels, spec)
     shape = (samples, 3, sizes.pixels, sizes.pixels)
     image = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
-    packed = (torch.randint(0, 256, (samples, -(-sizes.features // 4)), dtype=torch.uint8, device=device),)
+    packed = (torch.randint(0, 256, (samples, ceil_div(sizes.features, 4)), dtype=torch.uint8, device=device),)
     present = torch.ones(samples, 1, dtype=torch.bool, device=device)
     return model.to(device).bfloat16(), (image, packed, present)

@@ -56,12 +56,12 @@ class Bench:
             raise GateError(name)
 
     def figure(self, name: str, value: float, unit: str) -> None:
-        """Record a measurement that no bar hangs on."""
+        """Record a measurement without a bar."""
         self.figures.append({"name": name, "value": value, "unit": unit})
         print(f"      {name}: {value:,.4g} {unit}", flush=True)
 
     def bar(self, name: str, value: float | None, op: str, bound: float) -> None:
-        """Record whether `value` meets `bound`; None: not measured, which does not hold."""
+        """Record whether `value` meets `bound`. None means not measured, and the bar does not hold."""
         holds = value is not None and OPERATORS[op](value, bound)
         self.bars.append({"name": name, "value": value, "op": op, "bound": bound, "holds": holds})
 
@@ -144,7 +144,7 @@ def run(command: Sequence[str], **environment_changes: str) -> tuple[float, int]
     """
     import psutil  # here, so that benchmarks of kernels run where only torch and Triton are installed
 
-    # To a file: a pipe that nobody reads is full after 64 KB, and the command waits for ever.
+    # To a file: a pipe without a reader blocks the command after 64 KB.
     with tempfile.TemporaryFile("w+", errors="replace") as printed:
         start, peak = time.perf_counter(), 0
         process = subprocess.Popen(

@@ -4,7 +4,7 @@
 
 Tiles of real fundus photographs (:mod:`benchmarks.loader.dataset`) of 224 px, and of 512 px that all resize to 224. The
 work is the same for all: JPEG to RGB, rotation within 20 degrees (bilinear), flip, normalisation; batches of 64 as
-float32, channels first (``uint8`` where a line says so), shuffled; two threads or two processes. Each loader is a
+float32, channels first (``uint8`` where a line names it), shuffled; two threads or two processes. Each loader is a
 process of its own; they take turns, an epoch each, after one that isn't timed. Ratios are of a turn, and the median of
 the turns counts; ours with and without genetics take more turns by themselves. FFCV cannot rotate, so it is compared
 without rotation; it needs ``--ffcv-python`` (how to make that environment: ``benchmarks/peers/ffcv_loader.py``).
@@ -67,7 +67,7 @@ FAST = {
     "limit: decode and warp, OpenCV, uint8": Entry("limits:OpenCVWarp", {}),
     "limit: copy of float32 batches": Entry("limits:Copy", {}),
 }
-# Not what their users write, so no bar hangs on it.
+# Its users do not write it, so no bar depends on it.
 DRAFT = {"PyTorch DataLoader + PIL in draft mode": Entry("pillow:TorchDraft", {})}
 
 
@@ -94,7 +94,7 @@ def compare(bench: Bench, task: Task, arguments: argparse.Namespace) -> list[str
         for _ in range(arguments.epochs):
             turn: dict[str, list[float]] = {name: [] for name in processes}
             for again in range(arguments.fast):
-                # To and fro, so that no two always follow each other: a turn may profit or suffer from the one before.
+                # The direction alternates, because the loader measured before may speed up or slow down the next.
                 for name, process in list(processes.items())[:: -1 if again % 2 else 1]:
                     if again == 0 or name in FAST:
                         turn[name].append(_turn(process))
@@ -126,26 +126,26 @@ def _turn(process: Process) -> float:
     """Let a loader go through an epoch; return images a second."""
     time.sleep(PAUSE)
     answer = process.epoch()
-    return float(answer["pictures"] / answer["seconds"])
+    return float(answer["images"] / answer["seconds"])
 
 
-def _against(one: Process, other: Process) -> float:
-    """Return how many times as fast as another a loader is, from many turns: 5 % cannot be told in three."""
+def _against(loader: Process, other: Process) -> float:
+    """Return how many times as fast as `other` a loader is: the median of many turns, as three do not resolve 5 %."""
     ratios = []
     for number in range(CLOSE):
-        first, second = (one, other) if number % 2 else (other, one)
+        first, second = (loader, other) if number % 2 else (other, loader)
         speeds = {first: _turn(first), second: _turn(second)}
-        ratios.append(speeds[one] / speeds[other])
+        ratios.append(speeds[loader] / speeds[other])
     return statistics.median(ratios)
 
 
 def _gate(bench: Bench, task: Task, chosen: dict[str, Entry], processes: dict[str, Process]) -> None:
-    """Hold every loader that hands over images to the same work as ours."""
+    """Hold every loader that returns images to the same work as ours."""
     for name, process in processes.items():
         if not name.startswith("limit"):
-            mine = replace(task, **chosen[name].changes)
-            ours = FLOAT if mine.pixels == "float32" else BYTES
-            gate.check_peer(bench, name, process, mine, processes[ours].first["mean"])
+            changed = replace(task, **chosen[name].changes)
+            ours = FLOAT if changed.pixels == "float32" else BYTES
+            gate.check_peer(bench, name, process, changed, processes[ours].first["mean"])
 
 
 def _ratio(speeds: dict[str, list[float]], name: str, other: str) -> float | None:

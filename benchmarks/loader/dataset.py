@@ -1,9 +1,9 @@
-"""Fundus tiles with genetics for the loader's benchmark: real photographs where there are any, simulated ones else.
+"""Fundus tiles with genetics for the loader's benchmark: real photographs if available, else simulated ones.
 
-``python -m preprocess fundus`` crops the photographs to 768 px. A tile is one of these images, averaged down (OpenCV
-INTER_AREA) so that the tile shows 70 to 100 % of its side, turned by a random angle, cut and mirrored in one bilinear
-warp, and encoded as a JPEG of quality 94 (4:2:0). So pixels are those of real cameras, and there are as many different
-files as are wanted.
+``python -m preprocess fundus`` crops the photographs to 768 px. A tile is made from one of these images: scaled down
+(OpenCV INTER_AREA) so that the tile shows 70 to 100 % of the side, rotated by a random angle, cropped and flipped in
+one bilinear warp, and encoded as a JPEG of quality 94 (4:2:0). Pixels are those of real cameras, and the number of
+different files has no limit.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 
 from benchmarks.genetics.dataset import ENCODINGS, values, write_store
 from benchmarks.harness import python
+from mrmfast.arithmetic import ceil_div
 from mrmfast.data.genetics.store import pack_rows
 from mrmfast.formats.image_shards import Sample, finalise_images, write_shard
 from mrmfast.formats.manifest import SplitRule, claim_splits
@@ -35,7 +36,7 @@ def find_photographs(given: Path | None) -> Path | None:
 
 
 def make(folder: Path, photographs: Path | None, tiles: int, size: int, seed: int = 0) -> Path:
-    """Write a dataset of `tiles` images and 26,909 features a participant; what is there already is kept.
+    """Write a dataset of `tiles` images and 26,909 features a participant; an existing dataset is kept.
 
     Parameters
     ----------
@@ -54,7 +55,7 @@ def make(folder: Path, photographs: Path | None, tiles: int, size: int, seed: in
     """
     dataset = folder / f"tiles-{size}-{tiles}"
     if not (dataset / "genetics.zarr" / "burden").exists():
-        write(dataset, _pictures(_cropped(folder, photographs)), tiles, size, np.random.default_rng(seed))
+        write(dataset, _images(_cropped(folder, photographs)), tiles, size, np.random.default_rng(seed))
     return dataset
 
 
@@ -72,29 +73,29 @@ def _cropped(folder: Path, photographs: Path | None) -> Path:
     return cropped
 
 
-def _pictures(dataset: Path) -> list[np.ndarray]:
+def _images(dataset: Path) -> list[np.ndarray]:
     table = read_sample_table(str(dataset))
     shards = sorted((dataset / "images").glob("*.tar"))
-    pictures = []
+    images = []
     for shard, offset, size in zip(table.shard, table.offset, table.size, strict=True):
         jpeg = np.fromfile(shards[shard], np.uint8, count=size, offset=offset)
-        picture = cv2.imdecode(jpeg, cv2.IMREAD_COLOR)
-        assert picture is not None, "the preprocessor wrote it"
-        pictures.append(picture)
-    return pictures
+        image = cv2.imdecode(jpeg, cv2.IMREAD_COLOR)
+        assert image is not None, "the preprocessor wrote it"
+        images.append(image)
+    return images
 
 
-def write(dataset: Path, pictures: list[np.ndarray], tiles: int, size: int, generator: np.random.Generator) -> None:
+def write(dataset: Path, images: list[np.ndarray], tiles: int, size: int, generator: np.random.Generator) -> None:
     """Write a dataset of tiles cut from images, with 26,909 features a participant."""
     claim_splits(dataset, SplitRule(0, 0.0))
-    participants = -(-tiles // 2)
+    participants = ceil_div(tiles, 2)
     samples = []
     for number in range(tiles):
-        tile = _tile(pictures[number % len(pictures)], size, generator)
+        tile = _tile(images[number % len(images)], size, generator)
         done, jpeg = cv2.imencode(".jpg", tile, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
-        assert done, "OpenCV encodes any picture of 8 bits"
+        assert done, "OpenCV encodes any 8-bit image"
         samples.append(Sample(f"{number:09d}", jpeg.tobytes(), str(1_000_000 + 7 * (number // 2)), {}))
-    per_shard = -(-tiles // SHARDS)
+    per_shard = ceil_div(tiles, SHARDS)
     parts = [
         write_shard(dataset, shard, samples[start : start + per_shard])
         for shard, start in enumerate(range(0, tiles, per_shard))
@@ -104,10 +105,10 @@ def write(dataset: Path, pictures: list[np.ndarray], tiles: int, size: int, gene
     write_store(dataset, {name: pack_rows(kind, drawn[name]) for name, kind in ENCODINGS.items()}, participants)
 
 
-def _tile(picture: np.ndarray, size: int, generator: np.random.Generator) -> np.ndarray:
-    """Average an image down, then turn, cut and mirror it in one warp."""
+def _tile(image: np.ndarray, size: int, generator: np.random.Generator) -> np.ndarray:
+    """Scale an image down, then rotate, crop and flip the result in one warp."""
     side = round(size / generator.uniform(*SHARES))
-    small = cv2.resize(picture, (side, side), interpolation=cv2.INTER_AREA)
+    small = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)
     turn = cv2.getRotationMatrix2D((side / 2, side / 2), generator.uniform(0, 360), 1)
     turn[:, 2] -= generator.integers(0, side - size + 1, 2)
     tile = cv2.warpAffine(small, turn, (size, size), flags=cv2.INTER_LINEAR)

@@ -44,7 +44,7 @@ from mrmfast.formats.image_shards import Sample, finalise_images, write_shard
 from mrmfast.formats.manifest import SplitRule, claim_splits
 from mrmfast.storage.config import FetchConfig
 
-PICTURES, SHARDS, SIZE, BATCH, FEATURES = 512, 128, 64, 32, 400
+IMAGES, SHARDS, SIZE, BATCH, FEATURES = 512, 128, 64, 32, 400
 ROOM = 0.75  # of the shards, in the cache
 CONNECTIONS = 2  # handles by which the runs' ends may differ: connections stay open as long as the server likes
 WAYS = ("stream", "ends")
@@ -55,15 +55,15 @@ def write(folder: Path) -> None:
     """Write the dataset: noise of low frequency, one participant an image."""
     generator = np.random.default_rng(0)
     claim_splits(folder, SplitRule(0, 0.0))
-    ids = [str(1_000_000 + number) for number in range(PICTURES)]
+    ids = [str(1_000_000 + number) for number in range(IMAGES)]
     samples = []
     for number, name in enumerate(ids):
-        picture = cv2.resize(generator.integers(0, 256, (6, 6, 3), dtype=np.uint8), (SIZE, SIZE))
-        samples.append(Sample(f"{number:09d}", cv2.imencode(".jpg", picture)[1].tobytes(), name, {}))
+        image = cv2.resize(generator.integers(0, 256, (6, 6, 3), dtype=np.uint8), (SIZE, SIZE))
+        samples.append(Sample(f"{number:09d}", cv2.imencode(".jpg", image)[1].tobytes(), name, {}))
     parts = [write_shard(folder, shard, samples[shard::SHARDS]) for shard in range(SHARDS)]
     finalise_images(folder, parts, image_size=SIZE, schema={"jpg": "RGB"}, statistics={})
     table = FeatureTable.build([f"f{i}" for i in range(FEATURES)], ["chr1"] * FEATURES)
-    write_modality(folder, "snps", "genotype", ids, table, [generator.integers(-1, 3, (PICTURES, FEATURES))])
+    write_modality(folder, "snps", "genotype", ids, table, [generator.integers(-1, 3, (IMAGES, FEATURES))])
 
 
 def held() -> dict[str, int]:
@@ -102,7 +102,7 @@ def watch(config: DataConfig, number: int, way: str, leak: bool = False, batch: 
     -------
     dict
         ``exact``: each epoch held each image once; ``digest`` of the first epoch's images in the order of their
-        keys; ``evictions`` of the cache; ``held``: what :func:`held` said after each epoch.
+        keys; ``evictions`` of the cache; ``held``: the result of :func:`held` after each epoch.
     """
     dataset = open_dataset(config)
     settings = {"rank": 0, "world": 1, "device": torch.device("cpu")}
@@ -113,8 +113,8 @@ def watch(config: DataConfig, number: int, way: str, leak: bool = False, batch: 
         keys = [key for batch in batches for key in batch.keys]
         exact &= sorted(keys) == everyone
         if not digest:
-            pictures = torch.cat([batch.views[0] for batch in batches])[np.argsort(keys).tolist()]
-            digest = hashlib.sha256(pictures.contiguous().numpy().tobytes()).hexdigest()
+            images = torch.cat([batch.views[0] for batch in batches])[np.argsort(keys).tolist()]
+            digest = hashlib.sha256(images.contiguous().numpy().tobytes()).hexdigest()
         if leak:
             leaked.append((np.ones(1 << 18), open(os.devnull), threading.Event()))  # noqa: SIM115 - a leak
             threading.Thread(target=leaked[-1][2].wait, daemon=True).start()
@@ -132,7 +132,9 @@ def growth(seen: list[dict[str, int]]) -> dict[str, float]:
     of 50 epochs.
     """
     first, last = seen[max(1, len(seen) // 5 - 2) : len(seen) // 5 + 3], seen[-5:]
-    before, after = ({name: statistics.median(one[name] for one in some) for name in seen[0]} for some in (first, last))
+    before, after = (
+        {name: statistics.median(counts[name] for counts in some) for name in seen[0]} for some in (first, last)
+    )
     grown = {name: after[name] - before[name] for name in seen[0]}
     return grown | {"resident": after["resident"] / before["resident"] - 1}
 
@@ -183,14 +185,14 @@ def main() -> int:
         bench.gate("a leak planted on purpose is seen", seen)
         for backend in BACKENDS:
             digests = set()
-            for (place, path), way in itertools.product((("disk", str(near)), ("store", "s3://bucket/ds")), WAYS):
-                result, name = in_a_process(path, backend, way, arguments.epochs), f"{backend}, {place}, {way}"
+            for (source, path), way in itertools.product((("disk", str(near)), ("store", "s3://bucket/ds")), WAYS):
+                result, name = in_a_process(path, backend, way, arguments.epochs), f"{backend}, {source}, {way}"
                 digests.add(result["digest"])
-                bench.gate(f"{name}: every epoch holds every picture once", result["exact"])
-                if place == "store":
+                bench.gate(f"{name}: every epoch holds every image once", result["exact"])
+                if source == "store":
                     bench.gate(f"{name}: shards are evicted and fetched again", result["evictions"] > arguments.epochs)
                 report(bench, name, result["held"])
-            bench.gate(f"{backend}: the same pictures from disk and object store", len(digests) == 1)
+            bench.gate(f"{backend}: the same images from disk and object store", len(digests) == 1)
     return bench.finish()
 
 

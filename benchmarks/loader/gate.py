@@ -1,4 +1,4 @@
-"""What has to be right before the loader's speed counts: images, order, floats, genetics; each by another library."""
+"""The correctness gate of the loader benchmark: images, order, floats and genetics against other libraries."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from benchmarks.peers.task import ANGLE, FLIP, MEAN, STD, Task
 from mrmfast.batch import ViewSpec
 from mrmfast.data.images.augment import draw_matrices
 
-PICTURES, TOLERANCE = 100, 2.0  # of 255, mean absolute difference
+IMAGES, TOLERANCE = 100, 2.0  # of 255, mean absolute difference
 NEAR = 0.1  # of the mean of all pixels; peers draw their own angles
 
 
@@ -41,24 +41,24 @@ def check(bench: Bench, task: Task) -> None:
     right = True
     for batch in loader.batches(0, task.tiles):
         samples = [int(key) for key in batch.keys]
-        if len(differences) < PICTURES:
+        if len(differences) < IMAGES:
             piece = loader.plan.take(len(keys), len(samples), set())
             matrices = draw_matrices(piece, ViewSpec(task.size, None, ANGLE, FLIP), seed=0)
             assert piece.sample.tolist() == samples
-            pictures = batch.views[0].permute(0, 2, 3, 1).numpy().astype(int)
-            for sample, matrix, picture in zip(samples, matrices, pictures, strict=True):
-                differences.append(np.abs(picture - _by_pillow(stored[sample], matrix, task)).mean())
+            images = batch.views[0].permute(0, 2, 3, 1).numpy().astype(int)
+            for sample, matrix, image in zip(samples, matrices, images, strict=True):
+                differences.append(np.abs(image - _by_pillow(stored[sample], matrix, task)).mean())
         for (ids, values), packed in zip(rows, batch.packed, strict=True):
-            found = values[[ids[one] for one in table.participant[samples].tolist()]]
-            right &= np.array_equal(packed.numpy().view(np.uint8), found.view(np.uint8))
+            written = values[[ids[participant] for participant in table.participant[samples].tolist()]]
+            right &= np.array_equal(packed.numpy().view(np.uint8), written.view(np.uint8))
         keys += batch.keys
-    mean = float(np.mean(differences[:PICTURES]))
-    bench.figure(f"{label}: ours and Pillow, mean difference of {PICTURES} pictures", mean, "of 255")
-    bench.gate(f"{label}: pictures are Pillow's within {TOLERANCE:g}/255", mean <= TOLERANCE)
+    mean = float(np.mean(differences[:IMAGES]))
+    bench.figure(f"{label}: ours and Pillow, mean difference of {IMAGES} images", mean, "of 255")
+    bench.gate(f"{label}: images are Pillow's within {TOLERANCE:g}/255", mean <= TOLERANCE)
     bench.gate(f"{label}: every sample once", sorted(keys) == sorted(table.key.tolist()))
     bench.gate(f"{label}: {spec.n_features:,} features are those of zarr-python, row by row", right)
     bytes_, floats = (
-        torch.cat([b.views[0] for b in open_loader(replace(task, pixels=pixels)).batches(0, 2 * PICTURES)])
+        torch.cat([b.views[0] for b in open_loader(replace(task, pixels=pixels)).batches(0, 2 * IMAGES)])
         for pixels in ("uint8", "float32")
     )
     mean_C, std_C = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
@@ -77,14 +77,14 @@ def _by_pillow(jpeg: bytes, matrix: np.ndarray, task: Task) -> np.ndarray:
 
 def _stored(task: Task, name: str) -> tuple[dict[str, int], np.ndarray]:
     group = zarr.open_group(task.dataset / "genetics.zarr" / name, mode="r")
-    ids = {str(one): number for number, one in enumerate(np.asarray(group["participants"]).tolist())}
+    ids = {str(participant): number for number, participant in enumerate(np.asarray(group["participants"]).tolist())}
     return ids, np.asarray(group["rows"])
 
 
 def check_peer(bench: Bench, name: str, process: Process, task: Task, mean: float) -> None:
-    """Hold a peer to the same work: as many images, their shape and type, and about the same mean of all pixels.
+    """Check that a peer does the same work: number, shape and type of images, and about the same mean of all pixels.
 
-    Which images they are is not compared: peers hand over pixels that they turned as they like, without a key.
+    Pixels are not compared one by one: peers return randomly rotated images without a key.
 
     Raises
     ------
@@ -92,8 +92,6 @@ def check_peer(bench: Bench, name: str, process: Process, task: Task, mean: floa
         It does something else.
     """
     first = process.first
-    same = first["pictures"] == task.tiles and first["shape"] == [3, task.size, task.size]
+    same = first["images"] == task.tiles and first["shape"] == [3, task.size, task.size]
     same = same and first["dtype"] == task.pixels and abs(first["mean"] - mean) <= NEAR * max(1.0, abs(mean))
-    bench.gate(
-        f"{task.stored} px: {name} gives {task.tiles} pictures, {task.pixels} (3, {task.size}, {task.size})", same
-    )
+    bench.gate(f"{task.stored} px: {name} gives {task.tiles} images, {task.pixels} (3, {task.size}, {task.size})", same)

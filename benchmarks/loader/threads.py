@@ -2,9 +2,9 @@
 
 ``python -m benchmarks.loader.threads [--threads 1 2 4 8 16] [--seconds 3] [--json FILE]``
 
-Python's part of an image is what one process's CPU time comes to when decoding and warping are excluded: all of it
-happens under the interpreter lock, so its inverse is what no number of threads can exceed. Then the CPU path as it is,
-by threads: images a second, CPU time an image, and how often a thread went to sleep, which is mostly for the lock.
+First, Python's part of an image: the CPU time of one process without decoding and warping. All of this part runs under
+the interpreter lock, so no number of threads exceeds its inverse. Second, the complete CPU path by number of threads:
+images per second, CPU time per image, and how often a thread sleeps, mostly while waiting for the lock.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ MOST_PYTHON = 0.02  # of an image's CPU time, on the same machine in the same mi
 
 
 def open_cpu(threads: int) -> Images:
-    """Open the CPU path on one batch of simulated images, given again and again."""
+    """Open the CPU path on one batch of simulated images, which repeats."""
     generator = np.random.default_rng(0)
     smooth = generator.integers(0, 255, (16, 14, 14, 3), dtype=np.uint8).repeat(SIDE // 14, 1).repeat(SIDE // 14, 2)
-    jpegs = [np.frombuffer(simplejpeg.encode_jpeg(np.ascontiguousarray(one)), np.uint8) for one in smooth]
+    jpegs = [np.frombuffer(simplejpeg.encode_jpeg(np.ascontiguousarray(image)), np.uint8) for image in smooth]
     batch = [jpegs[number % len(jpegs)] for number in range(BATCH)]
     matrices = warp_matrices(generator.uniform(-20, 20, BATCH), generator.random(BATCH) < 0.5, SIDE)
     spec = DecodeSpec((ViewSpec(SIDE),), BATCH, SIDE, torch.device("cpu"), threads, depth=3)
@@ -53,7 +53,7 @@ class NoWarp:
 
 @contextmanager
 def without_work() -> Iterator[None]:
-    """Exclude what runs without the lock: decoding and warping."""
+    """Replace decoding and warping, which run without the lock, by nothing."""
 
     def decode(jpeg: np.ndarray, *_: object, buffer: np.ndarray, **__: object) -> np.ndarray:
         return buffer[: SIDE * SIDE * 3].reshape(SIDE, SIDE, 3)
@@ -66,7 +66,7 @@ def without_work() -> Iterator[None]:
 
 
 def cpu_time(batches: int) -> float:
-    """Return microseconds of CPU time an image, of one thread: the least of a few rounds."""
+    """Return microseconds of CPU time per image on one thread: the minimum of a few rounds."""
     with closing(open_cpu(1)) as images:
         times = []
         for _ in range(ROUNDS):
@@ -82,16 +82,16 @@ def measure(threads: int, seconds: float) -> dict[str, float]:
     with closing(open_cpu(threads)) as images:
         for _ in range(4):
             images.run()
-        before, began, pictures = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter(), 0
+        before, began, count = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter(), 0
         while time.perf_counter() - began < seconds:
             images.run()
-            pictures += BATCH
+            count += BATCH
         took, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF)
     used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return {
-        "images/s": pictures / took,
-        "us of CPU": used / pictures * 1e6,
-        "sleeps a picture": (after.ru_nvcsw - before.ru_nvcsw) / pictures,
+        "images/s": count / took,
+        "us of CPU": used / count * 1e6,
+        "sleeps an image": (after.ru_nvcsw - before.ru_nvcsw) / count,
     }
 
 
@@ -106,9 +106,9 @@ def main() -> int:
     with without_work():
         python = cpu_time(20)
     whole = cpu_time(1)
-    bench.figure("Python under the interpreter lock, a picture", python, "us")
-    bench.figure("CPU time of a picture", whole, "us")
-    bench.bar("Python under the lock / CPU time of a picture", python / whole, "<=", MOST_PYTHON)
+    bench.figure("Python under the interpreter lock, an image", python, "us")
+    bench.figure("CPU time of an image", whole, "us")
+    bench.bar("Python under the lock / CPU time of an image", python / whole, "<=", MOST_PYTHON)
     for threads in arguments.threads:
         for unit, value in measure(threads, arguments.seconds).items():
             bench.figure(f"{threads} threads: {unit}", value, unit)

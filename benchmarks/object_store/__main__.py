@@ -1,14 +1,14 @@
-"""How near fetching comes to the server's own speed, and the whole loader to its speed from disk; clients and peers.
+"""Fetching compared with a plain download, and the whole loader compared with its speed from disk; clients and peers.
 
 ``python -m benchmarks.object_store [--shards 192] [--tiles 49152] [--peers-python PYTHON] [--json FILE]``
 
 nginx on loopback as an anonymous bucket, over near, far and narrow links. Fetching: shards of 1,000 samples of 12 KB,
-an empty cache each time, no decoding. "Raw" is the least a download can be: as many connections, one plain GET a shard,
-written to a file, nothing checked. Ours checks SHA-256, too; where the server and we share two cores, that alone takes
-two thirds of what the download takes, so raw that hashes what it writes is the other peer. What people download with
-(curl and wget, as many of them as connections), and raw to memory, are told beside it.
+an empty cache each time, no decoding. "Raw" is the least that a download can be: the same number of connections, one
+plain GET per shard, written to a file without a check. Ours also checks SHA-256. Where server and client share two
+cores, the hash alone takes two thirds of the time of the download, so a raw download with the hash is the second peer.
+Also measured: curl and wget (one process per connection) and raw to memory.
 The whole loader: :mod:`benchmarks.object_store.whole_loader`. Ratios within one run, medians of repeats that take
-turns. Other loaders: :mod:`benchmarks.object_store.peers`, in the same run, each with its repeats in a row.
+turns. Other loaders: :mod:`benchmarks.object_store.compare`, in the same run, each with its repeats in a row.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import Bench
-from benchmarks.harness.servers import link, nginx
+from benchmarks.harness.servers import Nginx, link, nginx
 from benchmarks.harness.turns import Call, Turns
 from benchmarks.object_store import dataset
-from benchmarks.object_store.peers import peers
+from benchmarks.object_store.compare import compare
 from benchmarks.object_store.raw_download import raw
 from benchmarks.object_store.whole_loader import DELAYS, at, whole
 from mrmfast.formats.manifest import Manifest, Shard
@@ -78,12 +78,12 @@ def client(url: str, manifest: Manifest) -> None:
         return sum(map(len, store.stream(shard.path, 0, shard.bytes, shard.bytes)))
 
     with ThreadPoolExecutor(CONFIG.requests) as pool:
-        for shard, found in zip(manifest.shards, pool.map(size, manifest.shards), strict=True):
-            assert found == shard.bytes
+        for shard, length in zip(manifest.shards, pool.map(size, manifest.shards), strict=True):
+            assert length == shard.bytes
 
 
 def fsspec_client(url: str, manifest: Manifest) -> None:
-    """Fetch to memory through obstore's face for fsspec."""
+    """Fetch to memory through obstore's fsspec interface."""
     from obstore.fsspec import FsspecStore
 
     _in_turns(
@@ -104,11 +104,11 @@ def s3fs_client(url: str, manifest: Manifest) -> None:
 
 
 def _in_turns(store: Any, manifest: Manifest) -> None:
-    # In turns of a few, or it would hold everything in memory at once.
+    # A few shards at a time, because one call would hold all of them in memory.
     for start in range(0, len(manifest.shards), CONFIG.requests):
         some = manifest.shards[start : start + CONFIG.requests]
-        found = store.cat([f"bucket/{shard.path}" for shard in some], batch_size=CONFIG.requests)
-        assert [len(found[f"bucket/{shard.path}"]) for shard in some] == [shard.bytes for shard in some]
+        contents = store.cat([f"bucket/{shard.path}" for shard in some], batch_size=CONFIG.requests)
+        assert [len(contents[f"bucket/{shard.path}"]) for shard in some] == [shard.bytes for shard in some]
 
 
 def speeds(bench: Bench, turns: Turns, names: tuple[str, ...], total: int, suffix: str = "") -> None:
@@ -121,10 +121,10 @@ def main() -> int:
     """Run it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shards", type=int, default=192)
-    parser.add_argument("--tiles", type=int, default=49_152, help="pictures of the whole loader's dataset")
+    parser.add_argument("--tiles", type=int, default=49_152, help="images of the whole loader's dataset")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument(
-        "--peers-python", default=sys.executable, help="interpreter with the peers extra, if it is another one"
+        "--peers-python", default=sys.executable, help="interpreter with the peers extra (default: this one)"
     )
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -134,53 +134,57 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder, nginx(Path(folder)) as server:
         work = Path(folder)
         manifest, _ = dataset.write(work / "bucket", arguments.shards, SAMPLES, SIZE)
-        total = sum(shard.bytes for shard in manifest.shards)
-
-        before, meters = server.requests(), Meters()
-        paths = fetched(server.url, manifest, work / "gate", meters)
-        same = all(
-            path.read_bytes() == (work / "bucket" / shard.path).read_bytes()
-            for path, shard in zip(paths, manifest.shards, strict=True)
-        )
-        bench.gate("fetched bytes equal the server's", same)
-        bench.gate(
-            "the server saw the requests that the meters count", server.requests() - before == meters.counts["requests"]
-        )
-        bench.bar("requests per 20 samples", 20 * meters.counts["requests"] / manifest.samples, "<=", 1)
-        shutil.rmtree(work / "gate")
-
-        calls: dict[str, Call] = {
-            "raw to a file": lambda cold: raw(at(server.url), manifest, cold),
-            "raw to memory": lambda _: raw(at(server.url), manifest, None),
-            "raw to a file, checked": lambda cold: raw(at(server.url), manifest, cold, checked=True),
-            "ours": lambda cold: ours(server.url, manifest, cold),
-            **{
-                f"{command[0]}, {CONFIG.requests} processes": partial(programs, command, server.url, manifest)
-                for command in PROGRAMS
-                if shutil.which(command[0])
-            },
-            "obstore to memory": lambda _: client(server.url, manifest),
-            "obstore's fsspec face to memory": lambda _: fsspec_client(server.url, manifest),
-            "s3fs to memory": lambda _: s3fs_client(server.url, manifest),
-        }
-        near = Turns(calls, work, arguments.repeats)
-        speeds(bench, near, tuple(calls), total)
-        bench.bar("ours / raw to a file", near.speed("ours", "raw to a file"), ">=", 0.85)
-        bench.bar("ours / raw to a file, checked", near.speed("ours", "raw to a file, checked"), ">=", 0.85)
-        bench.figure(
-            "raw to a file, checked / raw to a file", near.speed("raw to a file, checked", "raw to a file"), ""
-        )
-        for name in ("raw to memory", *(name for name in calls if name.endswith("processes"))):
-            bench.figure(f"ours / {name}", near.speed("ours", name), "")
-        bench.bar("obstore / s3fs, to memory", near.speed("obstore to memory", "s3fs to memory"), ">=", 1)
-        name = "obstore / its fsspec face, to memory"
-        bench.bar(name, near.speed("obstore to memory", "obstore's fsspec face to memory"), ">=", 1)
+        gate(bench, server, manifest, work)
+        near(bench, server.url, manifest, work, arguments.repeats)
         far(bench, server.port, manifest, work, arguments.repeats)
         narrow(bench, server.port, Manifest(shards=manifest.shards[: max(1, arguments.shards // 8)]), work)
         os.environ["AWS_ENDPOINT_URL"] = server.url
         whole(bench, server, work, arguments.tiles, arguments.repeats)
-        peers(bench, server, work, arguments.peers_python, min(3, arguments.repeats))
+        compare(bench, server, work, arguments.peers_python, min(3, arguments.repeats))
     return bench.finish()
+
+
+def gate(bench: Bench, server: Nginx, manifest: Manifest, work: Path) -> None:
+    """Compare the fetched bytes with the server's, and the number of requests with the server's log."""
+    before, meters = server.requests(), Meters()
+    paths = fetched(server.url, manifest, work / "gate", meters)
+    same = all(
+        path.read_bytes() == (work / "bucket" / shard.path).read_bytes()
+        for path, shard in zip(paths, manifest.shards, strict=True)
+    )
+    bench.gate("fetched bytes equal the server's", same)
+    requests = server.requests() - before
+    bench.gate("the server saw the requests that the meters count", requests == meters.counts["requests"])
+    bench.bar("requests per 20 samples", 20 * meters.counts["requests"] / manifest.samples, "<=", 1)
+    shutil.rmtree(work / "gate")
+
+
+def near(bench: Bench, url: str, manifest: Manifest, work: Path, repeats: int) -> None:
+    """Fetch without a delay: ours, plain downloads, programs and clients, in turn."""
+    calls: dict[str, Call] = {
+        "raw to a file": lambda cold: raw(at(url), manifest, cold),
+        "raw to memory": lambda _: raw(at(url), manifest, None),
+        "raw to a file, checked": lambda cold: raw(at(url), manifest, cold, checked=True),
+        "ours": lambda cold: ours(url, manifest, cold),
+        **{
+            f"{command[0]}, {CONFIG.requests} processes": partial(programs, command, url, manifest)
+            for command in PROGRAMS
+            if shutil.which(command[0])
+        },
+        "obstore to memory": lambda _: client(url, manifest),
+        "obstore's fsspec interface to memory": lambda _: fsspec_client(url, manifest),
+        "s3fs to memory": lambda _: s3fs_client(url, manifest),
+    }
+    turns = Turns(calls, work, repeats)
+    speeds(bench, turns, tuple(calls), sum(shard.bytes for shard in manifest.shards))
+    bench.bar("ours / raw to a file", turns.speed("ours", "raw to a file"), ">=", 0.85)
+    bench.bar("ours / raw to a file, checked", turns.speed("ours", "raw to a file, checked"), ">=", 0.85)
+    bench.figure("raw to a file, checked / raw to a file", turns.speed("raw to a file, checked", "raw to a file"), "")
+    for name in ("raw to memory", *(name for name in calls if name.endswith("processes"))):
+        bench.figure(f"ours / {name}", turns.speed("ours", name), "")
+    bench.bar("obstore / s3fs, to memory", turns.speed("obstore to memory", "s3fs to memory"), ">=", 1)
+    ratio = turns.speed("obstore to memory", "obstore's fsspec interface to memory")
+    bench.bar("obstore / its fsspec interface, to memory", ratio, ">=", 1)
 
 
 def far(bench: Bench, port: int, manifest: Manifest, work: Path, repeats: int) -> None:

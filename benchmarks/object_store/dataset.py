@@ -10,7 +10,7 @@ import numpy as np
 
 from mrmfast.formats.manifest import Manifest, Shard
 
-NUMBER = 8  # bytes; a sample begins with its number, so that one delivered twice or in another's place is seen
+NUMBER = 8  # bytes; a sample begins with its number, so that a duplicate or a swap is detected
 
 
 def write(folder: Path, shards: int, samples: int, size: int, seed: int = 0) -> tuple[Manifest, list[bytes]]:
@@ -43,5 +43,5 @@ def read(path: Path, samples: int) -> Iterator[tuple[int, bytes]]:
     raw = path.read_bytes()
     size = len(raw) // samples
     for start in range(0, len(raw), size):
-        one = raw[start : start + size]
-        yield int.from_bytes(one[:NUMBER], "little"), hashlib.sha256(one).digest()
+        sample = raw[start : start + size]
+        yield int.from_bytes(sample[:NUMBER], "little"), hashlib.sha256(sample).digest()

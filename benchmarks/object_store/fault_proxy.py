@@ -14,13 +14,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 
 ERROR = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
-# What becomes of an answer: a status, a reset or an end halfway, a pause halfway, an answer that is whole but shorter
-# than asked for (with its length stated, or in chunks without one), a byte changed, a trickle, a server that goes away.
+# Faults of an answer: an error status, a reset or an end halfway, a pause halfway, a complete answer that is shorter
+# than the requested range (with its length, or in chunks without one), a changed byte, a slow answer, a server restart.
 KINDS = ("500", "503", "reset", "stall", "truncation", "wrong length", "chunked", "flip", "slow", "restart")
 
 
 class FaultProxy:
-    """Forward requests to `upstream`; what `choose` names happens to the answer.
+    """Forward requests to `upstream` and apply the fault that `choose` returns to the answer.
 
     Parameters
     ----------

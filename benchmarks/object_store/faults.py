@@ -1,11 +1,11 @@
-"""Every sample, once and whole, through a bad network; and what each fault costs.
+"""Every sample arrives once and complete over a faulty network; the time that each fault costs.
 
 ``python -m benchmarks.object_store.faults [--runs 200] [--json FILE]``
 
 Small epochs (fetch and hash every sample, no decoding) from nginx through a proxy that breaks a fifth of the answers in
 one of ten ways, seeded; a fresh cache each run. Half of the runs are of small shards, half of large ones, which come in
-several ranges. Gates: the proxy alone changes nothing; a client that neither checks nor tries again is harmed by each
-of the ten; a wrong sample is told from a right one; each of the ten befell some answer.
+several ranges. Gates: the proxy without faults changes nothing; a client without checks and retries fails under each
+of the ten; a changed sample is detected; each of the ten occurs in some answer.
 """
 
 from __future__ import annotations
@@ -136,8 +136,8 @@ def once(bench: Bench, name: str, port: int, runs: int) -> None:
         lost += expected - len(came)
         repeated += sum(came.values()) - len(came)
         wrong += bad
-    if runs >= 50:  # below, chance may leave one out
-        bench.gate(f"{name}: every kind of fault befell some answer", set(KINDS) <= set(faults))
+    if runs >= 50:  # fewer runs may miss a kind by chance
+        bench.gate(f"{name}: every kind of fault occurs in some answer", set(KINDS) <= set(faults))
     for kind in (*KINDS, "none"):
         bench.figure(f"{name}: answers with fault {kind}", faults[kind], "")
     bench.figure(f"{name}: seconds an epoch, median", statistics.median(seconds), "s")

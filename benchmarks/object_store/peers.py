@@ -1,12 +1,13 @@
-"""Other loaders on the same object store, for benchmarks.object_store: each in its own process and format.
+"""One loader on the object store, in this process: ours, DALI, LitData, MosaicML Streaming or WebDataset.
 
-``PYTHON -m benchmarks.object_store.peers NAME URL BUCKET REPEATS COUNT`` prints what it measured as JSON: seconds of
-cold epochs that hand out bytes (``fetch``) and of such that decode, rotate (bilinear), flip and normalise to float32
-(``whole``); the sorted CRC-32 of the bytes; how many images, and of what kind.
+``PYTHON -m benchmarks.object_store.peers NAME URL BUCKET REPEATS COUNT`` measures cold epochs of two modes. ``fetch``
+returns the JPEG bytes. ``whole`` decodes, rotates (bilinear), flips and normalises to float32. The result is a line of
+JSON: ``seconds`` of each epoch by mode, ``sums`` (sorted CRC-32 of the bytes), ``images`` (their number) and ``kinds``
+(shape and type of an image).
 
-Each has two processes or threads that decode, ours among them, which downloads in up to ``data.fetch.requests`` threads
-more. They don't take turns by the epoch, as the calls of benchmarks.object_store do: one process after another does all
-its repeats. A cold epoch begins with an empty cache; the processes of a DataLoader start within it, as for its user.
+Each loader decodes in two processes or threads. Ours downloads in up to ``data.fetch.requests`` further threads. A cold
+epoch begins with an empty cache. The workers of a DataLoader start within the epoch, as they do for users.
+:mod:`benchmarks.object_store.compare` starts the processes.
 """
 
 from __future__ import annotations
@@ -15,8 +16,6 @@ import argparse
 import io
 import json
 import os
-import re
-import subprocess
 import tempfile
 import time
 import zlib
@@ -26,19 +25,16 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import Bench, python
-from benchmarks.harness.servers import Nginx
-from benchmarks.object_store.whole_loader import BATCH, SIZE, jpegs, open_loader, write
+from benchmarks.object_store.whole_loader import BATCH, SIZE, jpegs, open_loader
 from mrmfast.formats.manifest import read_manifest
 
 COUNT, PER_SHARD, WORKERS = 2_048, 256, 2
-LIMIT = 180  # seconds a peer may take
-KIND = [3, SIZE, SIZE, "float32"]  # an image, decoded
+KIND = [3, SIZE, SIZE, "float32"]  # shape and type of a decoded image
 Batches = Iterable[Any]
 
 
 class Transform:
-    """JPEG bytes to a float tensor, as torchvision does it; the bytes themselves where nothing is to be decoded."""
+    """Turns JPEG bytes into a float tensor with torchvision; without decoding, returns the bytes."""
 
     def __init__(self, decode: bool) -> None:
         from torchvision import transforms
@@ -63,7 +59,7 @@ class Transform:
 
 
 def mrmfast(url: str, bucket: Path, cache: Path, decode: bool) -> Batches:
-    """Ours; without decoding, each JPEG out of the fetched shards."""
+    """Our loader; without decoding, the JPEG bytes of the fetched shards."""
     loader = open_loader("s3://bucket/peers", cache, "float32")
     if decode:
         return (batch.views[0] for batch in loader.batches(0, len(loader.plan)))
@@ -95,7 +91,7 @@ def litdata(url: str, bucket: Path, cache: Path, decode: bool) -> Batches:
     """LitData: chunks of the size of our shards."""
     import litdata as ld
 
-    # It fetches with obstore, which refuses plain http unless told, and has no setting of its own for that.
+    # LitData fetches with obstore and has no setting of its own for plain http, which obstore refuses by default.
     ld.streaming.downloader._OBSTORE_CLIENT_OPTIONS["allow_http"] = True
 
     class Transformed(ld.StreamingDataset):
@@ -150,11 +146,11 @@ def dali(url: str, bucket: Path, cache: Path, decode: bool) -> Batches:
         )
         if not decode:
             return jpeg
-        picture = fn.rotate(
+        image = fn.rotate(
             fn.decoders.image(jpeg, device="cpu"), angle=fn.random.uniform(range=(-20.0, 20.0)), size=(SIZE, SIZE)
         )
         return fn.crop_mirror_normalize(
-            picture, mirror=fn.random.coin_flip(), dtype=types.FLOAT, mean=[127.5] * 3, std=[63.75] * 3
+            image, mirror=fn.random.coin_flip(), dtype=types.FLOAT, mean=[127.5] * 3, std=[63.75] * 3
         )
 
     pipeline: Any = graph()
@@ -205,9 +201,9 @@ FORMATS: dict[str, tuple[str, Callable[[Path, int], None]]] = {
 
 
 def measure(name: str, url: str, bucket: Path, repeats: int) -> dict[str, Any]:
-    """Measure one loader in this process; see the top of this file for what is returned."""
+    """Measure one loader in this process; the top of this file describes the result."""
     seconds: dict[str, list[float]] = {"fetch": [], "whole": []}
-    found: dict[str, list[Any]] = {"sums": [], "pictures": [], "kinds": []}
+    results: dict[str, list[Any]] = {"sums": [], "images": [], "kinds": []}
     for mode in seconds:
         for _ in range(repeats):
             with tempfile.TemporaryDirectory() as cache:
@@ -219,82 +215,12 @@ def measure(name: str, url: str, bucket: Path, repeats: int) -> dict[str, Any]:
                     got += batch if mode == "fetch" else []
                 seconds[mode].append(time.perf_counter() - start)
             if mode == "fetch":
-                found["sums"].append(sorted(map(zlib.crc32, got)))
+                results["sums"].append(sorted(map(zlib.crc32, got)))
             else:
-                picture = np.asarray(batch[0] if batch is not None else None)
-                found["pictures"].append(count)
-                found["kinds"].append([*picture.shape, str(picture.dtype)])
-    return {"seconds": seconds, **found}
-
-
-def peers(bench: Bench, server: Nginx, work: Path, interpreter: str, repeats: int, count: int = COUNT) -> None:
-    """Measure all, each in a process of its own, one after another.
-
-    Parameters
-    ----------
-    bench : Bench
-    server : Nginx
-        Serves `work`.
-    work : Path
-    interpreter : str
-        Python with the ``peers`` extra; ours runs in the present one.
-    repeats : int
-        Epochs of each kind.
-    count : int
-        Images; a multiple of ``BATCH``.
-
-    Raises
-    ------
-    GateError
-        A loader hands out something else, or ours does not run. Others that do not are skipped by name.
-    """
-    bucket = work / "bucket"
-    write(bucket / "peers", count, PER_SHARD, genetics=False)
-    expected = sorted(zlib.crc32(jpeg) for jpeg in jpegs(count))
-    environment = {
-        **os.environ,
-        "AWS_ENDPOINT_URL": server.url,
-        "AWS_ACCESS_KEY_ID": "none",
-        "AWS_SECRET_ACCESS_KEY": "none",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]),
-    }
-    medians: dict[str, dict[str, float]] = {}
-    for name in LOADERS:
-        before = server.requests()
-        command = [
-            python()[0] if name == "mrmfast" else interpreter,
-            *("-m", "benchmarks.object_store.peers", name, server.url, str(bucket), str(repeats), str(count)),
-        ]
-        try:
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIMIT, check=False)
-            reason = _reason(done.stderr) if done.returncode else ""
-        except subprocess.TimeoutExpired:
-            reason = f"took longer than {LIMIT} s"
-        if reason:
-            bench.skip(name, reason)
-            if name == "mrmfast":
-                bench.gate("mrmfast: runs", False)
-            continue
-        found = json.loads(done.stdout.splitlines()[-1])
-        bench.gate(f"{name}: the JPEG bytes of all {count:,} samples", found["sums"] == [expected] * repeats)
-        bench.gate(f"{name}: {count:,} pictures decoded", found["pictures"] == [count] * repeats)
-        bench.gate(f"{name}: pictures are {KIND[-1]} {tuple(KIND[:-1])}", found["kinds"] == [KIND] * repeats)
-        requests = (server.requests() - before) / (2 * repeats)
-        medians[name] = {mode: float(np.median(taken)) for mode, taken in found["seconds"].items()}
-        for mode, taken in medians[name].items():
-            bench.figure(f"{name}, {mode}, cold", count / taken, "images/s")
-            if name != "mrmfast":
-                bench.figure(f"mrmfast / {name}, {mode}", taken / medians["mrmfast"][mode], "")
-        bench.figure(f"{name}: requests per 20 samples", 20 * requests / count, "")
-
-
-def _reason(said: str) -> str:
-    """Return the line of what a failed process said that names the error, not what its helpers say after it."""
-    lines = said.strip().splitlines() or ["no message"]
-    errors = [line for line in lines if re.match(r"[\w.]+(Error|Exception)\b", line)]
-    return (errors or lines)[-1][:400]
+                image = np.asarray(batch[0] if batch is not None else None)
+                results["images"].append(count)
+                results["kinds"].append([*image.shape, str(image.dtype)])
+    return {"seconds": seconds, **results}
 
 
 def main() -> None:

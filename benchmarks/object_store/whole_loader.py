@@ -2,7 +2,7 @@
 
 Tiles of 224 px (simulated: noise of low frequency, JPEG of about 11 KB), with 26,909 genetic features a participant;
 decoded, rotated, flipped and joined, in batches of 64. Shards hold an eighth of what the preprocessors write into one:
-each of the 64 lanes of the order then goes through six of this small dataset, as it would through many of a large one.
+each of the 64 subsequences of the order then reads six shards of this small dataset, as it reads many of a large one.
 The dataset is opened first (its genetics are then packed in the cache); timed is an epoch from the first batch asked
 for, with no shard in the cache. Store and disk differ by a few percent, less than two epochs of the same kind here do:
 they take more turns than the rest.
@@ -27,6 +27,7 @@ from benchmarks.harness import Bench
 from benchmarks.harness.servers import Nginx, link
 from benchmarks.harness.turns import Call, Turns
 from benchmarks.object_store.raw_download import raw
+from mrmfast.arithmetic import ceil_div
 from mrmfast.data.dataset import DataConfig, open_dataset
 from mrmfast.data.genetics.store import pack_rows
 from mrmfast.data.images.backend import Pixels
@@ -64,7 +65,7 @@ def write(folder: Path, count: int, per_shard: int, genetics: bool) -> None:
     ]
     finalise_images(folder, parts, image_size=SIZE, schema={"jpg": "RGB"}, statistics={})
     if genetics:
-        participants = -(-count // 2)
+        participants = ceil_div(count, 2)
         drawn = values(participants, 0)
         write_store(folder, {name: pack_rows(kind, drawn[name]) for name, kind in ENCODINGS.items()}, participants)
 
@@ -78,12 +79,12 @@ def open_loader(path: str, cache: Path, pixels: Pixels = "uint8") -> Loader:
     return Loader(open_dataset(config), config, seed=0, batch=BATCH, micro_batch=BATCH, rank=0, world=1, device=cpu)
 
 
-def epoch(path: str, cache: Path, meanwhile: Callable[[], object] = lambda: None) -> float:
-    """Go through an epoch, and do something `meanwhile`; return the seconds until both are done."""
+def epoch(path: str, cache: Path, alongside: Callable[[], object] = lambda: None) -> float:
+    """Read an epoch while `alongside` runs in a thread; return the seconds until both are done."""
     loader = open_loader(path, cache)
     start = time.perf_counter()
     with ThreadPoolExecutor(1) as pool:
-        other = pool.submit(meanwhile)
+        other = pool.submit(alongside)
         count = sum(len(batch.keys) for batch in loader.batches(0, len(loader.plan)))
         other.result()
     seconds = time.perf_counter() - start
@@ -118,7 +119,7 @@ def whole(bench: Bench, server: Nginx, work: Path, count: int, repeats: int) -> 
     before = server.requests()
     same = digest(near, work / "gate-store")
     requests = server.requests() - before
-    bench.gate("loader: keys, pictures and genetics equal those from disk", same == digest(str(folder), work / "gate"))
+    bench.gate("loader: keys, images and genetics equal those from disk", same == digest(str(folder), work / "gate"))
     bench.figure("loader: requests of a cold epoch, opening and genetics with it", requests, "")
     bench.bar("loader: requests per 20 samples, by the server's log", 20 * requests / count, "<=", 1)
 

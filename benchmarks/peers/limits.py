@@ -12,6 +12,7 @@ import simplejpeg
 
 from benchmarks.peers.pillow import jpegs
 from benchmarks.peers.task import ANGLE, BATCH, THREADS, Task
+from mrmfast.arithmetic import ceil_div
 
 CHUNK = 32  # images a task
 
@@ -34,7 +35,7 @@ class _Threads:
                 work(jpeg)
             return np.empty((len(chunk), 0))
 
-        return [[one] for one in self._pool.map(some, chunks)]
+        return [[batch] for batch in self._pool.map(some, chunks)]
 
 
 class Simplejpeg(_Threads):
@@ -85,11 +86,11 @@ class Copy:
 
     def epoch(self) -> Iterable[Any]:
         """Give as many images as an epoch has."""
-        batches = range(-(-self._task.tiles // BATCH))
+        batches = range(ceil_div(self._task.tiles, BATCH))
 
         def some(number: int) -> np.ndarray:
-            here, there = self._pairs[number % THREADS]
-            np.copyto(here, there)
+            target, source = self._pairs[number % THREADS]
+            np.copyto(target, source)
             return np.empty((min(BATCH, self._task.tiles - number * BATCH), 0))
 
-        return [[one] for one in self._pool.map(some, batches)]
+        return [[batch] for batch in self._pool.map(some, batches)]

@@ -36,23 +36,23 @@ class Process:
         Peak of the proportional set size (shared pages are counted once) of the process and its children, bytes, in
         the epoch that is not timed.
     threads, processes : int
-        Most of them at a time, then.
+        Largest number at a time in that epoch.
     first : dict
-        What that epoch gave: ``pictures``, ``shape``, ``dtype``, ``mean``.
+        Answer of that epoch: ``images``, ``shape``, ``dtype``, ``mean``.
 
     Raises
     ------
     RuntimeError
-        The loader cannot be started, or fails; with the end of what it said.
+        The loader cannot be started, or fails; with the last line of its output.
     """
 
     def __init__(self, name: str, task: Task, interpreter: str = sys.executable) -> None:
-        self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed by close()
+        self._printed = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed by close()
         self._process = subprocess.Popen(
             [interpreter, "-m", "benchmarks.peers.turns", f"benchmarks.peers.{name}", *task.arguments()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._said,
+            stderr=self._printed,
             text=True,
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -75,17 +75,17 @@ class Process:
         while not done.wait(INTERVAL):
             memory = threads = processes = 0
             try:
-                for one in (root, *root.children(recursive=True)):
-                    memory += one.memory_full_info().pss
-                    threads += one.num_threads()
+                for member in (root, *root.children(recursive=True)):
+                    memory += member.memory_full_info().pss
+                    threads += member.num_threads()
                     processes += 1
-            except (psutil.Error, OSError):  # one of them has just ended
+            except (psutil.Error, OSError):  # a process has just ended
                 continue
             self.memory = max(self.memory, memory)
             self.threads, self.processes = max(self.threads, threads), max(self.processes, processes)
 
     def epoch(self) -> dict[str, Any]:
-        """Let it do an epoch; return ``seconds``, ``pictures`` and what the last batch was."""
+        """Let the loader do an epoch; return ``seconds``, ``images`` and the last batch's shape and type."""
         assert self._process.stdin is not None and self._process.stdout is not None
         try:
             self._process.stdin.write("\n")
@@ -95,22 +95,22 @@ class Process:
             line = ""
         if not line:
             self._process.wait()
-            self._said.seek(0)
-            lines = self._said.read().strip().splitlines() or ["it said nothing"]
+            self._printed.seek(0)
+            lines = self._printed.read().strip().splitlines() or ["no message"]
             raise RuntimeError(lines[-1])
         answer: dict[str, Any] = json.loads(line)
         return answer
 
     def close(self) -> None:
-        """End it."""
+        """End the process and its children."""
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 pipe.close()
         try:
             self._process.wait(20)
         except subprocess.TimeoutExpired:
-            for one in psutil.Process(self._process.pid).children(recursive=True):
-                one.kill()
+            for child in psutil.Process(self._process.pid).children(recursive=True):
+                child.kill()
             self._process.kill()
             self._process.wait()
-        self._said.close()
+        self._printed.close()

@@ -1,4 +1,4 @@
-"""One loader's process: opens it, then does an epoch whenever it is told to, and says how long that took.
+"""One loader's process: opens it, then does an epoch whenever it is told to, and prints how long the epoch took.
 
 ``python -m benchmarks.peers.turns MODULE:CLASS [task]``; a line of input is an epoch, a line of JSON the answer. Each
 process waits between its turns, so loaders take turns without starting anew.
@@ -17,7 +17,7 @@ from typing import Any, TextIO
 from benchmarks.peers.task import parse
 
 
-def picture_of(batch: Any) -> Any:
+def images_of(batch: Any) -> Any:
     """Return the images of a batch, whatever the loader wraps them in."""
     while isinstance(batch, (list, tuple)):
         batch = batch[0]
@@ -27,20 +27,20 @@ def picture_of(batch: Any) -> Any:
 
 
 def serve(epoch: Callable[[], Any], output: TextIO) -> None:
-    """Answer lines of standard input until it ends; the first epoch, which warms up, also looks at the images."""
+    """Answer lines of standard input until it ends; the first epoch warms up and reads the images."""
     first = True
     for _ in sys.stdin:
-        start, pictures, total = time.perf_counter(), 0, 0.0
+        start, count, total = time.perf_counter(), 0, 0.0
         last: Any = None
         for batch in epoch():
-            last = picture_of(batch)
-            pictures += len(last)
+            last = images_of(batch)
+            count += len(last)
             if first and hasattr(last, "float"):
                 total += float(last.float().mean()) * len(last)
-        answer: dict[str, Any] = {"seconds": time.perf_counter() - start, "pictures": pictures}
+        answer: dict[str, Any] = {"seconds": time.perf_counter() - start, "images": count}
         if first and hasattr(last, "float"):
             answer |= {"shape": list(last.shape[1:]), "dtype": str(last.dtype).removeprefix("torch.")}
-            answer["mean"] = total / pictures
+            answer["mean"] = total / count
         first = False
         print(json.dumps(answer), file=output, flush=True)
 

@@ -44,11 +44,11 @@ def judge(work: Path, forms: list[str], seeds: list[int], cohort: Cohort, part: 
         for seed in seeds:
             with np.load(work / "runs" / f"{form}-{seed}.npz") as file:
                 features = dict(file)
-            found = retrieval(features, cohort.genome_PF[:, columns], cohort, part)
+            recall = retrieval(features, cohort.genome_PF[:, columns], cohort, part)
             rows["traits"].append(probe(features["image"], cohort, part))
             rows["few"].append(few_labels(features["image"], cohort, part))
             for name in ("ridge", "cosine", "chance"):
-                rows[name].append(np.array(found.get(name, np.nan)))
+                rows[name].append(np.array(recall.get(name, np.nan)))
         for name in names:
             values[name].append(rows[name])
         print(f"      {form}: mean R^2 {np.mean(rows['traits']):.4f}", flush=True)
@@ -59,9 +59,9 @@ def gates(bench: Bench, work: Path, form: str, seed: int, cohort: Cohort, part: 
     """Check data and probes before any result."""
     shares = declared_shares(work)
     oracle = probe(cohort.genome_PF, cohort, part)
-    for name, found in zip(cohort.trait_names, oracle, strict=True):
-        bench.figure(f"oracle: {name} from the stored genome (declared {shares[name]:.2f})", float(found), "R^2")
-    holds = all(found >= ORACLE_SHARE * shares[name] for name, found in zip(cohort.trait_names, oracle, strict=True))
+    for name, score in zip(cohort.trait_names, oracle, strict=True):
+        bench.figure(f"oracle: {name} from the stored genome (declared {shares[name]:.2f})", float(score), "R^2")
+    holds = all(score >= ORACLE_SHARE * shares[name] for name, score in zip(cohort.trait_names, oracle, strict=True))
     bench.gate(f"every trait is found again in the stored genome: R^2 >= {ORACLE_SHARE} of the declared share", holds)
     with np.load(work / "runs" / f"{form}-{seed}.npz") as file:
         worst = float(shuffled(file["image"], cohort, part).max())

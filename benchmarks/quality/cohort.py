@@ -94,13 +94,13 @@ def prepare(work: Path, config: CohortConfig) -> None:
     ]
     for arguments in commands:
         done = work / f"{arguments[0]}.done"
-        said = " ".join(arguments)
-        if done.exists() and done.read_text() == said:
+        command_line = " ".join(arguments)
+        if done.exists() and done.read_text() == command_line:
             continue
         if arguments[0] == "pgs":
             write_scores(raw, work / "scores", config)
         seconds, _ = run(python("-m", "preprocess", *arguments))
-        done.write_text(said)
+        done.write_text(command_line)
         print(f"      {arguments[0]}: {seconds:.0f} s", flush=True)
 
 
@@ -156,11 +156,12 @@ def open_cohort(work: Path, image_size: int) -> Cohort:
     participants = _participants(dataset, keys)
     names, traits = _traits(work / "raw" / "traits.tsv")
     training = dataset.manifest.splits.training(participants)
-    part = np.where(training, "train", np.where([_draw(one) < CHOOSING for one in participants], "choose", "test"))
+    choosing = [_draw(participant) < CHOOSING for participant in participants]
+    part = np.where(training, "train", np.where(choosing, "choose", "test"))
     cohort = Cohort(
         images_PCHW=torch.cat(images),
         genome_PF=np.concatenate(genomes),
-        traits_PT=np.array([traits[one] for one in participants]),
+        traits_PT=np.array([traits[participant] for participant in participants]),
         trait_names=names,
         person=np.unique(participants, return_inverse=True)[1],
         part=part,

@@ -32,11 +32,11 @@ def probe(features_PD: np.ndarray, cohort: Cohort, part: str, labels: int | None
     training, judged = np.flatnonzero(cohort.part == "train"), cohort.part == part
     if labels is not None:
         training = np.random.default_rng(seed).permutation(training)[:labels]
-    found = []
+    scores = []
     for values in cohort.traits_PT.T:
         model = _ridge().fit(features_PD[training], values[training])
-        found.append(model.score(features_PD[judged], values[judged]))
-    return np.array(found)
+        scores.append(model.score(features_PD[judged], values[judged]))
+    return np.array(scores)
 
 
 def few_labels(features_PD: np.ndarray, cohort: Cohort, part: str) -> np.ndarray:
@@ -45,7 +45,7 @@ def few_labels(features_PD: np.ndarray, cohort: Cohort, part: str) -> np.ndarray
 
 
 def shuffled(features_PD: np.ndarray, cohort: Cohort, part: str) -> np.ndarray:
-    """Probe traits that were dealt to other participants: nothing may be found; shape (T,)."""
+    """Probe traits that were dealt to other participants: R^2 must be near 0; shape (T,)."""
     people = cohort.person.max() + 1
     first = np.zeros(people, dtype=int)
     first[cohort.person] = np.arange(len(cohort.person))
@@ -77,8 +77,8 @@ def retrieval(features: dict[str, np.ndarray], genome_PF: np.ndarray, cohort: Co
     scaler = StandardScaler().fit(genome_PF[training])
     genome = scaler.transform(genome_PF)
     predicted = _ridge().fit(features["image"][training], genome[training]).predict(features["image"][judged])
-    found = {"ridge": _recall(predicted, genome[judged[first]], answer), "chance": NEAREST / len(people)}
+    recall = {"ridge": _recall(predicted, genome[judged[first]], answer), "chance": NEAREST / len(people)}
     if "genome" in features:
         z_image, z_genome = (z - z[training].mean(0) for z in (features["image"], features["genome"]))
-        found["cosine"] = _recall(z_image[judged], z_genome[judged[first]], answer)
-    return found
+        recall["cosine"] = _recall(z_image[judged], z_genome[judged[first]], answer)
+    return recall

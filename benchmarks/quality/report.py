@@ -39,8 +39,8 @@ class Results:
 
     def of(self, figure: str, form: str) -> np.ndarray:
         """Return a figure of one form, by seed; traits averaged."""
-        found: np.ndarray = self.values[figure][self.forms.index(form)]
-        return found.mean(-1) if found.ndim == 2 else found
+        values: np.ndarray = self.values[figure][self.forms.index(form)]
+        return values.mean(-1) if values.ndim == 2 else values
 
     def gain(self, figure: str, form: str, over: str) -> np.ndarray:
         """Return differences by seed: the same seed draws the same order and the same augmentation."""
@@ -81,7 +81,7 @@ def markdown(results: Results, head: str, losses: dict[str, dict[str, float]]) -
     lines.append("|---" * (1 + len(results.trait_names)) + "|")
     for number, form in enumerate(results.forms):
         by_trait = results.values["traits"][number].T
-        lines.append(f"| `{form}` | " + " | ".join(_pm(one) for one in by_trait) + " |")
+        lines.append(f"| `{form}` | " + " | ".join(_pm(values) for values in by_trait) + " |")
     return "\n".join(lines) + "\n"
 
 

@@ -100,9 +100,9 @@ def gate(bench: Bench, shape: Shape, dtype: torch.dtype, form: tuple[bool, bool]
     """Compare outputs and gradients of one form of the call with the float64 reference."""
     inputs, gradients = draw(shape, dtype)
     exact = [x.detach().double().requires_grad_() for x in inputs]
-    wanted = once(of(reference.relation_attention, form), exact, [g.double() for g in gradients], True)
+    expected = once(of(reference.relation_attention, form), exact, [g.double() for g in gradients], True)
     got = once(of(relation_attention, form), inputs, gradients, True)
-    worst = max(float(((a.double() - b).norm() / b.norm()).detach()) for a, b in zip(got, wanted, strict=True))
+    worst = max(float(((a.double() - b).norm() / b.norm()).detach()) for a, b in zip(got, expected, strict=True))
     name = f"{shape}, {dtype}: {NAMES[form]}, dq, dk, dv, worst difference {worst:.1e} <= {BOUNDS[dtype]:.1e}"
     bench.gate(name.replace("torch.", ""), worst <= BOUNDS[dtype])
 

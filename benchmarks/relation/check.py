@@ -34,20 +34,20 @@ def threshold_kernel(s_ptr, row_ptr, rows, keys, count, ROWS: tl.constexpr, KEYS
     key = tl.arange(0, KEYS)
     inside = (row < rows)[:, None] & (key < keys)[None, :]
     s = tl.load(s_ptr + row[:, None] * keys + key[None, :], mask=inside, other=float("-inf"))
-    found = parts.row_thresholds(s, key < keys, row < rows, keys, count)
-    tl.store(row_ptr + row, found, mask=row < rows)
+    threshold = parts.row_thresholds(s, key < keys, row < rows, keys, count)
+    tl.store(row_ptr + row, threshold, mask=row < rows)
 
 
 def mismatches(s: Tensor, count: int) -> int:
     """Count rows of s, float32, (rows, keys), where >= the threshold found is not >= the count-th largest entry."""
     rows, keys = s.shape
-    found = torch.empty(rows, device=s.device)
+    threshold = torch.empty(rows, device=s.device)
     # The interpreter is fast on large arrays, a GPU holds few rows in registers.
     block = (1 << 20) // path.padded_to(keys) if INTERPRETED else 16
     grid = (triton.cdiv(rows, block),)
-    threshold_kernel[grid](s, found, rows, keys, count, ROWS=block, KEYS=path.padded_to(keys))
-    wanted = s >= s.topk(count, -1).values[:, -1:]
-    return int(((s >= found[:, None]) != wanted).any(-1).sum())
+    threshold_kernel[grid](s, threshold, rows, keys, count, ROWS=block, KEYS=path.padded_to(keys))
+    expected = s >= s.topk(count, -1).values[:, -1:]
+    return int(((s >= threshold[:, None]) != expected).any(-1).sum())
 
 
 def results(function: Callable[..., Any], inputs: list[Tensor], gradients: list[Tensor], ratio: float) -> list[Tensor]:
@@ -87,10 +87,7 @@ def error(shape: tuple[int, int, int, int, int], ratio: float, dtype: torch.dtyp
     got = results(relation_attention, [x.to(device) for x in inputs], [x.to(device) for x in gradients], ratio)
     wide = [[x.to(device).double() for x in group] for group in (inputs, gradients)]
     exact = results(reference.relation_attention, wide[0], wide[1], ratio)
-    return max(
-        float((one.double() - other).norm() / other.norm().clamp(min=1e-30))
-        for one, other in zip(got, exact, strict=True)
-    )
+    return max(float((a.double() - b).norm() / b.norm().clamp(min=1e-30)) for a, b in zip(got, exact, strict=True))
 
 
 def main() -> int:

@@ -16,6 +16,8 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
+from mrmfast.arithmetic import ceil_div
+
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
@@ -45,7 +47,7 @@ class Resources:
     def blocks(self) -> int:
         """How many blocks a multiprocessor of compute capability 8.0 or 9.0 holds by registers and warps."""
         # 65,536 registers, given out to warps by 256; 64 warps.
-        per_warp = -(-self.registers * 32 // 256) * 256
+        per_warp = ceil_div(self.registers * 32, 256) * 256
         return min(65536 // (per_warp * self.warps), 64 // self.warps)
 
 
@@ -99,8 +101,8 @@ def resources(kernel: Any) -> Resources:
         file.flush()
         command = [str(TOOLS / "cuobjdump"), "--dump-resource-usage", file.name]
         usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", usage)
-    assert found, usage
-    registers, stack, _, local = map(int, found.groups())
+    match = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", usage)
+    assert match, usage
+    registers, stack, _, local = map(int, match.groups())
     meta = kernel.metadata
     return Resources(meta.name, meta.num_warps, registers, stack + local, meta.shared)

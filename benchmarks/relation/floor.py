@@ -4,7 +4,7 @@ Method: every kernel is compiled for compute capability 8.0 and 9.0 from the cal
 spills and shared memory are read from the cubin. Bytes are counted from what the kernels read and write once per
 program; what programs of one head read again in a row is counted apart, because the L2 cache holds it. The floor reads
 q, k, v and gradients once and writes results once. Times are bytes over bandwidth and operations over peak, with the
-makers' figures below: they are floors, not measurements, and exclude the search for thresholds, which neither counts.
+makers' figures below: they are floors, not measurements, without the search for thresholds, which neither counts.
 The gate runs the kernels interpreted against the float64 reference, and the search on a million rows against a sort.
 
     python -m benchmarks.relation.floor [--json FILE] [--markdown FILE]
@@ -24,6 +24,7 @@ from torch import Tensor
 from benchmarks.harness import Bench, run
 from benchmarks.relation.cubin import Resources, compiled_for, resources
 from benchmarks.relation.shape import Shape
+from mrmfast.arithmetic import ceil_div
 from mrmfast.atomic import write_aside
 from mrmfast.ops.relation_masking import masked_count, operators
 from mrmfast.ops.relation_masking import triton as path
@@ -107,7 +108,7 @@ def work(shape: Shape, dtype: torch.dtype = torch.bfloat16) -> tuple[Work, Work]
     product = 2 * heads * shape.queries * shape.keys * shape.width
 
     def issued(tile_rows: int, tile_keys: int, products: int) -> float:
-        rows, keys = (-(-n // tile) * tile for n, tile in ((shape.queries, tile_rows), (shape.keys, tile_keys)))
+        rows, keys = (ceil_div(n, tile) * tile for n, tile in ((shape.queries, tile_rows), (shape.keys, tile_keys)))
         return products * 2 * heads * rows * keys * path.padded_to(shape.width)
 
     row_tiles = [
@@ -116,7 +117,7 @@ def work(shape: Shape, dtype: torch.dtype = torch.bfloat16) -> tuple[Work, Work]
     ]
     key_tiles = path.key_tiles(shape.queries, shape.width, dtype).constants
     programs = [path.row_blocks(heads, shape.queries, tile["ROWS"])[1] for tile in row_tiles]
-    key_programs = -(-shape.keys // key_tiles["KEYS"])
+    key_programs = ceil_div(shape.keys, key_tiles["KEYS"])
     forward = Work(
         floor=3 * row + 2 * key,
         design=3 * row + 2 * key + 2 * statistic,
@@ -153,12 +154,13 @@ def report(bench: Bench) -> str:
     rows[0] += [f"{name} ms, bytes / arithmetic" for name in CARDS]
     for name, shape in DEFAULTS.items():
         counted = work(shape)
-        for title, one in zip(("forward", "backward"), counted, strict=True):
+        for title, account in zip(("forward", "backward"), counted, strict=True):
             rows.append([f"{name}: {shape}", title])
-            rows[-1] += [f"{x / 1e6:.0f}" for x in (one.floor, one.design, one.again)]
-            rows[-1] += [f"{x / 1e9:.0f}" for x in (one.needed, one.issued)]
+            rows[-1] += [f"{x / 1e6:.0f}" for x in (account.floor, account.design, account.again)]
+            rows[-1] += [f"{x / 1e9:.0f}" for x in (account.needed, account.issued)]
             for card in CARDS.values():
-                rows[-1].append(f"{one.design / card.bandwidth * 1e3:.2f} / {one.issued / card.tensor * 1e3:.2f}")
+                milliseconds = account.design / card.bandwidth * 1e3, account.issued / card.tensor * 1e3
+                rows[-1].append(" / ".join(f"{value:.2f}" for value in milliseconds))
         forward, backward = counted
         # An account, not a bar: both sides are counted by hand, from the kernels' code and from the method's page.
         bench.figure(f"{name}: bytes moved / floor, forward", forward.design / forward.floor, "times")
@@ -169,14 +171,13 @@ def report(bench: Bench) -> str:
     rows = [["shape", "card", "kernel", "warps", "registers", "spilled bytes", "shared bytes", "blocks by registers"]]
     for name, shape in DEFAULTS.items():
         for card_name, card in CARDS.items():
-            found = compiled(shape, card.capability)
-            for kernel in found:
+            kernels = compiled(shape, card.capability)
+            for kernel in kernels:
                 numbers = (kernel.warps, kernel.registers, kernel.spilled, kernel.shared, kernel.blocks)
                 rows.append([name, card_name, kernel.name, *map(str, numbers)])
-            bench.bar(f"{name}, {card_name}: bytes spilled", max(one.spilled for one in found), "<=", 0)
-            bench.bar(
-                f"{name}, {card_name}: shared memory / limit", max(one.shared for one in found) / card.shared, "<=", 1
-            )
+            bench.bar(f"{name}, {card_name}: bytes spilled", max(kernel.spilled for kernel in kernels), "<=", 0)
+            shared = max(kernel.shared for kernel in kernels) / card.shared
+            bench.bar(f"{name}, {card_name}: shared memory / limit", shared, "<=", 1)
     text.append(table(rows))
     return "\n".join(text)
 

@@ -210,9 +210,9 @@ def measure(bf16: bool) -> dict[str, Any]:
             began = time.process_time()
             contenders[name].step()
             seconds[name].append(time.process_time() - began)
-    expected, found = (contenders[name].finish()[:STEPS_TO_COMPARE] for name in ("plain", ours))
+    expected, losses = (contenders[name].finish()[:STEPS_TO_COMPARE] for name in ("plain", ours))
     # Over ranks our line is the mean, a plain loop's loss is the rank's own: compared on one rank only.
-    apart = [abs(a - b) / abs(b) for a, b in zip(found, expected, strict=True)] if world.size == 1 else []
+    apart = [abs(a - b) / abs(b) for a, b in zip(losses, expected, strict=True)] if world.size == 1 else []
     tensors = len(list(contenders["plain"]._parameters))
     leave_world()
     return {

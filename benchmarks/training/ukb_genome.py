@@ -7,6 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from mrmfast.arithmetic import ceil_div
 from mrmfast.batch import GenomeSpec, ModalitySpec
 
 # Bases of GRCh38's autosomes in millions: SNPs and genes are shared out in this proportion, as no list is public.
@@ -39,9 +40,9 @@ def ukb_batch(samples: int, image_size: int) -> tuple[Tensor, tuple[Tensor, ...]
     generator = torch.Generator().manual_seed(0)
     shape = (samples, 3, image_size, image_size)
     image = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
-    snps = torch.randint(0, 256, (samples, -(-SNPS // 4)), generator=generator, dtype=torch.uint8)
+    snps = torch.randint(0, 256, (samples, ceil_div(SNPS, 4)), generator=generator, dtype=torch.uint8)
     scores = torch.randn(samples, SCORES, generator=generator)
     # A few genes of a person carry something: the packed bytes are mostly 0.
-    carried = torch.randint(0, 256, (samples, -(-GENES // 8)), generator=generator, dtype=torch.uint8)
+    carried = torch.randint(0, 256, (samples, ceil_div(GENES, 8)), generator=generator, dtype=torch.uint8)
     burden = carried * (torch.rand(carried.shape, generator=generator) < 0.02)
     return image, (snps, scores, burden), torch.ones(samples, 3, dtype=torch.bool)

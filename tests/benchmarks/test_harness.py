@@ -63,7 +63,7 @@ def test_a_command_may_say_more_than_a_pipe_holds():
     assert seconds < 20
 
 
-def test_the_median_leaves_out_the_first_call():
+def test_the_median_excludes_the_first_call():
     calls = []
     assert median(lambda: calls.append(1), 5) >= 0
     assert len(calls) == 6

@@ -22,11 +22,11 @@ TILES, SIZE = 104, 48
 def task(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiles")
     generator = np.random.default_rng(0)
-    pictures = [
+    images = [
         cv2.resize(generator.integers(0, 255, (9, 9, 3), dtype=np.uint8), (96, 96), interpolation=cv2.INTER_CUBIC)
         for _ in range(3)
     ]
-    dataset.write(folder / "tiles", pictures, TILES, SIZE, generator)
+    dataset.write(folder / "tiles", images, TILES, SIZE, generator)
     return Task(folder / "tiles", folder / "work", TILES, SIZE, SIZE, genetics=True)
 
 
@@ -34,7 +34,7 @@ def test_a_task_travels_by_command_line(task):
     assert parse(task.arguments()) == task
 
 
-def test_the_gate_passes_and_fails_where_pictures_differ(task, monkeypatch):
+def test_the_gate_passes_and_fails_where_images_differ(task, monkeypatch):
     bench = Bench("loader")
     gate.check(bench, task)
     assert len(bench.gates) == 4
@@ -43,19 +43,19 @@ def test_the_gate_passes_and_fails_where_pictures_differ(task, monkeypatch):
         return draw_matrices(piece, view, **settings) + np.float32([[0, 0, 3], [0, 0, 0]])
 
     monkeypatch.setattr(loaders, "draw_matrices", late)
-    with pytest.raises(GateError, match="pictures are Pillow's"):
+    with pytest.raises(GateError, match="images are Pillow's"):
         gate.check(bench, task)
 
 
 def test_a_loader_in_its_own_process_is_measured_and_held_to_the_task(task):
     process = Process("ours:Ours", task)
     try:
-        assert process.epoch()["pictures"] == TILES
+        assert process.epoch()["images"] == TILES
         assert process.memory > 50e6
         assert process.processes == 1
         bench = Bench("loader")
         gate.check_peer(bench, "ours", process, task, process.first["mean"])
-        with pytest.raises(GateError, match="gives 104 pictures"):
+        with pytest.raises(GateError, match="gives 104 images"):
             gate.check_peer(bench, "ours", process, task, process.first["mean"] + 0.5)
     finally:
         process.close()
@@ -80,10 +80,10 @@ class _Fake:
             raise RuntimeError("No module named ffcv")
         self.memory, self.threads, self.processes = 10**8, 3, 1
         self._seconds = 1 / 12 if name == "ours:Ours" else 1.0
-        self.first = {"pictures": task.tiles, "shape": [3, task.size, task.size], "dtype": task.pixels, "mean": 0.5}
+        self.first = {"images": task.tiles, "shape": [3, task.size, task.size], "dtype": task.pixels, "mean": 0.5}
 
     def epoch(self):
-        return {"pictures": TILES, "seconds": self._seconds}
+        return {"images": TILES, "seconds": self._seconds}
 
     def close(self):
         pass

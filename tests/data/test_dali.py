@@ -39,7 +39,7 @@ def test_the_graph_of_a_gpu_keeps_the_rules_of_dali(monkeypatch, stored, pixels)
     assert [name for name, _, _ in operators if name != "ExternalSource"] == names
     devices = {name: (device, inputs) for name, device, inputs in operators}
     assert devices["Image"] == ("mixed", ["cpu"])
-    assert devices["WarpAffine"] == ("gpu", ["gpu", "cpu"])  # pictures there, the named argument here
+    assert devices["WarpAffine"] == ("gpu", ["gpu", "cpu"])  # images on the GPU, the named argument on the CPU
     for device, inputs in devices.values():
         assert device != "cpu" or "gpu" not in inputs  # no operator of a CPU reads from a GPU
         assert device != "gpu" or inputs[0] == "gpu"
@@ -71,6 +71,6 @@ def test_backends_leave_exif_orientation_alone(orientation):
     turned = cv2.imdecode(jpegs[1], cv2.IMREAD_COLOR)
     assert np.array_equal(turned, cv2.imdecode(plain, cv2.IMREAD_COLOR)) == (orientation == 1)  # the tag is a tag
     for backend in ("cpu", "dali"):
-        pictures, bad = decode(backend, jpegs)
+        decoded, bad = decode(backend, jpegs)
         assert not bad.any()
-        assert np.array_equal(pictures[0], pictures[1]), backend
+        assert np.array_equal(decoded[0], decoded[1]), backend

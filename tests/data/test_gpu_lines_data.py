@@ -140,7 +140,7 @@ def exercise_gpu_graph(monkeypatch):
         assert decoded.mask.shape == (4, 1, SIDE, SIDE) and (decoded.mask == 7).all()
         patch.setattr(Pipeline, "run", broken)
         with pytest.raises(RuntimeError, match="broken"):
-            images.run()  # none of the pictures is at fault
+            images.run()  # none of the images is at fault
         images.close()
 
 

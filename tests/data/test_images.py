@@ -1,4 +1,4 @@
-"""The image backends keep one contract: same pictures, the same ones flagged, nothing left behind."""
+"""The image backends keep one contract: same images, the same ones flagged, nothing left behind."""
 
 import io
 import threading
@@ -20,7 +20,7 @@ from mrmfast.data.images.reference import warp_reference
 from mrmfast.data.images.warp import SPARE, warp
 from mrmfast.models.patch_embed import normalise
 from tests.helpers.common import real_data
-from tests.helpers.images import decode, encode, open_backend, picture, straight
+from tests.helpers.images import decode, encode, open_backend, smooth_image, straight
 
 BACKENDS = ("cpu", "dali")
 
@@ -48,7 +48,7 @@ def test_the_compiled_warp_equals_the_reference(shape):
 @pytest.mark.parametrize("linear", [[1, 0, 0, 1], [-1, 0, 0, 1]])
 def test_a_shift_alone_is_a_warp_too(linear):
     image = np.empty(64 * 64 * 3 + SPARE, np.uint8)[: 64 * 64 * 3].reshape(64, 64, 3)
-    image[:] = picture(2)
+    image[:] = smooth_image(2)
     across = 0 if linear[0] > 0 else 64
     for shift in ((0, 0), (5, 0), (0, -7), (2.5, 3.25)):
         matrix = np.float32([[*linear[:2], across + shift[0]], [*linear[2:], shift[1]]])
@@ -59,7 +59,7 @@ def test_a_shift_alone_is_a_warp_too(linear):
 
 
 def test_without_a_compiler_opencv_warps(monkeypatch):
-    image = np.ascontiguousarray(picture(1))
+    image = np.ascontiguousarray(smooth_image(1))
     matrix = warp_matrices(np.array([11.0]), np.array([True]), 64)[0]
     expected = warp_reference(image, matrix, 64).astype(int)
     monkeypatch.setattr(compiled, "library", lambda: None)
@@ -73,7 +73,7 @@ def test_without_a_compiler_opencv_warps(monkeypatch):
     assert np.array_equal(out, image[:, ::-1])
 
 
-def test_the_warp_stays_inside_its_picture():
+def test_the_warp_stays_inside_its_image():
     """A row's fast pixels write a byte too many: never beyond the output."""
     image = np.empty(64 * 64 * 3 + SPARE, np.uint8)[: 64 * 64 * 3].reshape(64, 64, 3)
     image[:] = 200
@@ -88,7 +88,7 @@ def test_the_warp_stays_inside_its_picture():
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_floats_are_the_bytes_normalised(backend):
-    jpegs = [encode(picture(n)) for n in range(9)] + [np.empty(0, np.uint8)]
+    jpegs = [encode(smooth_image(n)) for n in range(9)] + [np.empty(0, np.uint8)]
     matrices = warp_matrices(np.linspace(-20, 20, 10), np.arange(10) % 2 == 1, 64)
     pixels, bad = decode(backend, jpegs, matrices=matrices)
     floats, also_bad = decode(backend, jpegs, matrices=matrices, pixels="float32")
@@ -129,7 +129,7 @@ def test_a_plain_view_of_a_view_holds_the_memory():
 
 @pytest.mark.parametrize("pixels", ["uint8", "float32"])
 def test_a_batch_that_is_held_keeps_its_pixels(pixels):
-    jpegs = [encode(picture(n)) for n in range(8)]
+    jpegs = [encode(smooth_image(n)) for n in range(8)]
     shades = iter(range(100))
 
     def source():
@@ -158,35 +158,35 @@ def test_backends_agree_on_real_photographs(stored, size):
             tile = image[top : top + side, left : left + side]
             jpegs.append(encode(cv2.resize(tile, (stored, stored), interpolation=cv2.INTER_AREA)))
     matrices = warp_matrices(generator.uniform(-20, 20, 100), generator.random(100) < 0.5, size)
-    pictures = [decode(backend, jpegs, size=size, stored=stored, matrices=matrices)[0] for backend in BACKENDS]
-    difference = np.abs(pictures[0].astype(int) - pictures[1]).mean(axis=(1, 2, 3))
-    print(f"{stored} to {size}: mean {difference.mean():.2f}, worst picture {difference.max():.2f} of 255")
+    decoded = [decode(backend, jpegs, size=size, stored=stored, matrices=matrices)[0] for backend in BACKENDS]
+    difference = np.abs(decoded[0].astype(int) - decoded[1]).mean(axis=(1, 2, 3))
+    print(f"{stored} to {size}: mean {difference.mean():.2f}, worst image {difference.max():.2f} of 255")
     assert len(jpegs) == 100
     assert difference.mean() <= 2
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_what_cannot_be_read_is_flagged_and_black(backend):
-    good = encode(picture(0))
+    good = encode(smooth_image(0))
     garbage = good.copy()
     garbage[2:-2] = 0x55
-    jpegs = [good, good[:-20], np.empty(0, np.uint8), garbage, encode(picture(3), ".png"), good]
-    pictures, bad = decode(backend, jpegs)
+    jpegs = [good, good[:-20], np.empty(0, np.uint8), garbage, encode(smooth_image(3), ".png"), good]
+    decoded, bad = decode(backend, jpegs)
     assert bad.tolist() == [False, True, True, True, True, False]
-    assert (pictures[bad] == 0).all()
-    assert np.array_equal(pictures[0], pictures[5])
-    assert pictures[0].any()
+    assert (decoded[bad] == 0).all()
+    assert np.array_equal(decoded[0], decoded[5])
+    assert decoded[0].any()
 
 
 def test_damage_inside_the_stream_is_flagged():
     """libjpeg fills up with grey and only warns: the CPU path takes that for damage."""
-    cut = encode(picture(0))
+    cut = encode(smooth_image(0))
     cut = np.concatenate([cut[: len(cut) // 2], np.array([0xFF, 0xD9], np.uint8)])
     assert decode("cpu", [cut])[1].tolist() == [True]
 
 
-def test_a_picture_larger_than_memory_is_flagged():
-    bomb = encode(picture(0)).copy()
+def test_an_image_larger_than_memory_is_flagged():
+    bomb = encode(smooth_image(0)).copy()
     at = bytes(bomb).index(b"\xff\xc0") + 5
     bomb[at : at + 4] = 0xFF  # 65,535 x 65,535 pixels
     assert decode("cpu", [bomb])[1].tolist() == [True]
@@ -194,17 +194,17 @@ def test_a_picture_larger_than_memory_is_flagged():
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_kinds_of_jpeg(backend):
-    image = picture(0)
+    image = smooth_image(0)
     grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
     jpegs = [encode(grey), encode(image, ".jpg", cv2.IMWRITE_JPEG_PROGRESSIVE, 1), encode(image)]
-    pictures, bad = decode(backend, jpegs)
+    decoded, bad = decode(backend, jpegs)
     assert not bad.any()
-    assert np.abs(pictures[0].astype(int) - grey[..., None]).mean() <= 2
-    assert np.abs(pictures[1].astype(int) - pictures[2]).mean() <= 1
+    assert np.abs(decoded[0].astype(int) - grey[..., None]).mean() <= 2
+    assert np.abs(decoded[1].astype(int) - decoded[2]).mean() <= 1
 
 
 def test_the_number_of_threads_changes_nothing():
-    jpegs = [encode(picture(n)) for n in range(40)]
+    jpegs = [encode(smooth_image(n)) for n in range(40)]
     matrices = warp_matrices(np.linspace(-20, 20, 40), np.arange(40) % 2 == 1, 64)
     one, three = (decode("cpu", jpegs, matrices=matrices, threads=threads)[0] for threads in (1, 3))
     assert np.array_equal(one, three)
@@ -212,7 +212,7 @@ def test_the_number_of_threads_changes_nothing():
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_an_error_of_the_source_comes_after_the_batches_before_it(backend):
-    jpeg, calls = encode(picture(0)), []
+    jpeg, calls = encode(smooth_image(0)), []
 
     def source():
         calls.append(1)
@@ -231,7 +231,7 @@ def test_an_error_of_the_source_comes_after_the_batches_before_it(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_closing_in_the_middle_leaves_nothing(backend):
-    jpegs = [encode(picture(n)) for n in range(16)]
+    jpegs = [encode(smooth_image(n)) for n in range(16)]
 
     def once():
         images = open_backend(backend, lambda: DecodeRequest(jpegs, (straight(16, 64),)), batch=16, depth=3)
@@ -250,9 +250,9 @@ def test_closing_in_the_middle_leaves_nothing(backend):
 
 
 @pytest.mark.parametrize("pixels", ["uint8", "float32"])
-def test_pictures_of_a_group_do_not_touch_each_other(pixels):
+def test_images_of_a_group_do_not_touch_each_other(pixels):
     """Unreadable ones among readable ones, in groups and chunks of every length: each is what it is alone."""
-    jpegs = [encode(picture(n)) for n in range(19)]
+    jpegs = [encode(smooth_image(n)) for n in range(19)]
     jpegs[1] = jpegs[6] = jpegs[7] = np.zeros(9, np.uint8)
     matrices = warp_matrices(np.linspace(-20, 20, 19), np.arange(19) % 2 == 1, 64)
     together, bad = decode("cpu", jpegs, matrices=matrices, pixels=pixels)
@@ -263,14 +263,14 @@ def test_pictures_of_a_group_do_not_touch_each_other(pixels):
 
 
 @pytest.mark.parametrize("stored", [64, 150])
-def test_a_picture_larger_than_the_dataset_says_is_decoded_all_the_same(stored):
+def test_an_image_larger_than_the_dataset_says_is_decoded_all_the_same(stored):
     """It does not fit the memory that a thread keeps, and neither does its neighbour take its place."""
-    small, large = encode(picture(1)), encode(picture(2, size=100))
+    small, large = encode(smooth_image(1)), encode(smooth_image(2, size=100))
     matrices = warp_matrices(np.full(4, 9.0), np.zeros(4, bool), 64)
     got, bad = decode("cpu", [small, large, large, small], stored=stored, matrices=matrices)
     assert not bad.any()
     assert np.array_equal(got[0], got[3]) and np.array_equal(got[1], got[2])
-    expected = cv2.resize(picture(2, size=100)[..., ::-1], (64, 64), interpolation=cv2.INTER_AREA)
+    expected = cv2.resize(smooth_image(2, size=100)[..., ::-1], (64, 64), interpolation=cv2.INTER_AREA)
     spare = np.empty(64 * 64 * 3 + SPARE, np.uint8)[: 64 * 64 * 3].reshape(64, 64, 3)
     spare[:] = expected
     assert np.abs(got[1].astype(int) - warp_reference(spare, matrices[1], 64)).mean() <= 3
@@ -280,27 +280,27 @@ def test_cmyk_is_decoded_by_the_cpu():
     """Simplejpeg converts it into memory of its own, which has no bytes to spare after it."""
     from PIL import Image
 
-    image = Image.fromarray(picture(3)[..., ::-1]).convert("CMYK")
+    image = Image.fromarray(smooth_image(3)[..., ::-1]).convert("CMYK")
     file = io.BytesIO()
     image.save(file, "JPEG", quality=95)
-    got, bad = decode("cpu", [np.frombuffer(file.getvalue(), np.uint8), encode(picture(3))])
+    got, bad = decode("cpu", [np.frombuffer(file.getvalue(), np.uint8), encode(smooth_image(3))])
     assert not bad.any()
-    assert got[0].std() > 10 and np.array_equal(got[1], decode("cpu", [encode(picture(3))])[0][0])
+    assert got[0].std() > 10 and np.array_equal(got[1], decode("cpu", [encode(smooth_image(3))])[0][0])
 
 
 def test_an_error_of_a_decoding_thread_reaches_the_caller(monkeypatch):
     monkeypatch.setattr(DecodeMemory, "decode", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        decode("cpu", [encode(picture(0))])
+        decode("cpu", [encode(smooth_image(0))])
 
 
 @pytest.mark.parametrize("size", [64, 32])
-def test_sound_pictures_stay_where_they_are_decoded(size):
+def test_sound_images_stay_where_they_are_decoded(size):
     """No copy, no memory of their own: that costs more than all the Python around it."""
     memory = DecodeMemory(3, 64, (size,))
     for turn in range(3):
         for number in range(3):
-            assert memory.decode(encode(picture(number)), 3 * turn + number, (size,))
+            assert memory.decode(encode(smooth_image(number)), 3 * turn + number, (size,))
         assert memory._reduced == [[None] * 3] and memory._large == [None] * 3
         assert list(memory.items[0]) == [
             value for n in range(3) for value in (3 * turn + n, memory._slots[n].address, size)
@@ -311,12 +311,12 @@ def test_sound_pictures_stay_where_they_are_decoded(size):
         memory.clear()
 
 
-def test_a_picture_is_decoded_without_a_look_at_its_header(monkeypatch):
-    """Each call of simplejpeg's takes the interpreter lock: a sound picture needs one."""
+def test_an_image_is_decoded_without_a_look_at_its_header(monkeypatch):
+    """Each call of simplejpeg's takes the interpreter lock: a sound image needs one."""
     calls = []
     header = simplejpeg.decode_jpeg_header
     monkeypatch.setattr(simplejpeg, "decode_jpeg_header", lambda jpeg: calls.append(1) or header(jpeg))
-    jpegs = [encode(picture(n)) for n in range(8)]
+    jpegs = [encode(smooth_image(n)) for n in range(8)]
     assert not decode("cpu", jpegs)[1].any()
     assert not decode("cpu", jpegs, size=32)[1].any()
     assert not calls

@@ -18,7 +18,7 @@ from mrmfast.errors import UserError
 from mrmfast.formats.image_shards import Sample, finalise_images, write_shard
 from mrmfast.formats.manifest import SplitRule, claim_splits, read_manifest
 from mrmfast.formats.sample_table import read_sample_table
-from tests.helpers.images import encode, picture
+from tests.helpers.images import encode, smooth_image
 
 CPU = torch.device("cpu")
 BACKENDS = ("cpu", "dali")
@@ -138,7 +138,7 @@ def test_settings_that_contradict_each_other(dataset, tmp_path, labels, line):
 
 @pytest.fixture(scope="module")
 def masked(tmp_path_factory):
-    """24 pictures of 48 pixels; disc and cup (two channels of a PNG of three) of all, lesions of most."""
+    """24 images of 48 pixels; disc and cup (two channels of a PNG of three) of all, lesions of most."""
     path = tmp_path_factory.mktemp("masked")
     claim_splits(path, SplitRule(0, 0.0))
     samples = []
@@ -147,7 +147,7 @@ def masked(tmp_path_factory):
         vessels = generator.integers(0, 2, (48, 48, 3), dtype=np.uint8)
         lesions = {"lesions": encode(generator.integers(0, 2, (48, 48), dtype=np.uint8), ".png").tobytes()}
         masks = {"mask": encode(vessels, ".png").tobytes(), **(lesions if number % 4 else {})}
-        jpeg = encode(picture(number, 48)).tobytes()
+        jpeg = encode(smooth_image(number, 48)).tobytes()
         samples.append(Sample(f"{number:09d}", jpeg, str(100 + number // 2), {}, masks))
     parts = [write_shard(path, shard, samples[7 * shard : 7 * shard + 7]) for shard in range(4)]
     finalise_images(path, parts, image_size=48, schema={"jpg": "RGB"}, statistics={})
@@ -233,13 +233,13 @@ def test_a_damaged_mask_sets_its_sample_aside(masked, tmp_path, backend):
 
 def test_masks_that_cannot_be_written(tmp_path):
     def write(masks):
-        jpeg = encode(picture(0)).tobytes()
+        jpeg = encode(smooth_image(0)).tobytes()
         parts = [write_shard(tmp_path, 0, [Sample(f"{n}", jpeg, "p", {}, mask) for n, mask in enumerate(masks)])]
         finalise_images(tmp_path, parts, image_size=64, schema={}, statistics={})
 
-    grey, colours = encode(picture(0)[..., 0], ".png").tobytes(), encode(picture(0), ".png").tobytes()
-    deep = encode(picture(0)[..., 0].astype(np.uint16), ".png").tobytes()
-    for bad in (b"", grey[:-4], encode(picture(0)).tobytes(), deep):
+    grey, colours = encode(smooth_image(0)[..., 0], ".png").tobytes(), encode(smooth_image(0), ".png").tobytes()
+    deep = encode(smooth_image(0)[..., 0].astype(np.uint16), ".png").tobytes()
+    for bad in (b"", grey[:-4], encode(smooth_image(0)).tobytes(), deep):
         with pytest.raises(UserError, match=r"sample 0: mask 'disc' is not a whole PNG of 8 bits a channel"):
             write([{"disc": bad}])
     with pytest.raises(UserError, match=r"sample 1: mask 'disc' has 3 channels, those before it 1"):

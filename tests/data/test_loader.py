@@ -35,7 +35,7 @@ def config_for(dataset, **settings):
     return DataConfig(path=str(dataset), image_size=32, threads=1, **settings)
 
 
-def stored_picture(dataset, table, row):
+def stored_image(dataset, table, row):
     from mrmfast.formats.manifest import read_manifest
 
     shard = (dataset / read_manifest(dataset).shards[table.shard[row]].path).read_bytes()
@@ -43,7 +43,7 @@ def stored_picture(dataset, table, row):
     return cv2.imdecode(raw, cv2.IMREAD_COLOR)[:, :, ::-1]
 
 
-def test_pictures_and_genetics_belong_to_the_keys(dataset):
+def test_images_and_genetics_belong_to_the_keys(dataset):
     config = config_for(dataset, rotation=0.0, flip=0.0)
     loader = make(config)
     table = read_sample_table(str(dataset))
@@ -52,15 +52,15 @@ def test_pictures_and_genetics_belong_to_the_keys(dataset):
     for batch in itertools.islice(loader.batches(0), 4):
         for place, key in enumerate(batch.keys):
             row = row_of_key[key]
-            picture = batch.views[0][place].permute(1, 2, 0).numpy().astype(int)
-            assert np.abs(picture - stored_picture(dataset, table, row)).max() <= 3  # two decoders' rounding
+            image = batch.views[0][place].permute(1, 2, 0).numpy().astype(int)
+            assert np.abs(image - stored_image(dataset, table, row)).max() <= 3  # two decoders' rounding
             for part, modality in zip(batch.packed, store.modalities, strict=True):
                 (there,) = np.flatnonzero(modality.participants == table.participant[row])
                 assert np.array_equal(part[place].numpy(), modality.rows[there])
         assert batch.present.all()
 
 
-def test_an_epoch_holds_every_picture_once_and_ranks_share_batches(dataset):
+def test_an_epoch_holds_every_image_once_and_ranks_share_batches(dataset):
     config = config_for(dataset)
     whole = [b.keys for b in itertools.islice(make(config).batches(0), 4)]
     assert sorted(key for keys in whole for key in keys) == sorted(read_sample_table(str(dataset)).key.tolist())
@@ -84,11 +84,11 @@ def test_resumed_batches_are_bit_identical(dataset):
 
 
 def test_epochs_and_seeds_augment_differently(dataset):
-    def pictures(seed, epoch):
+    def images(seed, epoch):
         batches = itertools.islice(make(config_for(dataset), seed=seed).batches(24 * epoch), 4)
         return {k: b.views[0][i] for b in batches for i, k in enumerate(b.keys)}
 
-    first, second, other = pictures(0, 0), pictures(0, 1), pictures(1, 0)
+    first, second, other = images(0, 0), images(0, 1), images(1, 0)
     assert sum(torch.equal(first[k], second[k]) for k in first) == 0
     assert sum(torch.equal(first[k], other[k]) for k in first) == 0
 
@@ -97,12 +97,12 @@ def test_epochs_and_seeds_augment_differently(dataset):
 @pytest.mark.parametrize(("angle", "flip"), [(0, False), (0, True), (17, False), (-20, True)])
 def test_the_warp_equals_opencvs(angle, flip, backend):
     generator = np.random.default_rng(0)
-    picture = cv2.resize(generator.integers(0, 255, (6, 6, 3), dtype=np.uint8), (64, 64), interpolation=cv2.INTER_CUBIC)
-    jpeg = np.frombuffer(cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 98])[1], np.uint8)
+    image = cv2.resize(generator.integers(0, 255, (6, 6, 3), dtype=np.uint8), (64, 64), interpolation=cv2.INTER_CUBIC)
+    jpeg = np.frombuffer(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 98])[1], np.uint8)
     matrices = warp_matrices(np.array([angle]), np.array([flip]), 64)
-    pictures, bad = decode(backend, [jpeg], matrices=matrices, threads=1)
+    decoded, bad = decode(backend, [jpeg], matrices=matrices, threads=1)
     assert not bad.any()
-    ours = pictures[0].astype(int)
+    ours = decoded[0].astype(int)
     # The same thing said in OpenCV's words: rotate about the middle, then mirror.
     turned = cv2.warpAffine(
         cv2.imdecode(jpeg, cv2.IMREAD_COLOR)[:, :, ::-1], cv2.getRotationMatrix2D((31.5, 31.5), angle, 1.0), (64, 64)
@@ -123,9 +123,7 @@ def test_preview_is_unaugmented_and_fixed(dataset):
     assert torch.equal(first.views[0], again.views[0])
     table = read_sample_table(str(dataset))
     row = table.key.tolist().index(first.keys[0])
-    assert (
-        np.abs(first.views[0][0].permute(1, 2, 0).numpy().astype(int) - stored_picture(dataset, table, row)).max() <= 3
-    )
+    assert np.abs(first.views[0][0].permute(1, 2, 0).numpy().astype(int) - stored_image(dataset, table, row)).max() <= 3
 
 
 def test_images_only(dataset):
@@ -175,7 +173,7 @@ def test_errors_of_missing_datasets(tmp_path):
 
 
 def damage(path, *rows, kind="garbage"):
-    """Spoil pictures of a dataset in place."""
+    """Damage images of a dataset in place."""
     table = read_sample_table(str(path))
     for row in rows:
         shard = path / f"images/shard-{table.shard[row]:06d}.tar"
@@ -211,7 +209,7 @@ def test_unreadable_images_are_skipped_and_the_stream_fills_their_places(tmp_pat
     for epoch in range(4):  # every other image once an epoch
         keys = [k for b in batches for k, of in zip(b.keys, b.epochs, strict=True) if of == epoch]
         assert sorted(keys) == sorted(set(read_sample_table(str(path)).key.tolist()) - lost)
-    # The order is the sound dataset's without them, wherever a run goes on.
+    # The order is the undamaged dataset's without the skipped images, wherever a run resumes.
     again = make(config, batch=5, micro=5)
     for before, after in zip(batches[7:], itertools.islice(again.batches(batches[6].end), 6), strict=False):
         assert before.keys == after.keys

@@ -128,7 +128,7 @@ def test_a_shard_that_goes_missing_is_named(tmp_path, backend, nothing_left):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_more_ranks_than_samples_or_shards_end_together(tmp_path, backend):
     """Uneven ends are where others hang: every rank must see the same number of steps, however few samples it gets."""
-    path = write_dataset(tmp_path, participants=5, per_shard=9)  # 10 pictures in 2 shards
+    path = write_dataset(tmp_path, participants=5, per_shard=9)  # 10 images in 2 shards
     config = config_for(path, backend, shuffle_window=1)
     shares = [[batch.keys for batch in make(config, 4, rank, 4).batches(0, 10)] for rank in range(4)]
     assert sorted(key for share in shares for keys in share for key in keys) == [f"{n:09d}" for n in range(10)]
@@ -183,7 +183,7 @@ def test_epochs_hold_no_more_than_the_first(dataset, backend, way):
 
 
 def test_epochs_that_evict_and_fetch_again_are_flat_too(tmp_path, upload):
-    # 80 shards of one picture, so that there are more than lanes.
+    # 80 shards of one image, so that there are more than lanes.
     path = write_dataset(tmp_path / "ds", participants=40, per_shard=1)
     room = 76 * max(file.stat().st_size for file in path.rglob("*.tar"))
     config = config_for(upload(path, "robust"), "cpu", shuffle_window=1, cache=str(tmp_path / "cache"))

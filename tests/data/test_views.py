@@ -25,12 +25,12 @@ from mrmfast.errors import UserError
 from mrmfast.meters import Meters
 from mrmfast.models.patch_embed import normalise
 from tests.helpers.common import write_dataset
-from tests.helpers.images import decode_batch, encode, open_backend, picture, spec_for, straight
+from tests.helpers.images import decode_batch, encode, open_backend, smooth_image, spec_for, straight
 from tests.helpers.without_gpu import python_half_of_build
 
 BACKENDS = ("cpu", "dali")
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
-# A large crop, a small one, the whole picture turned, and one that is as it is.
+# A large crop, a small one, the whole image turned, and one that is as it is.
 VIEWS = (
     ViewSpec(32, crop=(0.3, 1.0), rotation=20.0, flip=0.5),
     ViewSpec(20, crop=(0.05, 0.3), flip=0.5),
@@ -62,9 +62,9 @@ def random_mask(seed, side=64, channels=3):
 @pytest.mark.parametrize("stored", [64, 160])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_views_of_one_decode_equal_the_reference(backend, stored):
-    """A view is within 2/255 on average, a picture within 3/255: decoders scale and average differently."""
+    """A view is within 2/255 on average, an image within 3/255: decoders scale and average differently."""
     count = 24
-    jpegs = [encode(picture(n, stored)) for n in range(count)]
+    jpegs = [encode(smooth_image(n, stored)) for n in range(count)]
     matrices = drawn(VIEWS, count)
     decoded = decode_batch(backend, DecodeRequest(jpegs, matrices), views=VIEWS, stored=stored)
     sizes = [view.size for view in VIEWS]
@@ -84,7 +84,7 @@ def test_views_of_one_decode_equal_the_reference(backend, stored):
 def test_a_view_does_not_depend_on_the_others(backend):
     """Where the decode scale is the same, a view's bytes are those it has alone."""
     views = (ViewSpec(64, crop=(0.3, 1.0), flip=0.5), ViewSpec(80, rotation=20.0), ViewSpec(60, crop=(0.05, 0.3)))
-    jpegs, matrices = [encode(picture(n)) for n in range(8)], drawn(views, 8)
+    jpegs, matrices = [encode(smooth_image(n)) for n in range(8)], drawn(views, 8)
     together = decode_batch(backend, DecodeRequest(jpegs, matrices), views=views)
     for number, view in enumerate(views):  # each needs all of the 64 pixels
         alone = decode_batch(backend, DecodeRequest(jpegs, (matrices[number],)), views=(view,))
@@ -92,7 +92,7 @@ def test_a_view_does_not_depend_on_the_others(backend):
 
 
 def test_a_small_crop_keeps_its_resolution():
-    """Fine stripes survive in a crop; a decode at the scale of the whole picture would make them grey."""
+    """Fine stripes survive in a crop; a decode at the scale of the whole image would make them grey."""
     stored, size = 256, 32
     stripes = np.zeros((stored, stored, 3), np.uint8)
     stripes[:, ::8] = stripes[:, 1::8] = stripes[:, 2::8] = stripes[:, 3::8] = 255
@@ -109,7 +109,7 @@ def test_a_small_crop_keeps_its_resolution():
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_floats_of_all_views_are_the_bytes_normalised(backend):
-    jpegs = [encode(picture(n)) for n in range(5)] + [np.empty(0, np.uint8)]
+    jpegs = [encode(smooth_image(n)) for n in range(5)] + [np.empty(0, np.uint8)]
     request = DecodeRequest(jpegs, drawn(VIEWS, 6))
     bytes_, floats = (decode_batch(backend, request, views=VIEWS, pixels=kind) for kind in ("uint8", "float32"))
     for pixels, normal in zip(bytes_.views, floats.views, strict=True):
@@ -119,7 +119,7 @@ def test_floats_of_all_views_are_the_bytes_normalised(backend):
 
 
 def test_without_a_compiler_views_and_masks_are_the_same(monkeypatch):
-    jpegs, masks = [encode(picture(n)) for n in range(9)], [png(random_mask(n)) for n in range(9)]
+    jpegs, masks = [encode(smooth_image(n)) for n in range(9)], [png(random_mask(n)) for n in range(9)]
     request = DecodeRequest(jpegs, drawn(VIEWS, 9), (masks,))
     compiled = decode_batch("cpu", request, views=VIEWS, masks=(3,))
     for module in (cpu, warp):
@@ -162,7 +162,7 @@ def test_the_mask_warp_equals_numpys_exactly(side, channels):
 def test_masks_go_with_view_0(backend):
     """The CPU path gives the reference's bytes; DALI rounds coordinates to float32, so edges may differ by a pixel."""
     count = 12
-    jpegs, matrices = [encode(picture(n)) for n in range(count)], drawn(VIEWS, count)
+    jpegs, matrices = [encode(smooth_image(n)) for n in range(count)], drawn(VIEWS, count)
     vessels = [png(random_mask(n)) for n in range(count)]
     disc = [None if n % 3 == 1 else png(random_mask(100 + n, side=50 + n, channels=1)[..., 0]) for n in range(count)]
     request = DecodeRequest(jpegs, matrices, (disc, vessels))
@@ -177,8 +177,8 @@ def test_masks_go_with_view_0(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_mask_lies_on_its_picture(backend):
-    """A bright square in the picture and its mask stay on each other through crop, rotation and flip."""
+def test_a_mask_lies_on_its_image(backend):
+    """A bright square in the image and its mask stay on each other through crop, rotation and flip."""
     image, mask = np.zeros((64, 64, 3), np.uint8), np.zeros((64, 64), np.uint8)
     image[20:40, 28:52], mask[20:40, 28:52] = 255, 1
     views = (ViewSpec(48, crop=(0.5, 1.0), rotation=30.0, flip=0.5),)
@@ -193,7 +193,7 @@ def test_a_mask_lies_on_its_picture(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_masks_that_cannot_be_read_are_flagged(backend):
-    good, jpeg = png(random_mask(0)), encode(picture(0))
+    good, jpeg = png(random_mask(0)), encode(smooth_image(0))
     garbage = good.copy()
     garbage[45:-20] = 0x55
     palette = good.copy()
@@ -257,7 +257,7 @@ def test_crops_are_drawn_as_torchvision_draws_them():
             assert abs(np.quantile(ours, share) - np.quantile(other, share)) < 0.02
 
 
-def test_a_crop_that_never_fits_is_the_whole_picture():
+def test_a_crop_that_never_fits_is_the_whole_image():
     box = draw_crops(slice_of(2000), (0.98, 1.0), seed=0, stream=0)
     whole = (box == [0, 0, 1, 1]).all(1)
     assert 0 < whole.mean() < 1
@@ -301,7 +301,7 @@ def loader_for(path, *, views=ONE, batch=6, micro=6, rank=0, world=1, seed=3, **
     )  # fmt: skip
 
 
-# SHA-256 of the pictures, keys, epochs and positions of two epochs, by the code before there were views.
+# SHA-256 of the images, keys, epochs and positions of two epochs, by the code before there were views.
 GOLDEN = {
     (32, "cpu", "uint8"): "9ff67352a3c0bfff517edf888e91af1014a23da17deab78b2767143f2444b9dd",
     (32, "cpu", "float32"): "c582fb81fe8964ddbc537f65ab46eef665968f0a0204f04509e3ddbcc128184a",
@@ -373,7 +373,7 @@ def test_a_large_photograph_is_reduced_once_per_view(tmp_path):
     from mrmfast.data.images.decode_memory import DecodeMemory
 
     memory = DecodeMemory(2, 512, (224, 224))
-    assert memory.decode(encode(picture(0, 512)), 5, (224, 448))
+    assert memory.decode(encode(smooth_image(0, 512)), 5, (224, 448))
     numbers_and_sides = [(items[0], items[2]) for items in memory.items]
     assert numbers_and_sides == [(5, 224), (5, 448)]
     assert memory.items[0][1] != memory.items[1][1]

@@ -240,8 +240,8 @@ def stock_tars(tmp_path):
     generator = np.random.default_rng(0)
     with webdataset.ShardWriter(f"{tmp_path}/stock-%04d.tar", maxcount=4, verbose=0) as sink:
         for number in range(10):
-            picture = cv2.resize(generator.integers(0, 255, (4, 4, 3), dtype=np.uint8), (48, 48))
-            jpeg = cv2.imencode(".jpg", picture)[1].tobytes()
+            image = cv2.resize(generator.integers(0, 255, (4, 4, 3), dtype=np.uint8), (48, 48))
+            jpeg = cv2.imencode(".jpg", image)[1].tobytes()
             metadata = {"participant": f"p{number // 2}", "eye": number % 2}
             sink.write({"__key__": f"p{number // 2}_{number % 2}", "jpg": jpeg, "json": metadata, "cls": number})
     return tmp_path

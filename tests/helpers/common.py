@@ -48,14 +48,14 @@ def real_data(part: str) -> Path:
 
 
 def write_dataset(path: Path, *, participants=12, per_shard=7, size=32, genetics=True, ids=None, test_fraction=0.0):
-    """Write a small dataset through the real writers; two pictures a participant."""
+    """Write a small dataset through the real writers; two images a participant."""
     generator = np.random.default_rng(5)
     claim_splits(path, SplitRule(0, test_fraction))
     ids = ids or [str(1000000 + 7 * i) for i in range(participants)]
     samples = []
     for number in range(2 * len(ids)):
-        picture = cv2.resize(generator.integers(0, 255, (4, 4, 3), dtype=np.uint8), (size, size))
-        jpeg = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
+        image = cv2.resize(generator.integers(0, 255, (4, 4, 3), dtype=np.uint8), (size, size))
+        jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
         samples.append(Sample(f"{number:09d}", jpeg, ids[number // 2], {"eye": ("left", "right")[number % 2]}))
     parts = [
         write_shard(path, shard, samples[start : start + per_shard])

@@ -25,7 +25,7 @@ def preprocess(*arguments: object) -> None:
 
 
 def complaint(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """Run a command that must fail for a reason the user can mend; return its one line."""
+    """Run a command that must fail for a reason the user can fix; return its one line."""
     capsys.readouterr()
     assert main([str(argument) for argument in arguments]) == 2
     text = capsys.readouterr().err

@@ -1,6 +1,6 @@
 """Run the GPU paths of the operators interpreted and list the lines of ``ops/*/triton*.py`` that were not executed.
 
-TRITON_INTERPRET=1 python tests/helpers/gpu_lines.py [name of a case to leave out]
+TRITON_INTERPRET=1 python tests/helpers/gpu_lines.py [name of a case to skip]
 """
 
 import json
@@ -21,9 +21,9 @@ def cases():
     from mrmfast.ops.genome_unpack import triton as unpacking
     from mrmfast.ops.relation_masking import stacked_relation_attention
     from mrmfast.ops.relation_masking.triton import key_tiles, row_tiles
-    from tests.helpers.triton_interpreter import mend
+    from tests.helpers.triton_interpreter import correct_bfloat16
 
-    mend()
+    correct_bfloat16()
 
     def relate(form, queries=17, keys=17, dtype=torch.float32):
         shapes = [(2, 1, n, 16) for n in (queries, keys, keys)]

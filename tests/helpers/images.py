@@ -12,8 +12,8 @@ from mrmfast.meters import Meters
 CPU = torch.device("cpu")
 
 
-def picture(seed, size=64, channels=3):
-    """A smooth picture in colours."""
+def smooth_image(seed, size=64, channels=3):
+    """A random smooth image, uint8, shape (size, size, channels)."""
     small = np.random.default_rng(seed).integers(0, 255, (6, 6, channels), dtype=np.uint8)
     return cv2.resize(small, (size, size), interpolation=cv2.INTER_CUBIC)
 
@@ -49,7 +49,7 @@ def decode_batch(backend, request, **settings):
 
 
 def decode(backend, jpegs, *, size=64, matrices=None, **settings):
-    """One plain view of one batch, channels last, and which pictures cannot be decoded."""
+    """One plain view of one batch, channels last, and which images cannot be decoded."""
     matrices = straight(len(jpegs), size) if matrices is None else matrices
     decoded = decode_batch(backend, DecodeRequest(jpegs, (matrices,)), size=size, **settings)
     return decoded.views[0].permute(0, 2, 3, 1).numpy(), decoded.bad

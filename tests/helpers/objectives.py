@@ -28,13 +28,13 @@ _DECODERS = {"image_decoder": ImageDecoderConfig(32, 1, 2), "genome_decoder": Ge
 def batch(size=6, image=IMAGE):
     """Images, packed genetics, who has which."""
     generator = torch.Generator().manual_seed(0)
-    picture = torch.randint(0, 256, (size, 3, image, image), generator=generator, dtype=torch.uint8)
+    pixels = torch.randint(0, 256, (size, 3, image, image), generator=generator, dtype=torch.uint8)
     packed = (
         torch.randint(0, 256, (size, 3), generator=generator, dtype=torch.uint8),
         torch.randn(size, 4, generator=generator),
         torch.randint(0, 256, (size, 1), generator=generator, dtype=torch.uint8),
     )
-    return picture, packed, torch.ones(size, 3, dtype=torch.bool)
+    return pixels, packed, torch.ones(size, 3, dtype=torch.bool)
 
 
 def as_batch(image_BCHW, packed, present):

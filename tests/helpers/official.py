@@ -34,7 +34,7 @@ def positive(k, phase, shape):
 
 
 def image(k, phase, shape):
-    """A picture with structure."""
+    """An image with structure."""
     b, ch, y, x = (
         torch.arange(size).view([-1 if axis == n else 1 for axis in range(4)]) for n, size in enumerate(shape)
     )

@@ -1,12 +1,12 @@
-"""Triton's interpreter, mended: 3.8 multiplies bfloat16 operands as integers and cuts bits off where a GPU rounds."""
+"""A correction of Triton 3.8's interpreter, which multiplies bfloat16 operands as integers and truncates casts."""
 
 import numpy as np
 import triton.language as tl
 from triton.runtime import interpreter
 
 
-def mend():
-    """Make bfloat16 products and casts in the interpreter what a GPU makes of them."""
+def correct_bfloat16():
+    """Replace the interpreter's products and casts of bfloat16 by those of a GPU: float32 products, rounded casts."""
     builder = interpreter.InterpreterBuilder
     plain_dot, plain_cast = builder.create_dot, builder.cast_impl
 
@@ -23,7 +23,7 @@ def mend():
 
 
 def to_bfloat16(number):
-    """float32 to the bits of bfloat16, to nearest, halves to even."""
+    """Convert float32 to the bits of bfloat16, rounded to nearest, ties to even."""
     bits = number.view(np.uint32)
     rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
     return np.where(np.isnan(number), np.uint32(0x7FC0), rounded).astype(np.uint16)

@@ -37,13 +37,13 @@ def test_grouped_product_equals_a_loop_of_linears(tile):
     torch.nn.init.normal_(grouped.bias)
     x = torch.randn(4, sum(GROUPS), dtype=torch.float64, requires_grad=True)
     weights = _weight_per_group(grouped)
-    wanted = torch.stack([part @ w for part, w in zip(x.split(GROUPS, 1), weights, strict=True)], 1) + grouped.bias
+    expected = torch.stack([part @ w for part, w in zip(x.split(GROUPS, 1), weights, strict=True)], 1) + grouped.bias
     got = grouped(x)
-    assert torch.allclose(got, wanted, atol=1e-12)
+    assert torch.allclose(got, expected, atol=1e-12)
     upstream = torch.randn_like(got)
     (from_got,) = torch.autograd.grad(got, x, upstream, retain_graph=True)
-    (from_wanted,) = torch.autograd.grad(wanted, x, upstream)
-    assert torch.allclose(from_got, from_wanted, atol=1e-12)
+    (from_expected,) = torch.autograd.grad(expected, x, upstream)
+    assert torch.allclose(from_got, from_expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("tile", [1, 7, 256])
@@ -53,8 +53,8 @@ def test_grouped_product_back_equals_a_loop_of_linears(tile):
     torch.nn.init.normal_(grouped.bias)
     tokens = torch.randn(4, len(GROUPS), 8, dtype=torch.float64)
     weights = _weight_per_group(grouped)
-    wanted = torch.cat([tokens[:, g] @ w.T for g, w in enumerate(weights)], 1) + grouped.bias
-    assert torch.allclose(grouped(tokens), wanted, atol=1e-12)
+    expected = torch.cat([tokens[:, g] @ w.T for g, w in enumerate(weights)], 1) + grouped.bias
+    assert torch.allclose(grouped(tokens), expected, atol=1e-12)
 
 
 def _weight_per_group(grouped):

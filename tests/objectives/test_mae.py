@@ -61,12 +61,12 @@ def test_loss_and_gradients_equal_the_published_codes(model, part):
     assert official.off(IMAGE, CASE["inputs"]["image"]["stat"]) <= 1e-12
     assert official.off(NOISE, CASE["inputs"]["noise"]["stat"]) <= 1e-12
     loss = model.reconstruction_loss(IMAGE, NOISE)
-    wanted = EXPECTED[part]
-    assert loss.item() == pytest.approx(wanted["loss"], rel=1e-9)
-    assert all(abs(loss.item() - wrong) > 1e-4 for wrong in wanted["wrong_variants"].values())
+    golden = EXPECTED[part]
+    assert loss.item() == pytest.approx(golden["loss"], rel=1e-9)
+    assert all(abs(loss.item() - wrong) > 1e-4 for wrong in golden["wrong_variants"].values())
     loss.backward()
     norms = {published(name): p.grad.norm() for name, p in model.named_parameters() if p.grad is not None}
-    for name, norm in wanted["grad_norms"].items():
+    for name, norm in golden["grad_norms"].items():
         got = torch.stack(list(norms.values())).norm() if name.startswith("all") else norms[name]
         assert got.item() == pytest.approx(norm, rel=1e-9), name
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == EXPECTED["counts"]["trainable parameters"]

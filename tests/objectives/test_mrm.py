@@ -39,18 +39,18 @@ def test_loss_and_gradients_equal_the_literal_reference(residual, mask):
     # In float64: without residuals tokens start out nearly equal, and in float32 rounding decides what is masked.
     model = build_mrm({**mask, "residual": residual}).eval().double()
     loss, parts = loss_of(model, *batch())
-    wanted, wanted_parts = literal_loss(model, *batch(), 0)
-    assert torch.allclose(loss.double(), wanted, rtol=1e-6)
-    assert parts.keys() == wanted_parts.keys()
-    assert largest_difference(gradients(model, loss), gradients(model, wanted)) <= 1e-6
+    expected, expected_parts = literal_loss(model, *batch(), 0)
+    assert torch.allclose(loss.double(), expected, rtol=1e-6)
+    assert parts.keys() == expected_parts.keys()
+    assert largest_difference(gradients(model, loss), gradients(model, expected)) <= 1e-6
 
 
 def test_images_alone_equal_the_literal_reference():
     model = build_mrm(genome=None).eval().double()
     inputs = (batch()[0], (), torch.ones(6, 0, dtype=torch.bool), 0)
-    (loss, _), (wanted, _) = loss_of(model, *inputs), literal_loss(model, *inputs)
-    assert torch.allclose(loss.double(), wanted, rtol=1e-6)
-    assert largest_difference(gradients(model, loss), gradients(model, wanted)) <= 1e-6
+    (loss, _), (expected, _) = loss_of(model, *inputs), literal_loss(model, *inputs)
+    assert torch.allclose(loss.double(), expected, rtol=1e-6)
+    assert largest_difference(gradients(model, loss), gradients(model, expected)) <= 1e-6
 
 
 @pytest.mark.parametrize("residual", ["all", "none"])
@@ -85,8 +85,8 @@ def test_each_matching_loss_is_switched_by_itself(match_self, match_cross):
 @pytest.mark.parametrize("genome", [SPEC, None])
 def test_gradients_reach_every_parameter_under_every_switch(config, genome):
     model = build_mrm(**config, genome=genome)
-    picture, packed, present = batch()
-    inputs = (picture, packed, present) if genome else (picture, (), torch.ones(6, 0, dtype=torch.bool))
+    images, packed, present = batch()
+    inputs = (images, packed, present) if genome else (images, (), torch.ones(6, 0, dtype=torch.bool))
     loss_of(model, *inputs)[0].backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
@@ -113,18 +113,18 @@ def test_stop_gradient_moves_the_masked_branch_alone():
 
 @pytest.mark.parametrize("norm_pixels", [False, True])
 def test_patch_error_equals_the_loss_on_copied_patches(norm_pixels):
-    picture = batch()[0]
+    images = batch()[0]
     predicted = torch.randn(6, 4, 16 * 16 * 3, requires_grad=True)
-    target = patchify(normalise(picture), 16)
+    target = patchify(normalise(images), 16)
     if norm_pixels:  # MAE's own form
         target = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + 1e-6).sqrt()
-    wanted = (predicted - target).square().mean()
-    got = patch_error(predicted, picture, 16, norm_pixels)
-    assert torch.allclose(got, wanted, rtol=1e-6)
-    (grad,), (wanted_grad,) = torch.autograd.grad(got, predicted), torch.autograd.grad(wanted, predicted)
-    assert torch.allclose(grad, wanted_grad, rtol=1e-5, atol=1e-9)
+    expected = (predicted - target).square().mean()
+    got = patch_error(predicted, images, 16, norm_pixels)
+    assert torch.allclose(got, expected, rtol=1e-6)
+    (grad,), (expected_grad,) = torch.autograd.grad(got, predicted), torch.autograd.grad(expected, predicted)
+    assert torch.allclose(grad, expected_grad, rtol=1e-5, atol=1e-9)
     # What predicts the target perfectly draws the photograph.
-    assert (patches_as_pixels(target, picture, 16, norm_pixels).int() - picture.int()).abs().max() <= 1
+    assert (patches_as_pixels(target, images, 16, norm_pixels).int() - images.int()).abs().max() <= 1
 
 
 def test_norm_pixels_reaches_loss_and_figures():
@@ -159,9 +159,9 @@ def test_binary_cross_entropy_reaches_the_loss():
     plain, logits = (build_mrm(reconstruct={"binary_cross_entropy": bce}) for bce in (False, True))
     assert loss_of(plain, *batch())[1]["genome"] != loss_of(logits, *batch())[1]["genome"]
     # No burden, no difference.
-    picture, packed, present = batch()
+    images, packed, present = batch()
     present[:, 2] = False
-    losses = [loss_of(model, picture, packed, present)[1]["genome"] for model in (plain, logits)]
+    losses = [loss_of(model, images, packed, present)[1]["genome"] for model in (plain, logits)]
     assert torch.allclose(*losses)
 
 
@@ -169,19 +169,19 @@ def test_uint8_pixels_equal_normalised_ones():
     torch.manual_seed(0)
     tokens = ImageEncoder("vit_tiny_patch16_224", 64).tokens
     torch.nn.init.normal_(tokens.patch_embed.proj.bias)
-    picture = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     parameters = (tokens.patch_embed.proj.weight, tokens.patch_embed.proj.bias)
-    wanted, got = tokens(normalise(picture)), tokens(picture)
-    assert ((got - wanted).norm() / wanted.norm()).item() <= 1e-6
-    upstream = torch.randn_like(wanted)
+    expected, got = tokens(normalise(images)), tokens(images)
+    assert ((got - expected).norm() / expected.norm()).item() <= 1e-6
+    upstream = torch.randn_like(expected)
     for grad, of_wanted in zip(
-        torch.autograd.grad(got, parameters, upstream), torch.autograd.grad(wanted, parameters, upstream), strict=True
+        torch.autograd.grad(got, parameters, upstream), torch.autograd.grad(expected, parameters, upstream), strict=True
     ):
         assert ((grad - of_wanted).norm() / of_wanted.norm()).item() <= 2e-6
     # bf16: hardly further from the truth than the usual way, which rounds pixels where this rounds weights once more.
     rough = tokens.bfloat16()
-    ours, usual = rough(picture).float(), rough(normalise(picture).bfloat16()).float()
-    assert (ours - wanted).norm() <= 1.25 * (usual - wanted).norm()
+    ours, usual = rough(images).float(), rough(normalise(images).bfloat16()).float()
+    assert (ours - expected).norm() <= 1.25 * (usual - expected).norm()
 
 
 def test_recomputed_activations_give_equal_losses_and_gradients():
@@ -201,8 +201,8 @@ def test_recomputed_activations_give_equal_losses_and_gradients():
 
 def test_losses_compile_to_one_graph():
     model = build_mrm(depth=3, genome_layers=1).eval()
-    picture, packed, present = batch()
-    arguments = (picture, packed, present, torch.arange(6))
+    images, packed, present = batch()
+    arguments = (images, packed, present, torch.arange(6))
     compiled = torch.compile(model.losses, backend="eager", fullgraph=True)
     eager, traced = model.losses(*arguments), compiled(*arguments)
     for name, value in eager.items():
@@ -231,8 +231,8 @@ def test_figure_2s_depth_exports_a_ten_block_vit(tmp_path, residual):
 @pytest.mark.parametrize("genome", [SPEC, None])
 def test_relation_maps_are_rows_of_r(genome):
     model = build_mrm(genome=genome).eval()
-    picture, packed, present = batch()
-    maps = relation_maps(model, picture, model.unpack(packed, present)[0] if genome else None)
+    images, packed, present = batch()
+    maps = relation_maps(model, images, model.unpack(packed, present)[0] if genome else None)
     assert list(maps) == (["class token", "genome"] if genome else ["class token"])
     for intact, masked in maps.values():
         assert intact.shape == masked.shape == (6, 2, 2)
@@ -243,18 +243,18 @@ def test_relation_maps_are_rows_of_r(genome):
 
 def test_relation_maps_with_nothing_masked_are_the_same_on_both_branches():
     model = build_mrm(NO_MASKS).eval()
-    picture, packed, present = batch()
-    for intact, masked in relation_maps(model, picture, model.unpack(packed, present)[0]).values():
+    images, packed, present = batch()
+    for intact, masked in relation_maps(model, images, model.unpack(packed, present)[0]).values():
         assert torch.equal(intact, masked)
 
 
 def test_the_first_relation_blocks_map_is_timms_attention():
     """One relation block: the class token's row of timm's own softmax, the mean over heads."""
     model = build_mrm({"blocks": 1}, genome=None).eval()
-    picture = batch()[0]
-    intact, _ = relation_maps(model, picture, None)["class token"]
+    images = batch()[0]
+    intact, _ = relation_maps(model, images, None)["class token"]
     block = model.encoder.blocks[0]
-    q, k, _ = block.attn.qkv(block.norm1(model.encoder.tokens(picture))).unflatten(-1, (3, 3, 64)).unbind(2)
+    q, k, _ = block.attn.qkv(block.norm1(model.encoder.tokens(images))).unflatten(-1, (3, 3, 64)).unbind(2)
     rows = torch.einsum("bhd,bnhd->bhn", q[:, 0], k).div(8).softmax(-1).mean(1)
     assert torch.allclose(intact.flatten(1), rows[:, 1:], atol=1e-6)
 

@@ -14,9 +14,9 @@ def test_whether_the_genome_reaches_its_own_prediction(genome_from, leaks):
     model = build_mrm(reconstruct={"genome_from": genome_from}).eval()
     predicted = []
     model.genome_decoder.register_forward_hook(lambda module, inputs, output: predicted.append(output))
-    picture, packed, present = batch()
-    loss_of(model, picture, packed, present)
-    loss_of(model, picture, tuple(part.roll(1, 0) for part in packed), present)
+    images, packed, present = batch()
+    loss_of(model, images, packed, present)
+    loss_of(model, images, tuple(part.roll(1, 0) for part in packed), present)
     assert torch.equal(*predicted) != leaks
 
 
@@ -61,8 +61,8 @@ def test_the_intact_genome_free_branch_is_the_exported_encoder():
 
 def test_image_only_has_no_genome_side():
     model = build_mrm(genome=None)
-    picture, _, _ = batch()
-    loss, parts = loss_of(model, picture, (), torch.ones(6, 0, dtype=torch.bool))
+    images, _, _ = batch()
+    loss, parts = loss_of(model, images, (), torch.ones(6, 0, dtype=torch.bool))
     assert set(parts) == {"image", "self"}
     assert not any("genome" in name or "cross" in name for name, _ in model.named_parameters())
     loss.backward()
@@ -81,7 +81,7 @@ def test_cross_relations_carry_the_genome_into_the_image_and_back():
 
 def test_missing_features_are_filled_and_carry_no_loss():
     model = build_mrm()
-    picture, (snps, pgs, burden), present = batch()
+    images, (snps, pgs, burden), present = batch()
     pgs = pgs.clone()
     pgs[:, 1] = torch.nan
     present = present.clone()
@@ -91,15 +91,15 @@ def test_missing_features_are_filled_and_carry_no_loss():
     assert (x[:, 10] == 1.0).all()
     assert not observed[2, 13:].any()
     bias = model.genome_decoder.head.bias
-    loss_of(model, picture, (snps, pgs, burden), present)[0].backward()
+    loss_of(model, images, (snps, pgs, burden), present)[0].backward()
     assert bias.grad[10] == 0
     assert (bias.grad[:9] != 0).all()
 
 
 def test_a_batch_without_any_genetics_has_no_genome_loss():
     model = build_mrm()
-    picture, packed, present = batch()
-    _, parts = loss_of(model, picture, packed, torch.zeros_like(present))
+    images, packed, present = batch()
+    _, parts = loss_of(model, images, packed, torch.zeros_like(present))
     assert parts["genome"] == 0
 
 
@@ -145,14 +145,14 @@ def test_people_without_genetics_carry_no_genome_loss():
 
 def test_a_batch_with_people_without_genetics_matches_the_others_alone():
     model = build_mrm().eval()
-    picture, packed, present = batch()
+    images, packed, present = batch()
     present = present.clone()
     present[[1, 4]] = False
-    parts = loss_of(model, picture, packed, present)[1]
+    parts = loss_of(model, images, packed, present)[1]
     kept = [0, 2, 3, 5]
-    alone = loss_of(model, picture[kept], tuple(part[kept] for part in packed), present[kept])[1]
+    alone = loss_of(model, images[kept], tuple(part[kept] for part in packed), present[kept])[1]
     torch.testing.assert_close(parts["cross"], alone["cross"])
-    nobody = loss_of(model, picture, packed, torch.zeros_like(present))[1]
+    nobody = loss_of(model, images, packed, torch.zeros_like(present))[1]
     assert nobody["cross"] == 0
 
 
@@ -166,9 +166,9 @@ def test_reconstruction_loss_is_the_mean_over_all_patches():
     model = build_mrm(genome=None)
     torch.nn.init.zeros_(model.image_decoder.head.weight)
     torch.nn.init.zeros_(model.image_decoder.head.bias)
-    picture, _, _ = batch()
-    _, parts = loss_of(model, picture, (), torch.ones(6, 0, dtype=torch.bool))
-    assert torch.allclose(parts["image"], normalise(picture).square().mean())
+    images, _, _ = batch()
+    _, parts = loss_of(model, images, (), torch.ones(6, 0, dtype=torch.bool))
+    assert torch.allclose(parts["image"], normalise(images).square().mean())
 
 
 def test_bf16_parameters_compute_a_close_loss():

@@ -84,7 +84,7 @@ def test_the_training_graph_is_one_graph_for_cuda_tensors(recompute):
 
 
 def test_a_tensor_on_the_wrong_device_is_an_error(monkeypatch):
-    """The net itself: a choice of pairs that stays on the CPU, as `chosen.to(device)` left out would have it."""
+    """The net itself: a choice of pairs that stays on the CPU, as without `chosen.to(device)`."""
     model, fake = build_mrm(), mode()
     move_module(fake, model)
     image, packed, present = fake_inputs(fake)
@@ -146,9 +146,9 @@ def test_launches_of_genome_unpacking_are_given_tensors_of_the_gpu(monkeypatch):
     assert [(x.shape, x.dtype, x.device) for x in got] == [((6, 18), torch.bfloat16, CUDA), ((6, 18), torch.bool, CUDA)]
 
 
-def missing_lines(*left_out):
+def missing_lines(*skipped):
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": "."}
-    command = [sys.executable, "tests/helpers/gpu_lines.py", *left_out]
+    command = [sys.executable, "tests/helpers/gpu_lines.py", *skipped]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])

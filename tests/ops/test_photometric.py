@@ -18,14 +18,14 @@ ALL = Photometric(0.8, 0.8, 0.8, 0.5, jitter=1.0, grey=0.3, blur=0.6, solarise=0
 
 
 def views(count=16, size=40, seed=0):
-    """Smooth colours, as well as saturated, grey, black and white pictures."""
+    """Smooth colours, as well as saturated, grey, black and white images."""
     generator = torch.Generator().manual_seed(seed)
     small = torch.randint(0, 256, (count, 3, 7, 7), generator=generator).float()
-    pictures = torch.nn.functional.interpolate(small, size, mode="bicubic").clamp(0, 255).round().to(torch.uint8)
-    pictures[0], pictures[1] = 0, 255
-    pictures[2] = pictures[2, :1]
-    pictures[3] = torch.randint(0, 256, pictures[3].shape, generator=generator, dtype=torch.uint8)
-    return pictures
+    images = torch.nn.functional.interpolate(small, size, mode="bicubic").clamp(0, 255).round().to(torch.uint8)
+    images[0], images[1] = 0, 255
+    images[2] = images[2, :1]
+    images[3] = torch.randint(0, 256, images[3].shape, generator=generator, dtype=torch.uint8)
+    return images
 
 
 def drawn(recipe=ALL, count=16, seed=0):
@@ -43,10 +43,10 @@ def parameters(count, **columns):
     return rows
 
 
-def by_torchvision(picture, row, recipe):
-    """One picture through torchvision's functional operators, on floats in 0..1."""
+def by_torchvision(image, row, recipe):
+    """One image through torchvision's functional operators, on floats in 0..1."""
     value = dict(zip(PHOTOMETRIC, row.tolist(), strict=True))
-    x = picture.float() / 255
+    x = image.float() / 255
     x = oracle.adjust_brightness(x, value["brightness"])
     x = oracle.adjust_contrast(x, value["contrast"])
     x = oracle.adjust_saturation(x, value["saturation"])
@@ -62,12 +62,12 @@ def by_torchvision(picture, row, recipe):
 
 
 def test_all_together_equal_torchvisions():
-    pictures, rows = views(64), drawn(count=64)
-    ours = photometric.apply(pictures, rows, ALL)
-    theirs = torch.stack([by_torchvision(picture, row, ALL) for picture, row in zip(pictures, rows, strict=True)])
+    images, rows = views(64), drawn(count=64)
+    ours = photometric.apply(images, rows, ALL)
+    theirs = torch.stack([by_torchvision(image, row, ALL) for image, row in zip(images, rows, strict=True)])
     difference = (ours.float() - theirs).abs()
     print(f"ours and torchvision: worst {difference.max():.0f}, mean {difference.mean():.5f} of 255")
-    assert ours.dtype == torch.uint8 and ours.shape == pictures.shape
+    assert ours.dtype == torch.uint8 and ours.shape == images.shape
     assert difference.max() <= 2
     assert difference.mean() <= 0.01
 
@@ -85,36 +85,36 @@ def test_all_together_equal_torchvisions():
     ],
 )
 def test_each_change_equals_torchvisions(column, values, call):
-    pictures = views(6)[3:]
-    ours = photometric.apply(pictures, parameters(3, **{column: values}), ALL).float()
-    for picture, result, value in zip(pictures, ours, values, strict=True):
-        expected = (call(picture.float() / 255, value) * 255).round()
+    images = views(6)[3:]
+    ours = photometric.apply(images, parameters(3, **{column: values}), ALL).float()
+    for image, result, value in zip(images, ours, values, strict=True):
+        expected = (call(image.float() / 255, value) * 255).round()
         assert (result - expected).abs().max() <= 1, value
-        assert (result - picture.float()).abs().max() > 5 or value in (1.0, 0.1)
+        assert (result - image.float()).abs().max() > 5 or value in (1.0, 0.1)
 
 
 def test_no_change_changes_no_byte():
-    pictures = views()
-    assert torch.equal(photometric.apply(pictures, parameters(16), ALL), pictures)
-    assert photometric.apply(pictures, None, ALL) is pictures
-    assert photometric.apply(pictures, drawn(), None) is pictures
+    images = views()
+    assert torch.equal(photometric.apply(images, parameters(16), ALL), images)
+    assert photometric.apply(images, None, ALL) is images
+    assert photometric.apply(images, drawn(), None) is images
 
 
 def test_solarise_has_its_threshold():
-    pictures = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).repeat(2, 3, 1, 1)
+    images = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).repeat(2, 3, 1, 1)
     recipe = Photometric(solarise=1.0, solarise_threshold=200)
-    result = photometric.apply(pictures, parameters(2, solarise=[1.0, 0.0]), recipe)
+    result = photometric.apply(images, parameters(2, solarise=[1.0, 0.0]), recipe)
     expected = torch.arange(256)
     expected[200:] = 255 - expected[200:]
     assert torch.equal(result[0, 1].flatten().long(), expected)
-    assert torch.equal(result[1], pictures[1])
+    assert torch.equal(result[1], images[1])
 
 
 def test_floats_of_24_bits_suffice():
     """What another device rounds differently stays within 2/255: float32 against float64."""
-    pictures, rows = views(64, seed=1), drawn(count=64, seed=1)
+    images, rows = views(64, seed=1), drawn(count=64, seed=1)
     single, double = (
-        reference.photometric(pictures.to(dtype), rows.to(dtype), ALL) for dtype in (torch.float32, torch.float64)
+        reference.photometric(images.to(dtype), rows.to(dtype), ALL) for dtype in (torch.float32, torch.float64)
     )
     jumps = (single - double).abs() > 0.01  # at the threshold of solarise alone
     print(f"float32 and float64: {jumps.sum()} of {jumps.numel()} pixels differ by more than 0.01 of 255")
@@ -125,27 +125,27 @@ def test_floats_of_24_bits_suffice():
 
 def test_it_runs_on_a_gpus_tensors():
     with FakeTensorMode():
-        pictures = torch.empty(4, 3, 32, 32, dtype=torch.uint8, device="cuda").to(memory_format=torch.channels_last)
+        images = torch.empty(4, 3, 32, 32, dtype=torch.uint8, device="cuda").to(memory_format=torch.channels_last)
         rows = torch.empty(4, len(PHOTOMETRIC), device="cuda")
-        result = photometric.apply(pictures, rows, ALL)
+        result = photometric.apply(images, rows, ALL)
         assert result.device.type == "cuda" and result.dtype == torch.uint8
-        assert result.shape == pictures.shape and result.is_contiguous(memory_format=torch.channels_last)
+        assert result.shape == images.shape and result.is_contiguous(memory_format=torch.channels_last)
         floats = photometric.apply(torch.empty(4, 3, 32, 32, device="cuda"), rows, ALL)
         assert floats.device.type == "cuda" and floats.dtype == torch.float32
 
 
 def test_normalised_floats_change_as_bytes_do():
-    pictures, rows = views(), drawn()
-    floats = photometric.apply(normalise(pictures), rows, ALL)
-    expected = normalise(photometric.apply(pictures, rows, ALL))
+    images, rows = views(), drawn()
+    floats = photometric.apply(normalise(images), rows, ALL)
+    expected = normalise(photometric.apply(images, rows, ALL))
     assert (floats - expected).abs().max() <= 0.5 / (255 * 0.224) + 1e-5 + (1 / (255 * 0.224))
 
 
 def test_samples_do_not_mix():
-    pictures, rows = views(), drawn()
-    whole = photometric.apply(pictures, rows, ALL)
+    images, rows = views(), drawn()
+    whole = photometric.apply(images, rows, ALL)
     for number in range(16):
-        alone = photometric.apply(pictures[number : number + 1], rows[number : number + 1], ALL)
+        alone = photometric.apply(images[number : number + 1], rows[number : number + 1], ALL)
         assert (alone[0].int() - whole[number].int()).abs().max() <= 1
 
 

@@ -61,9 +61,9 @@ def outputs_and_gradients(function, inputs, gradients, *arguments, **options):
     return [*outputs, *(x.grad for x in inputs)]
 
 
-def difference(got, wanted):
-    norm = wanted.detach().norm()
-    return float((got.detach().double() - wanted.detach()).norm() / (norm if norm else 1.0))
+def difference(got, expected):
+    norm = expected.detach().norm()
+    return float((got.detach().double() - expected.detach()).norm() / (norm if norm else 1.0))
 
 
 @pytest.mark.parametrize("dtype", BOUNDS, ids=str)
@@ -71,11 +71,11 @@ def test_outputs_and_gradients_equal_the_float64_reference(dtype):
     for (n, m), ratio, d, (intact, masked), _ in (case for case in pairwise() if case[-1] == dtype):
         inputs, gradients = draw(n, m, d, dtype)
         options = {"intact": intact, "masked": masked}
-        wanted = outputs_and_gradients(
+        expected = outputs_and_gradients(
             reference.relation_attention, [x.double() for x in inputs], gradients, ratio, **options
         )
         got = outputs_and_gradients(relation_attention, inputs, gradients, ratio, **options)
-        for place, (a, b) in enumerate(zip(got, wanted, strict=True)):
+        for place, (a, b) in enumerate(zip(got, expected, strict=True)):
             assert a.dtype == dtype
             assert difference(a, b) <= BOUNDS[dtype], (n, m, ratio, d, options, place)
 
@@ -98,10 +98,10 @@ def test_the_same_entries_are_masked_in_a_million_rows():
         kept = relation_attention(q, k, identity, ratio, intact=False)[1] != 0
         logits = q.double() @ k.double().transpose(-2, -1)
         count = reference.masked_count(ratio, m)
-        wanted = logits < logits.topk(count).values[..., -1:]
-        assert torch.equal(kept, wanted)
-        rows += wanted[..., 0].numel()
-        ties += int((wanted.sum(-1) != m - count).sum())
+        expected = logits < logits.topk(count).values[..., -1:]
+        assert torch.equal(kept, expected)
+        rows += expected[..., 0].numel()
+        ties += int((expected.sum(-1) != m - count).sum())
     assert rows == 1_000_000
     assert ties > 100  # the rule for them was needed
 
@@ -173,8 +173,8 @@ def test_nan_and_infinities_are_as_in_the_reference(ratio, form):
     gradients = [torch.randn(len(odd), 1, 2, 4) for _ in range(2)]
     options = dict(zip(("intact", "masked"), form, strict=True))
     got = outputs_and_gradients(relation_attention, inputs, gradients, ratio, **options)
-    wanted = outputs_and_gradients(reference.relation_attention, inputs, gradients, ratio, **options)
-    for a, b in zip(got, wanted, strict=True):
+    expected = outputs_and_gradients(reference.relation_attention, inputs, gradients, ratio, **options)
+    for a, b in zip(got, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, equal_nan=True)
 
 
@@ -188,8 +188,8 @@ def test_any_strides_of_inputs_and_gradients():
         assert torch.equal(a, b)
     expanded = [x[:1, :1].expand_as(x) for x in (q, k, v)]
     ones = [torch.ones(()).expand_as(g) for g in gradients]
-    wanted = outputs_and_gradients(reference.relation_attention, [x.double() for x in expanded], ones, 0.5)
-    for a, b in zip(outputs_and_gradients(relation_attention, expanded, ones, 0.5), wanted, strict=True):
+    expected = outputs_and_gradients(reference.relation_attention, [x.double() for x in expanded], ones, 0.5)
+    for a, b in zip(outputs_and_gradients(relation_attention, expanded, ones, 0.5), expected, strict=True):
         assert difference(a, b) <= 2e-6
 
 
@@ -199,8 +199,8 @@ def test_an_output_that_nobody_uses_has_no_gradient_to_add():
         leaves = [x.detach().requires_grad_() for x in inputs]
         relation_attention(*leaves, 0.5)[used].backward(gradients[used])
         alone = {"intact": used == 0, "masked": used == 1}
-        wanted = outputs_and_gradients(relation_attention, inputs, [gradients[used]], 0.5, **alone)
-        for leaf, b in zip(leaves, wanted[1:], strict=True):
+        expected = outputs_and_gradients(relation_attention, inputs, [gradients[used]], 0.5, **alone)
+        for leaf, b in zip(leaves, expected[1:], strict=True):
             assert torch.equal(leaf.grad, b)
 
 
@@ -209,8 +209,8 @@ def test_values_may_be_wider_or_narrower_than_keys():
     for width in (3, 40):
         inputs = [q, k, torch.randn(*v.shape[:3], width)]
         gradients = [torch.randn(*q.shape[:3], width) for _ in range(2)]
-        wanted = outputs_and_gradients(reference.relation_attention, [x.double() for x in inputs], gradients, 0.5)
-        for a, b in zip(outputs_and_gradients(relation_attention, inputs, gradients, 0.5), wanted, strict=True):
+        expected = outputs_and_gradients(reference.relation_attention, [x.double() for x in inputs], gradients, 0.5)
+        for a, b in zip(outputs_and_gradients(relation_attention, inputs, gradients, 0.5), expected, strict=True):
             assert difference(a, b) <= 2e-6
 
 
@@ -296,9 +296,9 @@ def test_stacked_branches_are_the_reference_ones_to_the_bit_of_single_calls(form
     for a, b in zip(grads, torch.autograd.grad(alone, plain, upstream), strict=True):
         torch.testing.assert_close(a, b, rtol=2e-6, atol=1e-6)
     wide = [x.detach().double().requires_grad_() for x in qkv]
-    wanted = stacked_relation_attention(wide, 0.5, form)
-    assert difference(out, wanted) <= 2e-6
-    for a, b in zip(grads, torch.autograd.grad(wanted, wide, upstream.double()), strict=True):
+    expected = stacked_relation_attention(wide, 0.5, form)
+    assert difference(out, expected) <= 2e-6
+    for a, b in zip(grads, torch.autograd.grad(expected, wide, upstream.double()), strict=True):
         assert difference(a, b) <= 2e-6
 
 

@@ -38,8 +38,8 @@ def draw(n, m, d=8, dtype=torch.float64, seed=0):
 @pytest.mark.parametrize("ratio", [0.0, 0.25, 0.5, 0.75, 1.0])
 def test_reference_equals_the_equations(n, m, ratio):
     q, k, v = draw(n, m)
-    for got, wanted in zip(relation_attention(q, k, v, ratio), by_the_equations(q, k, v, ratio), strict=True):
-        assert (got - wanted).abs().max() <= 1e-12
+    for got, expected in zip(relation_attention(q, k, v, ratio), by_the_equations(q, k, v, ratio), strict=True):
+        assert (got - expected).abs().max() <= 1e-12
 
 
 def test_float32_is_close_to_float64():

@@ -23,9 +23,9 @@ pytestmark = pytest.mark.skipif(
     not INTERPRETED and not torch.cuda.is_available(), reason="no GPU; test_triton_builds.py runs these interpreted"
 )
 if INTERPRETED:
-    from tests.helpers.triton_interpreter import mend
+    from tests.helpers.triton_interpreter import correct_bfloat16
 
-    mend()
+    correct_bfloat16()
 
 # Relative to the float64 reference on the same inputs. Half types round P, dS and the results to 8 or 11 bits.
 BOUNDS = {torch.float32: 2e-6, torch.float16: 6e-4, torch.bfloat16: 5e-3}

@@ -139,7 +139,7 @@ def test_missing_packages_are_skipped_by_name_and_wrong_results_are_not_timed():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
-def test_without_a_gpu_the_check_says_so_and_fails():
+def test_without_a_gpu_the_check_names_the_reason_and_fails():
     environment = {**os.environ, "PYTHON": sys.executable}
     done = subprocess.run(
         ["bash", "scripts/gpu_check.sh"], cwd=ROOT, env=environment, capture_output=True, text=True, check=False

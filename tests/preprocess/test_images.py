@@ -63,7 +63,7 @@ def write_photographs(folder: Path, people: int) -> None:
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """160 photographs of 80 people, a mask, and two pictures that show nothing."""
+    """160 photographs of 80 people, a mask, and two images that show nothing."""
     folder = tmp_path_factory.mktemp("photographs") / "src"
     write_photographs(folder, 80)
     (folder / "masks").mkdir()
@@ -104,7 +104,7 @@ def test_circle_of_known_place(cut: bool) -> None:
     np.testing.assert_allclose([circle.x, circle.y, circle.radius], [700, 550, 495], atol=6)
 
 
-def test_no_circle_in_other_pictures() -> None:
+def test_no_circle_in_other_images() -> None:
     rng = np.random.default_rng(0)
     black = np.zeros((400, 500, 3), np.uint8)
     rectangle, turned = black.copy(), black.copy()
@@ -113,8 +113,8 @@ def test_no_circle_in_other_pictures() -> None:
     ellipse = cv2.ellipse(black.copy(), (250, 200), (220, 160), 20, 0, 360, (40, 90, 200), -1)
     noise = rng.integers(0, 256, black.shape, dtype=np.uint8)
     dark_noise = rng.integers(0, 6, black.shape, dtype=np.uint8)
-    for picture in (black, black + 255, noise, dark_noise, rectangle, turned, ellipse):
-        assert detect_outline(picture) is None
+    for image in (black, black + 255, noise, dark_noise, rectangle, turned, ellipse):
+        assert detect_outline(image) is None
 
 
 def test_blank_disc_has_no_content() -> None:
@@ -124,11 +124,11 @@ def test_blank_disc_has_no_content() -> None:
 
 def test_crop_is_black_outside_the_photograph() -> None:
     image = np.full((100, 200, 3), 200, np.uint8)
-    picture = crop(image, Circle(100, 50, 95), 5, 50)
-    assert picture.shape == (50, 50, 3)
-    assert picture[:12].max() == 0
-    assert picture[-12:].max() == 0
-    assert picture[14:-14].min() == 200
+    cropped = crop(image, Circle(100, 50, 95), 5, 50)
+    assert cropped.shape == (50, 50, 3)
+    assert cropped[:12].max() == 0
+    assert cropped[-12:].max() == 0
+    assert cropped[14:-14].min() == 200
 
 
 @needs_fundus
@@ -201,9 +201,9 @@ def test_stock_webdataset_reads_the_tars(dataset: Path) -> None:
             assert metadata["eye"] in ("left", "right")
             assert len(sample["__key__"]) == 9
             assert metadata["participant"] not in sample["__key__"]
-            picture = cv2.imdecode(np.frombuffer(sample["jpg"], np.uint8), cv2.IMREAD_COLOR)
-            assert picture.shape == (64, 64, 3)
-            seen[manifest.splits.of(metadata["participant"])].append(picture[:, :, ::-1] / 255)
+            image = cv2.imdecode(np.frombuffer(sample["jpg"], np.uint8), cv2.IMREAD_COLOR)
+            assert image.shape == (64, 64, 3)
+            seen[manifest.splits.of(metadata["participant"])].append(image[:, :, ::-1] / 255)
     assert sum(map(len, seen.values())) == 152
     assert seen["test"]
     pixels = manifest.statistics["pixels"]
@@ -225,9 +225,9 @@ def test_stock_dali_reads_tar_and_index(dataset: Path) -> None:
 
     built = pipeline()
     built.build()
-    (pictures,) = built.run()
-    assert len(pictures) == shard.samples
-    assert pictures.at(0).shape == (64, 64, 3)
+    (images,) = built.run()
+    assert len(images) == shard.samples
+    assert images.at(0).shape == (64, 64, 3)
 
 
 def test_stock_zarr_reads_the_sample_table(dataset: Path) -> None:
@@ -287,7 +287,7 @@ def test_lost_parts_and_stray_files_are_mended(photographs: Path, dataset: Path,
     whole = (source / "1000_left_0.jpg").read_bytes()
     (source / "1000_left_0.jpg").write_bytes(whole[: len(whole) // 2])
     assert fundus(source, out) == 3
-    # A later kill: one part without its record, one without its pictures, a file half written, a shard lost.
+    # A later kill: one part without its record, one without its images, a file half written, a shard lost.
     parts = out / "images" / ".parts"
     (parts / "part-000001.json").unlink()
     (parts / "part-000002.jpegs").write_bytes(b"")

@@ -113,8 +113,8 @@ def raw(tmp_path):
         ["1 1000 G A 0.5", "1 1010 G A 2"],
         genome_build="GRCh38",
     )
-    harm = [csq("T", "stop_gained", "HIGH", "GENE")]
-    write_vcf(tmp_path / "raw/v.vcf", [("1", 10, "A", "T", harm, {0: "0/1"})], ids)
+    annotations = [csq("T", "stop_gained", "HIGH", "GENE")]
+    write_vcf(tmp_path / "raw/v.vcf", [("1", 10, "A", "T", annotations, {0: "0/1"})], ids)
     rows = [f"{one},{number},{number % 2},1" for number, one in enumerate(PEOPLE)]
     (tmp_path / "raw/t.csv").write_text("\n".join(["case_id,A_rnaseq,B_cnv,C_mut", *rows]) + "\n")
     (tmp_path / "keep").write_text("\n".join(PEOPLE[:-1]) + "\n")
@@ -165,7 +165,7 @@ def test_all_commands_store_pseudonyms_alone(tmp_path, raw, keyfile, capsys):
     files = sorted(path.name for path in (folder / "eyes").iterdir())
     for kind, name in (("unreadable", f"{PEOPLE[1]}_right_0.jpg"), ("excluded", f"{PEOPLE[0]}_right_0.jpg")):
         assert report[kind][0]["file"] == f"file {files.index(name) + 1}"
-    # The split goes by what is stored, for pictures and for statistics alike.
+    # The split goes by what is stored, for images and for statistics alike.
     train = [SplitRule().of(one) == "train" for one in stored]
     assert json.loads((tmp_path / "ds/reports/snps.json").read_text())["participants"]["training"] == sum(train)
     assert read_manifest(tmp_path / "ds").statistics["pixels"]["images"] == sum(train)

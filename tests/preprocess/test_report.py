@@ -84,7 +84,7 @@ def test_a_flipped_reference_is_pointed_out(tmp_path):
     assert "6 SNPs have the frequency of the other allele" in page(tmp_path)
 
 
-def test_scores_left_out_are_listed_with_reasons(tmp_path):
+def test_excluded_scores_are_listed_with_reasons(tmp_path):
     table = FeatureTable.build(["PGS1"], ["part1"])
     write_modality(tmp_path, "pgs", "float", ["a", "b"], table, [np.zeros((2, 1))])
     (tmp_path / "reports").mkdir()

@@ -257,7 +257,7 @@ def test_a_large_shard_comes_in_ranges(large, behind, tmp_path, monkeypatch):
     with DatasetSource(url, str(tmp_path), config=QUICK, meters=meters) as source:
         assert whole(source.local(shard), shard)
     assert meters.counts["requests"] == 5 + 1  # 8.1 blocks, two a range, one of them twice
-    # The range that broke went on where it stopped.
+    # The interrupted range resumed at the byte where it stopped.
     assert meters.counts["fetched_bytes"] == shard.bytes
 
 

@@ -27,8 +27,8 @@ def step(model, seed=0):
     return loss.detach(), torch.cat([p.grad.float().flatten() for p in model.parameters()])
 
 
-def error(got, wanted):
-    return float((got - wanted).norm() / wanted.norm())
+def error(got, expected):
+    return float((got - expected).norm() / expected.norm())
 
 
 SMALL = {"depth": 3, "genome_layers": 1, "alpha_dropout": 0.1}
@@ -55,9 +55,9 @@ def test_compiled_losses_and_gradients_equal_eager_ones(mode, recompute, backend
     compile_model(compiled, mode, backend=backend)
     assert list(compiled.state_dict()) == list(plain.state_dict())
     for seed in (0, 1):  # another seed: other dropout from the same code
-        (loss, gradient), (wanted, wanted_gradient) = step(compiled, seed), step(plain, seed)
-        assert abs(loss - wanted) <= 1e-5 * wanted
-        assert error(gradient, wanted_gradient) <= 1e-5
+        (loss, gradient), (expected, expected_gradient) = step(compiled, seed), step(plain, seed)
+        assert abs(loss - expected) <= 1e-5 * expected
+        assert error(gradient, expected_gradient) <= 1e-5
     assert not torch._dynamo.utils.counters["graph_break"]
 
 
@@ -97,9 +97,9 @@ def test_mae_is_one_graph():
         torch.manual_seed(0)
         models.append(build_objective(config, ModelConfig("vit_tiny_patch16_224", depth=2), 32, None))
     compile_model(models[1], "whole", backend="eager")
-    (loss, gradient), (wanted, wanted_gradient) = step(models[1]), step(models[0])
-    assert torch.equal(loss, wanted)
-    assert torch.equal(gradient, wanted_gradient)
+    (loss, gradient), (expected, expected_gradient) = step(models[1]), step(models[0])
+    assert torch.equal(loss, expected)
+    assert torch.equal(gradient, expected_gradient)
 
 
 CACHED = """

@@ -1,4 +1,4 @@
-"""The main job on real pictures: fundus photographs with simulated genotypes, glioma tiles with their own genetics."""
+"""The main job on real images: fundus photographs with simulated genotypes, glioma tiles with their own genetics."""
 
 import csv
 import subprocess

@@ -1,4 +1,4 @@
-"""Going on from a checkpoint: what counts of the config, what is refused, what damage is called."""
+"""Resume from a checkpoint: which config changes count, what is refused, how damage is reported."""
 
 import json
 import math

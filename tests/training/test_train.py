@@ -151,7 +151,7 @@ def test_unreadable_images_within_the_limit_are_skipped_by_all_ranks(tmp_path):
 def test_every_sample_once_over_changing_ranks_and_kills(dataset, tmp_path):
     """3 ranks, SIGKILL, 2 ranks, SIGKILL, 1 rank to the end: the order of one unbroken run on one rank.
 
-    Of 24 pictures, a batch of 18: most batches hold the end of one epoch and the start of the next.
+    Of 24 images, a batch of 18: most batches hold the end of one epoch and the start of the next.
     """
     settings = {**SLOWER, "batch_size": 18, "steps": 14, "run.checkpoint_every": 2, "engine.zero_stage": 0}
     succeed(*tiny_run(tmp_path, dataset, name="whole", **settings))

@@ -1,4 +1,4 @@
-"""The fast half of ``preprocess snps``: compiled loops, shard files written without Zarr, samples left out."""
+"""The fast half of ``preprocess snps``: compiled loops, shard files written without Zarr, samples excluded."""
 
 from __future__ import annotations
 
@@ -76,12 +76,12 @@ def test_shard_files_are_zarrs_byte_for_byte(tmp_path, zeros):
         assert size == len(file.getvalue())
 
 
-@pytest.mark.parametrize("left_out", ["scattered", "nearly everyone"])
-def test_bytes_do_not_depend_on_the_compiler_nor_on_who_lies_between(tmp_path, monkeypatch, left_out):
+@pytest.mark.parametrize("excluded", ["scattered", "nearly everyone"])
+def test_bytes_do_not_depend_on_the_compiler_nor_on_who_lies_between(tmp_path, monkeypatch, excluded):
     """Withdrawn participants lie between the others; of two files the second may have another order."""
     rng = np.random.default_rng(0)
     calls, ids = random_calls(3000, 70), people(3000)
-    kept = rng.random(3000) < (0.99 if left_out == "scattered" else 0.2)
+    kept = rng.random(3000) < (0.99 if excluded == "scattered" else 0.2)
     ids = [one if keep else f"-{number}" for number, (one, keep) in enumerate(zip(ids, kept, strict=True), start=1)]
     write_bed(tmp_path / "one.bed", calls, ids)
     options = ("--reference", "a2", "--stride", 1)

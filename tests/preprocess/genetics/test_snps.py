@@ -104,7 +104,7 @@ def test_fill_is_fitted_on_the_training_split_alone(tmp_path):
     np.testing.assert_array_equal(one, two)
 
 
-def test_files_are_joined_by_id_and_withdrawn_or_unlisted_people_left_out(tmp_path):
+def test_files_are_joined_by_id_and_withdrawn_or_unlisted_people_excluded(tmp_path):
     calls = random_calls(6, 4)
     ids = ["-1", "A", "B", "-2", "C", "D"]
     raw = tmp_path / "raw"
@@ -176,7 +176,7 @@ def test_mistakes_in_genotypes_are_named(tmp_path, capsys):
     assert not (tmp_path / "d" / "dataset.json").exists(), "a failed try must not bind the dataset to a split"
 
 
-def test_listed_variants_at_another_place_are_left_out_and_reported(tmp_path, capsys):
+def test_listed_variants_at_another_position_are_excluded_and_reported(tmp_path, capsys):
     calls = random_calls(8, 5)
     bed = write_bed(tmp_path / "a.bed", calls, people(8))
     listed = tmp_path / "list"
