@@ -42,7 +42,7 @@ def check(bench: Bench, task: Task) -> None:
     for batch in loader.batches(0, task.tiles):
         samples = [int(key) for key in batch.keys]
         if len(differences) < PICTURES:
-            piece = loader.plan.take(len(keys), len(samples), set())
+            piece = loader.sampler.take(len(keys), len(samples), set())
             matrices = draw_matrices(piece, ViewSpec(task.size, None, ANGLE, FLIP), seed=0)
             assert piece.sample.tolist() == samples
             pictures = batch.views[0].permute(0, 2, 3, 1).numpy().astype(int)

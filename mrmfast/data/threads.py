@@ -1,4 +1,4 @@
-"""How many threads decode on this machine, where the config leaves it open."""
+"""The default number of decoding threads on this machine."""
 
 from __future__ import annotations
 

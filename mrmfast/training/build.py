@@ -82,7 +82,7 @@ def build(config: TrainConfig, *, resume: bool) -> Job:
     spec = dataset.genome_spec()
     config = settle_micro_batch(config, model, spec, world, stage=stage, recorded=recorded.micro_batch)
     loader = build_loader(config, dataset, world)
-    steps = config.total_steps(len(loader.plan))
+    steps = config.total_steps(len(loader.sampler))
     compile_model(model, config.engine.compile, zero_stage=stage)
     engine, schedule = build_engine(config, model, world, stage=stage, steps=steps)
     state = TrainState(
