@@ -12,6 +12,7 @@ import zarr
 from zarr.abc.store import Store
 from zarr.codecs import ZstdCodec
 
+from mrmfast.arithmetic import ceil_div
 from mrmfast.atomic import rename_directory
 from mrmfast.errors import ClosedError, UserError
 from mrmfast.formats.checksums import seal
@@ -23,7 +24,7 @@ CHUNK_ROWS, SHARD_ROWS = 65_536, 1_048_576
 
 @dataclass(frozen=True)
 class MaskColumn:
-    """Where one mask of every sample is.
+    """Offsets and sizes of one mask of every sample.
 
     Attributes
     ----------
@@ -47,7 +48,7 @@ class SampleTable:
     Attributes
     ----------
     shard, offset, size : ndarray of int64, shape (samples,)
-        Which shard, and where in it the JPEG bytes are.
+        Number of the shard, and the position of the JPEG bytes in it.
     key, participant : ndarray of str, shape (samples,)
     masks : tuple of MaskColumn
         By name.
@@ -93,7 +94,7 @@ def write_columns(group: zarr.Group, columns: dict[str, np.ndarray]) -> None:
             name,
             shape=(len(values),),
             chunks=(chunk,),
-            shards=(min(SHARD_ROWS, -(-length // chunk) * chunk),),
+            shards=(min(SHARD_ROWS, ceil_div(length, chunk) * chunk),),
             dtype="str" if values.dtype == object else values.dtype,
             compressors=[ZstdCodec(level=3, checksum=True)],
         )

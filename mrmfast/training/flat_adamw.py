@@ -114,8 +114,8 @@ class FlatAdamW(torch.optim.AdamW):
             start += len(parameters)
             flat = self.state.get(group["params"][0], {})
             parts = {name: _views(flat[name], parameters) for name in ("exp_avg", "exp_avg_sq") if name in flat}
-            for place, number in enumerate(numbers if flat else ()):
-                state[number] = {"step": flat["step"], **{name: views[place] for name, views in parts.items()}}
+            for index, number in enumerate(numbers if flat else ()):
+                state[number] = {"step": flat["step"], **{name: views[index] for name, views in parts.items()}}
         saved: dict[str, Any] = {"state": state, "param_groups": groups}
         if self._mixed:
             saved["masters"] = dict(enumerate(_chain(self._masters)))

@@ -206,7 +206,7 @@ def test_masks_come_with_the_geometry_of_view_0(masked, backend):
 
 def test_images_without_any_mask_are_dropped(masked):
     labels = LabelsConfig("mask", columns=["lesions"])
-    with pytest.raises(UserError, match=r"data.labels: 6 of 24 images have no mask; add them, or leave"):
+    with pytest.raises(UserError, match=r"data.labels: 6 of 24 images have no mask; add them, or drop"):
         open_dataset(config_for(masked, labels, modalities=[]))
     assert len(open_dataset(config_for(masked, replace(labels, missing="drop"), modalities=[])).selected) == 18
 
