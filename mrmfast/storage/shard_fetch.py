@@ -1,7 +1,7 @@
-"""One shard from an object store into the node's cache: in one request, or a large one in several at once.
+"""Download of one shard into the node's cache: in one request, or, for a large shard, in concurrent range requests.
 
-Bytes are streamed to their places in the file while they are hashed. A request that fails for a passing reason is made
-again from the byte where it broke off (:mod:`.client`).
+Bytes are written to their offsets in the file while they are hashed. A request that fails for a transient reason is
+retried from the first missing byte (:mod:`.client`).
 """
 
 from __future__ import annotations

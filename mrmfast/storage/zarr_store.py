@@ -14,7 +14,7 @@ from mrmfast.storage.client import Client
 from mrmfast.storage.object_store import MissingError
 
 if TYPE_CHECKING:
-    from mrmfast.storage.object_store import Part
+    from mrmfast.storage.object_store import ByteRange
 
 T = TypeVar("T")
 
@@ -45,7 +45,7 @@ class RemoteStore(Store):
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         """Return a value, or None where there is none."""
-        part: Part | None
+        part: ByteRange | None
         if byte_range is None:
             part = None
         elif isinstance(byte_range, RangeByteRequest):
