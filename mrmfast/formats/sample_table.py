@@ -126,7 +126,7 @@ def read_sample_table(url: str, store: Store | None = None) -> SampleTable:
             MaskColumn(name, channels, *(np.asarray(group[f"masks/{name}/{part}"][:]) for part in ("offset", "size")))
             for name, channels in group.attrs.get("masks", {}).items()
         )
-    except (UserError, ClosedError):  # a ValueError and a RuntimeError, but they say themselves what is wrong
+    except (UserError, ClosedError):  # subclasses of ValueError and RuntimeError with their own messages
         raise
     except (KeyError, FileNotFoundError, ValueError, RuntimeError) as error:
         raise UserError(f"{where}: missing or damaged sample table; run the image preprocessor again") from error

@@ -119,7 +119,7 @@ class Client:
         self._call(path, attempt)
 
     def names(self, folder: str) -> list[str]:
-        """Return the names directly below a folder, where the store can tell (``https://`` can't)."""
+        """Return the names directly below a folder, if the store can list (``https://`` cannot)."""
         return self._call(folder, lambda store, _: store.names(folder))
 
     def entry(self, path: str) -> ObjectEntry:
@@ -176,7 +176,7 @@ class Client:
 
     @contextmanager
     def _slot(self, patience: retry.Patience) -> Iterator[ObjectStore]:
-        """Take one of the requests that may be under way; waiting for it doesn't count against the deadline."""
+        """Take a slot for a concurrent request; the wait does not count against the deadline."""
         since = time.monotonic()
         with self._slots:
             patience.extend(time.monotonic() - since)

@@ -83,7 +83,7 @@ class ObjectStore:
             "timeout": LONGEST,
             "read_timeout": timedelta(seconds=stall),
             "connect_timeout": timedelta(seconds=min(stall, 5.0)),
-            "allow_http": True,  # a URL or an endpoint that says http:// means it
+            "allow_http": True,  # an explicit http:// in a URL or endpoint is intended
         }
         arguments: dict[str, Any] = {"client_options": client, "retry_config": {"max_retries": 0}}
         if scheme in ("s3", "gs") and anonymous:
@@ -181,7 +181,7 @@ def _no_credentials(where: str) -> str:
 
 
 def explain(error: Exception, where: str) -> Exception:
-    """Turn an exception of the client into one line with a remedy; any other exception is returned as it is.
+    """Turn an exception of the client into one line with a remedy; any other exception is returned unchanged.
 
     The client's own message is not shown: it quotes the server's answer, and S3 puts key ids and signed strings in it.
     """

@@ -1,6 +1,6 @@
 """A file that is being downloaded, in blocks, by several requests at once; a killed download is resumed.
 
-Layout on disk: the bytes of the file, then one byte per block that tells whether the block was written.
+Layout on disk: the bytes of the file, then one byte per block that records whether the block was written.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from pathlib import Path
 from mrmfast.arithmetic import ceil_div
 from mrmfast.storage.file_lock import EXCLUSIVE, SHARED, Pin, still_names, try_lock
 
-BLOCK = 1 << 20  # bytes; what a killed process loses at most per request
+BLOCK = 1 << 20  # bytes; maximum loss of a killed process per request
 
 
 class PartialFile:
-    """A file that is being downloaded; once :meth:`lock` succeeds, by this process alone.
+    """A file that is being downloaded; after :meth:`lock`, by this process only.
 
     Parameters
     ----------
@@ -34,12 +34,12 @@ class PartialFile:
         self._hash, self._hashed = hashlib.sha256(), 0
 
     def lock(self) -> bool:
-        """Take the sole right to download; False while another process or thread has it."""
+        """Take the exclusive right to download; False while another process or thread has it."""
         return try_lock(self._fd, EXCLUSIVE)
 
     @property
     def current(self) -> bool:
-        """Whether the path still names this file: it may have been finished or evicted since it was opened."""
+        """Whether the path still names this file: another process may have completed or evicted it."""
         return still_names(self.path, self._fd)
 
     @property
@@ -95,7 +95,7 @@ class PartialFile:
     def finish(self, final: Path) -> Pin | None:
         """Give the file its final name and keep it pinned; None where it was evicted in between."""
         os.ftruncate(self._fd, self.size)
-        os.utime(self._fd)  # checked at this moment, whatever the blocks of a resumed download are dated
+        os.utime(self._fd)  # time of the check; blocks of a resumed download may be older
         os.replace(self.path, final)
         fcntl.flock(self._fd, SHARED)  # the kernel drops the exclusive lock first, for a moment
         return Pin(final, os.dup(self._fd)) if still_names(final, self._fd) else None

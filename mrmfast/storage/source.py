@@ -28,11 +28,11 @@ from mrmfast.storage.zarr_store import RemoteStore
 __all__ = ["DatasetSource", "FetchConfig"]
 
 TRIES = 3  # reads of a manifest that is damaged
-FIRST = 15.0  # seconds; the manifest is asked for no longer than this, since a typing error is likelier than a fault
+FIRST = 15.0  # seconds; limit of the manifest's request, since a wrong URL is more likely than a fault
 
 
 class DatasetSource:
-    """A dataset, wherever it is.
+    """A dataset in a folder or an object store.
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ class DatasetSource:
     def close(self) -> None:
         """Stop downloading and release threads, connections and files; the cache keeps complete shards.
 
-        Waits at most ``config.stall`` seconds for requests under way to store the bytes that came.
+        Waits at most ``config.stall`` seconds for running requests to store their received bytes.
         """
         self._closing.set()
         self._pool.shutdown(wait=True, cancel_futures=True)

@@ -75,7 +75,7 @@ class RemoteStore(Store):
         return True
 
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:
-        """Yield the names directly below `prefix`, where the object store can tell."""
+        """Yield the names directly below `prefix`, if the object store can list."""
         for name in await self._ask(self._client.names, prefix):
             yield name
 

@@ -1,7 +1,7 @@
 """AdamW on contiguous float32 buffers, for ranks that hold the whole optimiser state.
 
 A model of 363 parameter tensors costs a loop over tensors 363 small calls per operation. Here each parameter group is
-one buffer, so clipping and the update are a few calls whatever the number of tensors. DeepSpeed's ZeRO flattens groups
+one buffer, so clipping and the update are a few calls for any number of tensors. DeepSpeed's ZeRO flattens groups
 in the same way, but its loops over parameters serve partitions that a single rank does not have.
 """
 

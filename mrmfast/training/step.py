@@ -107,7 +107,7 @@ def launch_step(job: Job, batches: DevicePrefetcher, late: LateMetrics, interrup
 def _shared(
     names: tuple[str, ...], values: Tensor, ranks: int, interrupted: Interrupt
 ) -> tuple[tuple[str, ...], Tensor]:
-    """Average losses over ranks; the same message tells whether any rank was interrupted, so all stop together."""
+    """Average losses over ranks; the same message carries interrupts, so that all ranks stop at the same step."""
     if ranks == 1:
         interrupted.agreed = interrupted.asked
         return names, values
