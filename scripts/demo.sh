@@ -24,7 +24,7 @@ python -m preprocess pgs demo/raw/pgs --genotypes demo/raw/genotypes --out demo/
 python -m preprocess burden demo/raw/burden/rare.vep.vcf.gz --out demo/dataset
 
 step 5 "Pre-training with Masked Relation Modeling"
-# One rank: a batch of 8 is too small to share out. The last two set the paths of the next step and override "$@".
+# One rank, because a batch of 8 is too small to divide. The last two set the paths of the next step and override "$@".
 deepspeed --quiet --num_accelerators 1 mrmfast/train.py --config configs/demo.yaml "$@" run.dir=demo/runs run.name=demo
 
 step 6 "The encoder, loaded by timm alone"

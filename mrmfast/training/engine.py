@@ -118,15 +118,15 @@ def _free_port() -> int:
 def prints_error(message: str) -> bool:
     """Return whether this rank prints an error: the first rank with this message does.
 
-    Ranks ask the store that the process group met in, not each other: the others may be waiting for something else.
-    Without a group yet, each node's first rank speaks.
+    Ranks use the store of the process group, not a collective, because other ranks may wait in another collective.
+    Before the group exists, the first rank of each node prints.
     """
     if not torch.distributed.is_initialized():
         return os.environ.get("LOCAL_RANK", "0") == "0"
     store = torch.distributed.distributed_c10d._get_default_store()
     try:
         return int(store.add(f"mrmfast/said/{hashlib.sha256(message.encode()).hexdigest()}", 1)) == 1
-    except RuntimeError:  # rank 0 holds the store and is gone: it has said why
+    except RuntimeError:  # rank 0, which holds the store, has ended with its own error
         return False
 
 

@@ -23,7 +23,7 @@ from mrmfast.formats.manifest import NAME
 from mrmfast.meters import Meters
 from mrmfast.storage.client import Client
 from mrmfast.storage.config import FetchConfig
-from mrmfast.storage.object_store import ObjectEntry, MissingError
+from mrmfast.storage.object_store import MissingError, ObjectEntry
 from preprocess.genetics.genotypes.files import format_of
 
 # What belongs to a genotype file named NAME.bed and so on.
