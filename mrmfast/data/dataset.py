@@ -175,8 +175,8 @@ def open_dataset(config: DataConfig | str, **settings: Any) -> Dataset:
     table = read_sample_table(source.url, source.zarr_store())
     if len(table) != manifest.samples or (len(table) and table.shard.max() >= len(manifest.shards)):
         raise UserError(
-            f"{config.path}: dataset.json says {manifest.samples} images in {len(manifest.shards)} shards, the sample "
-            "table says otherwise; they belong to different versions: copy the dataset again"
+            f"{config.path}: dataset.json lists {manifest.samples} images in {len(manifest.shards)} shards, but the "
+            "sample table differs; they belong to different versions: copy the dataset again"
         )
     selected = np.arange(len(table))
     if config.split != "all":
@@ -191,12 +191,13 @@ def open_dataset(config: DataConfig | str, **settings: Any) -> Dataset:
         return Dataset(source, manifest, table, selected, None, np.empty((len(table), 0), np.int64), targets)
     store = GenomeStore.open(source.url, names, source.zarr_store(), config.cache)
     rows = store.locate(table.participant)
-    selected = _select_matched(config, selected, unmatched=(rows[selected] < 0).all(1))
+    selected = _select_matched(config, selected, rows[selected])
     return Dataset(source, manifest, table, selected, store, rows, targets)
 
 
-def _select_matched(config: DataConfig, selected: np.ndarray, *, unmatched: np.ndarray) -> np.ndarray:
-    """Return the selected samples without the unmatched samples, unless the config keeps these."""
+def _select_matched(config: DataConfig, selected: np.ndarray, genome_rows: np.ndarray) -> np.ndarray:
+    """Return the selected samples without the samples that lack genetics, unless the config keeps these."""
+    unmatched = np.asarray((genome_rows < 0).all(1))
     if unmatched.all() or (unmatched.any() and config.unmatched == "error"):
         remedy = (
             "do both come from the same id list?"
