@@ -173,7 +173,7 @@ def _numbers(section: dict[str, Any], found: Statistics, ledger: pd.DataFrame | 
 
 
 def _excluded(ledger: pd.DataFrame, name: str) -> dict[str, Any]:
-    """List what was left out for a reason other than the stride."""
+    """List what was excluded for a reason other than the stride."""
     left_out = ledger[~ledger["fate"].isin(COUNTED)]
     columns = [column for column in ledger.columns if column not in ("fill", "weight", "missing_train")]
     return {

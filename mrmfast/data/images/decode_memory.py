@@ -12,7 +12,10 @@ import simplejpeg
 from mrmfast.data.images.backend import FUSED, LARGEST
 from mrmfast.data.images.warp import SPARE
 
-ALIGNMENT = 64  # bytes: libjpeg-turbo writes whole vectors, with the same speed in every slot and run
+# Bytes. libjpeg-turbo writes rows that start at a multiple of 32 bytes with streaming stores, which bypass the caches.
+# The warp would then read the image from memory, in up to twice the time. An image therefore starts half a vector after
+# a cache line.
+ALIGNMENT, OFFSET = 64, 16
 REDUCTION = 64  # pixels of a JPEG per pixel of libjpeg's smallest scale (1/8 of each side)
 
 
@@ -20,8 +23,8 @@ class Slot:
     """Memory of one decoded image, its address, and the array of the current image."""
 
     def __init__(self, pixels: int) -> None:
-        self._whole = np.empty(pixels * 3 + SPARE + ALIGNMENT, dtype=np.uint8)
-        start = -self._whole.ctypes.data % ALIGNMENT
+        self._whole = np.empty(pixels * 3 + SPARE + ALIGNMENT + OFFSET, dtype=np.uint8)
+        start = -self._whole.ctypes.data % ALIGNMENT + OFFSET
         self.buffer = self._whole[start : start + pixels * 3 + SPARE]
         self.address = self.buffer.ctypes.data
         self.image = self.buffer[:0]

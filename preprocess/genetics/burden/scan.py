@@ -174,8 +174,8 @@ def _add_carriers(
         key = (int(chromosome[start]), str(names[codes[start]]))
         if key not in tally.genes:
             known = annotations.genes.get(key[1])
-            place = (known.position, known.symbol) if known else (int(position[start]), "")
-            tally.genes[key] = Gene(key[0], *place)
+            site = (known.position, known.symbol) if known else (int(position[start]), "")
+            tally.genes[key] = Gene(key[0], *site)
         entries = entry[edges[number] : edges[number + 1]]
         tally.count(key, carriers.sample[entries], carriers.copies[entries] > 1, count)
 
@@ -228,6 +228,6 @@ def frequencies(counts: np.ndarray, count_ref: np.ndarray) -> np.ndarray:
     -------
     ndarray of float64, shape (n,)
     """
-    none, one, two = (counts[:, column] for column in range(3))
-    copies = np.where(count_ref, 2 * none + one, 2 * two + one)
-    return copies / np.maximum(1, 2 * (none + one + two))
+    no_copy, one_copy, two_copies = (counts[:, column] for column in range(3))
+    copies = np.where(count_ref, 2 * no_copy + one_copy, 2 * two_copies + one_copy)
+    return copies / np.maximum(1, 2 * (no_copy + one_copy + two_copies))

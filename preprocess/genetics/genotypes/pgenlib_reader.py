@@ -178,6 +178,6 @@ class PgenlibFile(GenotypeFile):
         parts = [sparse._replace(variant=forward[sparse.variant])]
         for start, stop in self.call_blocks(len(dense), samples, memory):
             block = dense[start:stop]
-            found = Carriers.of_calls(flipped(self.hard_calls(columns[block], samples), flip[block]))
-            parts.append(found._replace(variant=block[found.variant]))
+            carriers = Carriers.of_calls(flipped(self.hard_calls(columns[block], samples), flip[block]))
+            parts.append(carriers._replace(variant=block[carriers.variant]))
         return Carriers.joined(parts)
