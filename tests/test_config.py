@@ -130,7 +130,7 @@ def test_naming_the_same_objective_keeps_its_keys():
         ("objective.mask=3", "objective.mask is a section with keys, not the value 3"),
         ("objective=3", "objective is a section with keys, not the value 3"),
         ("objective.match.pairs=1", "objective.match.pairs=1: relation matching compares samples"),
-        ("data.fetch.requests=0", "overrides: data.fetch.requests=0: must be above 0 and finite"),
+        ("data.fetch.requests=0", "overrides: data.fetch.requests=0: must be at least 1"),
         ("data.unreadable=-1", "data.unreadable=-1: must be at least 0"),
         ("data.unreadable=.nan", "data.unreadable=nan: must be a finite number"),
         ("seed=" + "9" * 500, "must be at most 9223372036854775807"),

@@ -39,8 +39,8 @@ def test_the_gate_passes_and_fails_where_pictures_differ(task, monkeypatch):
     gate.check(bench, task)
     assert len(bench.gates) == 4
 
-    def late(piece, **settings):
-        return draw_matrices(piece, **settings) + np.float32([[0, 0, 3], [0, 0, 0]])
+    def late(piece, view, **settings):
+        return draw_matrices(piece, view, **settings) + np.float32([[0, 0, 3], [0, 0, 0]])
 
     monkeypatch.setattr(loaders, "draw_matrices", late)
     with pytest.raises(GateError, match="pictures are Pillow's"):

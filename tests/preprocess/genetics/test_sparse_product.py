@@ -12,6 +12,12 @@ from preprocess.genetics.pgs import sparse_product
 from preprocess.genetics.pgs.score_pass import ScorePass, Weights
 
 
+@pytest.fixture(autouse=True)
+def compiled():
+    """Load the kernel anew: an earlier test of this process may have made its first load fail on purpose."""
+    sparse_product.library.cache_clear()
+
+
 def genotypes(dtype: type, variants: int, participants: int) -> np.ndarray:
     """Draw values with missing ones, one variant without any call."""
     rng = np.random.default_rng(0)
