@@ -1,6 +1,6 @@
 """The batch that the loader hands to the training step, and the legend of shape suffixes.
 
-Names of tensors end in their shape: B samples, N tokens (M genome tokens where both appear), D width, H heads,
+Names of tensors end with their shape: B samples, N tokens (M genome tokens where both appear), D width, H heads,
 d width of a head, F genome features, C colour channels, K photometric parameters, P pixel values of a patch, T tiles of
 a grouped product. ``x_BND`` is (samples, tokens, width).
 """
@@ -19,8 +19,8 @@ from mrmfast.errors import UserError
 PIXEL_MEAN, PIXEL_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 # Columns of a view's photometric parameters, in the order in which the changes are applied. Brightness, contrast and
-# saturation are factors (1: no change), hue is a share of the colour circle (0: no change), grey and solarise are 0 or
-# 1, blur is the standard deviation in pixels (0: no change).
+# saturation are factors (1: no change). Hue is a fraction of the colour circle (0: no change). Grey and solarise are
+# 0 or 1. Blur is the standard deviation in pixels (0: no change).
 PHOTOMETRIC = ("brightness", "contrast", "saturation", "hue", "grey", "blur", "solarise")
 
 LabelKind = Literal["class", "multi_hot", "values", "mask"]
@@ -28,7 +28,7 @@ LabelKind = Literal["class", "multi_hot", "values", "mask"]
 
 @dataclass(frozen=True)
 class Photometric:
-    """How the colours of a view are changed at random; the changes themselves are ``mrmfast.ops.photometric``.
+    """Random changes of a view's colours; ``mrmfast.ops.photometric`` applies them.
 
     Attributes
     ----------
@@ -81,22 +81,22 @@ class Photometric:
 
     @property
     def changes(self) -> bool:
-        """Whether any change can happen at all."""
+        """Whether any change has a positive probability."""
         jitter = self.jitter > 0 and any((self.brightness, self.contrast, self.saturation, self.hue))
         return jitter or any((self.grey, self.blur, self.solarise))
 
 
 @dataclass(frozen=True)
 class ViewSpec:
-    """One of the images that are made of each sample; ``ViewSpec()`` is the plain image of ``data.image_size``.
+    """One view of each sample; ``ViewSpec()`` is the whole image in ``data.image_size``, with ``data``'s augmentation.
 
     Attributes
     ----------
     size : int, optional
         Side, pixels; ``data.image_size`` by default.
     crop : (float, float), optional
-        Range of a random-resized crop's share of the image's area (aspect ratio 3/4 to 4/3, drawn as torchvision's
-        ``RandomResizedCrop`` does); the whole image by default.
+        Range of a random-resized crop's fraction of the image's area (aspect ratio 3/4 to 4/3, drawn as by
+        torchvision's ``RandomResizedCrop``); the whole image by default.
     rotation : float, optional
         Largest rotation, degrees; ``data.rotation`` by default.
     flip : float, optional
@@ -130,7 +130,7 @@ class ViewSpec:
 
 
 class LabelSpec(NamedTuple):
-    """What the targets of a dataset are; enough to build a task's head.
+    """Description of a dataset's targets, sufficient to build a task's head.
 
     Attributes
     ----------
@@ -144,7 +144,7 @@ class LabelSpec(NamedTuple):
 
 
 class ModalitySpec(NamedTuple):
-    """How one modality is packed; a tuple, so that kernels take it as it is.
+    """The packing of one modality; a tuple, so that kernels accept it directly.
 
     Attributes
     ----------
@@ -162,7 +162,7 @@ class ModalitySpec(NamedTuple):
 
 @dataclass(frozen=True)
 class GenomeSpec:
-    """What the genome vector x_G is made of; enough to build the model without the store.
+    """Description of the genome vector x_G, sufficient to build the model without the store.
 
     Attributes
     ----------
@@ -171,9 +171,9 @@ class GenomeSpec:
     groups : tuple of int
         Features per genome token, in order; they add up to ``n_features``.
     group_names : tuple of str
-        ``modality/group``: a resumed run must have the same.
+        ``modality/group``; the same in a resumed run.
     fill : Tensor, shape (F,), float32
-        What a missing value becomes on input.
+        Replacement of missing values on input.
     """
 
     modalities: tuple[ModalitySpec, ...]
@@ -194,24 +194,24 @@ class Batch:
     Attributes
     ----------
     views : tuple of Tensor, uint8 or float32, shape (B, 3, S, S) each
-        One image per :class:`ViewSpec`, each of its own size S. RGB, 0..255, to be normalised on the device; with
-        ``data.pixels=float32`` already normalised.
+        One tensor per :class:`ViewSpec`, each with its own size S. RGB in 0..255, which the model normalises; with
+        ``data.pixels=float32`` normalised values.
     photometric : tuple of (Tensor or None), float32, shape (B, K) each
-        Per view, the columns of ``PHOTOMETRIC``; None where nothing is to be done.
+        Per view, the columns of ``PHOTOMETRIC``; None for a view without photometric changes.
     packed : tuple of Tensor
         Per modality, shape (B, packed width): see ``mrmfast.data.genetics.store``. Empty when training on images only.
     present : Tensor, bool, shape (B, modalities)
-        Which participants have which modality.
+        Which modalities each participant has.
     target : Tensor or None
         None without ``data.labels``. ``class``: int64 (B,). ``multi_hot``: float32 (B, C). ``values``: float32 (B, C),
         NaN where a value is missing. ``mask``: uint8 (B, C, S, S) in the geometry of view 0, 255 outside the image
-        and where nothing is known.
+        and where the label is unknown.
     keys : tuple of str
         Sample keys (running numbers, no participant ids).
     epochs : tuple of int
-        Which epoch each sample belongs to; a batch may cross an epoch's end.
+        Epoch of each sample; a batch may span two epochs.
     end : int
-        Position of the stream after the global batch that this is part of: where to go on once it is consumed.
+        Position of the stream after the global batch; a run that consumed the batch resumes from this position.
     """
 
     views: tuple[Tensor, ...]
@@ -224,12 +224,12 @@ class Batch:
     end: int
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """Return all that is copied to a device."""
+        """Return all tensors that are copied to a device."""
         optional = [part for part in (*self.photometric, self.target) if part is not None]
         return (*self.views, *self.packed, self.present, *optional)
 
     def to(self, device: torch.device) -> Batch:
-        """Copy the tensors to a device, without waiting where the memory is pinned."""
+        """Copy the tensors to a device, asynchronously if the memory is pinned."""
 
         def copy(part: Tensor) -> Tensor:
             return part.to(device, non_blocking=True)

@@ -1,4 +1,4 @@
-"""Where this machine keeps what can be made again: downloaded shards, packed genetics, compiled kernels."""
+"""The cache folder of this machine: downloaded shards, packed genetics, compiled kernels."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ NonNegativeInt = Annotated[int, Ge(0)]
 NonNegative = Annotated[float, AllowInfNan(False), Ge(0)]
 Share = Annotated[float, AllowInfNan(False), Ge(0), Le(1)]
 
-# What pydantic calls a value outside its range -> what the message says. NaN is not finite.
+# pydantic's names of range errors -> the wording of the message. NaN is not finite.
 _RANGES = {
     "greater_than_equal": "must be at least {ge}",
     "greater_than": "must be above {gt}",

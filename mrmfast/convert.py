@@ -43,7 +43,7 @@ def convert_config(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def convert_checkpoint(folder: Path) -> int:
-    """Rename the parameters of a checkpoint; return how many files were written anew."""
+    """Rename the parameters of a checkpoint; return the number of rewritten files."""
     written = 0
     for path in sorted(folder.glob("*model_states.pt")):
         with tensors_only():

@@ -10,8 +10,8 @@ class UserError(ValueError):
 
 
 class SharedError(UserError):
-    """A :class:`UserError` that every rank meets at the same moment, so that one of them is enough to tell it."""
+    """A :class:`UserError` that every rank raises at the same point, so that one rank prints it."""
 
 
 class ClosedError(RuntimeError):
-    """A source was closed while bytes were under way: the end of a run, no error of the user."""
+    """A source was closed during a transfer: the end of a run, not an error of the user."""

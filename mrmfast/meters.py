@@ -1,4 +1,4 @@
-"""Where a loader's time goes: seconds, items and bytes per stage, and the spans themselves where a trace is wanted."""
+"""Profile of a loader: seconds, items and bytes per stage, and single spans if tracing is on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Stage:
     Attributes
     ----------
     seconds : float
-        Busy time; threads that work at once add up.
+        Busy time, summed over threads.
     items, bytes : int
     """
 
@@ -29,7 +29,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Span:
-    """One piece of work: stage, thread, start (seconds since the meters began) and length."""
+    """One piece of work: stage, thread, start (seconds since the meters were created) and length."""
 
     stage: str
     thread: int
@@ -45,11 +45,11 @@ class Meters:
     Attributes
     ----------
     stages : dict of str to Stage
-        One per name in ``STAGES``.
+        One stage per name in ``STAGES``.
     counts : dict of str to int
-        Events without a length: retries, images skipped, requests, cache hits, ...
+        Events without a duration: retries, skipped samples, requests, cache hits, ...
     spans : list of Span, optional
-        Filled only where ``trace`` was asked for.
+        Filled only if ``trace`` is true.
     """
 
     trace: bool = False
@@ -69,7 +69,7 @@ class Meters:
             self.add(stage, time.perf_counter() - start, items, size, start=start)
 
     def add(self, stage: str, seconds: float, items: int = 0, size: int = 0, start: float | None = None) -> None:
-        """Add work whose length was measured elsewhere (in C, or by another library)."""
+        """Add work whose duration was measured elsewhere (in C, or by another library)."""
         with self._lock:
             total = self.stages[stage]
             total.seconds += seconds
@@ -85,7 +85,7 @@ class Meters:
             self.counts[event] = self.counts.get(event, 0) + number
 
     def slowest(self) -> str:
-        """Name the stage of the loader that takes most of its threads' time."""
+        """Return the name of the stage that takes most of the loader's thread time."""
         return max(
             (name for name in STAGES if name not in ("copy", "wait")), key=lambda name: self.stages[name].seconds
         )

@@ -42,7 +42,7 @@ def load(
     source : Path
         One ``.c`` or ``.cpp`` file.
     flags : sequence of str
-        Compiler flags; ``-march=native`` is safe, because the cache tells processors apart.
+        Compiler flags; ``-march=native`` is safe, because the cache key contains the processor.
     name : str
         Of the kernel, for the file and the warning.
     otherwise : str

@@ -18,14 +18,14 @@ if __name__ == "__main__":
 from mrmfast import config as configs
 from mrmfast.errors import SharedError, UserError
 from mrmfast.training.build import build
-from mrmfast.training.engine import first_to_say, leave_world
+from mrmfast.training.engine import leave_world, prints_error
 from mrmfast.training.loop import run
 from mrmfast.training.out_of_memory import is_out_of_memory, out_of_memory_message
 from mrmfast.training.settings import TrainConfig
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Train as the command line says, and leave the process group; return the exit status."""
+    """Run training from the command line and leave the process group; return the exit status."""
     try:
         return _train(argv)
     finally:
@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _train(argv: list[str] | None) -> int:
-    """Train as the command line says; return the exit status (2: the user can fix it)."""
+    """Run training from the command line; return the exit status (2: an error that the user can fix)."""
     parser = argparse.ArgumentParser(description="Pre-train an image encoder with genetics (Masked Relation Modeling).")
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML; see configs/")
     parser.add_argument("--print-config", action="store_true", help="print the resolved config and exit")
@@ -68,7 +68,7 @@ def _train(argv: list[str] | None) -> int:
         else:
             raise
     # Ranks mostly meet the same error at once: one line is enough, and what only one of them meets is said by that one.
-    if os.environ.get("RANK", "0") == "0" if shared else first_to_say(message):
+    if os.environ.get("RANK", "0") == "0" if shared else prints_error(message):
         print(f"mrmfast: error: {message}", file=sys.stderr)
     return 2
 

@@ -9,7 +9,7 @@ step() { printf '\n[%s/6, %d s] %s\n' "$1" "$SECONDS" "$2"; }
 step 1 "Environment"
 bash scripts/setup.sh preprocess
 export PATH="$PWD/${MRMFAST_VENV:-.venv}/bin:$PATH"
-# A demonstration starts anew; the simulated biobank is kept when it is whole.
+# Each demonstration starts again; a complete simulated biobank is kept.
 rm -rf demo/dataset demo/runs
 
 step 2 "A simulated biobank: photographs, genotypes, scoring files, rare variants"
@@ -24,7 +24,7 @@ python -m preprocess pgs demo/raw/pgs --genotypes demo/raw/genotypes --out demo/
 python -m preprocess burden demo/raw/burden/rare.vep.vcf.gz --out demo/dataset
 
 step 5 "Pre-training with Masked Relation Modeling"
-# One rank: a batch of 8 is too small to share out. The last two say where the next step looks, whatever "$@" says.
+# One rank, because a batch of 8 is too small to divide. The last two set the paths of the next step and override "$@".
 deepspeed --quiet --num_accelerators 1 mrmfast/train.py --config configs/demo.yaml "$@" run.dir=demo/runs run.name=demo
 
 step 6 "The encoder, loaded by timm alone"

@@ -83,7 +83,7 @@ def held() -> dict[str, int]:
 
 def epochs(loader: Loader, number: int, way: str) -> Iterator[list[Batch]]:
     """Yield the batches of one epoch after another, in one of ``WAYS``."""
-    length = len(loader.plan)
+    length = len(loader.sampler)
     if way == "stream":
         with closing(loader.batches(0)) as batches:
             for _ in range(number):

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness import Bench, python, run
-from mrmfast.data.sampling.sampler import Plan
+from mrmfast.data.sampling.sampler import Sampler
 
 SAMPLES, SHARDS, SHARE, BATCH = 100_000_000, 100_000, 0.8, 1_024
 # Window of shards; 0 is local mode.
@@ -52,8 +52,8 @@ def measure(mode: str, samples: int, shards: int) -> dict[str, Any]:
     if mode == "participants":
         extra = {"participant": np.arange(samples) // 2}
 
-    def begin() -> Plan:
-        return Plan(per_shard, 0, window, selected=selected, **extra)
+    def begin() -> Sampler:
+        return Sampler(per_shard, 0, window, selected=selected, **extra)
 
     start = time.perf_counter()
     plan = begin()
@@ -125,7 +125,7 @@ def main() -> int:
         return 0
     bench = Bench("plan: 100 million samples in 100,000 shards, 80 % selected", arguments.json)
     for window in (0, 4):
-        plan = Plan([7, 0, 900, 93] * 40, 0, window)
+        plan = Sampler([7, 0, 900, 93] * 40, 0, window)
         epochs = plan.take(len(plan), 2 * len(plan)).sample.reshape(2, -1)
         bench.gate(
             f"window {window}: two epochs hold each of 40,000 once", (np.sort(epochs) == np.arange(40_000)).all()

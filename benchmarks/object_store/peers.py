@@ -62,7 +62,7 @@ def mrmfast(url: str, bucket: Path, cache: Path, decode: bool) -> Batches:
     """Our loader; without decoding, the JPEG bytes of the fetched shards."""
     loader = open_loader("s3://bucket/peers", cache, "float32")
     if decode:
-        return (batch.views[0] for batch in loader.batches(0, len(loader.plan)))
+        return (batch.views[0] for batch in loader.batches(0, len(loader.sampler)))
     dataset, source = loader.dataset, loader.dataset.source
 
     def bytes_only() -> Batches:

@@ -85,10 +85,10 @@ def epoch(path: str, cache: Path, alongside: Callable[[], object] = lambda: None
     start = time.perf_counter()
     with ThreadPoolExecutor(1) as pool:
         other = pool.submit(alongside)
-        count = sum(len(batch.keys) for batch in loader.batches(0, len(loader.plan)))
+        count = sum(len(batch.keys) for batch in loader.batches(0, len(loader.sampler)))
         other.result()
     seconds = time.perf_counter() - start
-    assert count == len(loader.plan), (count, len(loader.plan))
+    assert count == len(loader.sampler), (count, len(loader.sampler))
     loader.dataset.source.close()
     return seconds
 
@@ -96,7 +96,7 @@ def epoch(path: str, cache: Path, alongside: Callable[[], object] = lambda: None
 def digest(path: str, cache: Path) -> str:
     """Return the SHA-256 of all that an epoch hands out."""
     loader, hashed = open_loader(path, cache), hashlib.sha256()
-    for batch in loader.batches(0, len(loader.plan)):
+    for batch in loader.batches(0, len(loader.sampler)):
         hashed.update("\n".join(batch.keys).encode())
         for part in (batch.views[0], *batch.packed, batch.present):
             hashed.update(part.contiguous().numpy().tobytes())

@@ -148,7 +148,7 @@ def open_cohort(work: Path, image_size: int) -> Cohort:
     )  # fmt: skip
     keys: list[str] = []
     images, genomes = [], []
-    for batch in loader.batches(0, end=len(loader.plan)):
+    for batch in loader.batches(0, end=len(loader.sampler)):
         images.append(batch.views[0].clone())
         genomes.append(unpack_genome(batch.packed, batch.present, spec.modalities, spec.fill)[0].numpy())
         keys += batch.keys

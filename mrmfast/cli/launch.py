@@ -18,7 +18,7 @@ from mrmfast.errors import UserError
 
 
 def choose_devices(file: str, overrides: list[str], gpus: int | None) -> list[str]:
-    """Return the devices to start a process on each; none where this process trains alone.
+    """Return one device per process to start; an empty list if this process trains alone.
 
     Parameters
     ----------
@@ -27,12 +27,12 @@ def choose_devices(file: str, overrides: list[str], gpus: int | None) -> list[st
     overrides : list of str
         ``key=value``.
     gpus : int or None
-        Wanted number; None: all GPUs that are visible.
+        Number of processes; None: one per visible GPU.
 
     Raises
     ------
     UserError
-        The config is wrong (said before anything is started), or there are fewer GPUs.
+        The config is wrong (reported before any process starts), or fewer GPUs are visible.
     """
     if gpus == 1:
         return []
@@ -46,21 +46,21 @@ def choose_devices(file: str, overrides: list[str], gpus: int | None) -> list[st
     config = configs.load(TrainConfig, file, overrides)
     if config.engine.device == "cpu":
         return [str(number) for number in range(gpus or 0)]
-    requested = gpus or count
-    if requested > count:
+    processes = gpus or count
+    if processes > count:
         raise UserError(
-            f"--gpus {requested}: {count} GPUs are visible; check nvidia-smi and CUDA_VISIBLE_DEVICES, "
-            f"or use engine.device=cpu for {requested} processes on the CPU"
+            f"--gpus {processes}: {count} GPUs are visible; check nvidia-smi and CUDA_VISIBLE_DEVICES, "
+            f"or use engine.device=cpu for {processes} processes on the CPU"
         )
     names = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
-    return (names or [str(number) for number in range(requested)])[:requested]
+    return (names or [str(number) for number in range(processes)])[:processes]
 
 
 def command_line(devices: list[str], argv: list[str], port: int) -> list[str]:
     """Return the command that starts ``mrmfast/train.py`` once per device.
 
-    This is what ``deepspeed mrmfast/train.py`` starts on one node. The program ``deepspeed`` around it is not used
-    because it does not pass SIGTERM on, and would leave the training running.
+    ``deepspeed mrmfast/train.py`` starts the same command on one node. The program ``deepspeed`` itself is not used,
+    because it does not forward SIGTERM and would leave the training running.
     """
     world = base64.urlsafe_b64encode(json.dumps({"localhost": devices}).encode()).decode()
     script = importlib.util.find_spec("mrmfast.train")
@@ -72,10 +72,10 @@ def command_line(devices: list[str], argv: list[str], port: int) -> list[str]:
 def run(devices: list[str], argv: list[str]) -> int:
     """Train with one process per device; return the exit status.
 
-    Ctrl-C, SIGTERM and the end of the terminal reach the launcher once, whose processes then write a checkpoint.
+    Ctrl-C, SIGTERM and SIGHUP are forwarded to the launcher once; the training processes then write a checkpoint.
     """
-    # A session of its own: Ctrl-C would otherwise reach every process directly too, and a second signal ends a rank
-    # without a checkpoint.
+    # A new session: otherwise Ctrl-C also reaches every process directly, and a second signal ends a rank without a
+    # checkpoint.
     process = subprocess.Popen(command_line(devices, argv, _free_port()), start_new_session=True)
     interrupted = False
 

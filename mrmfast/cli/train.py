@@ -56,7 +56,7 @@ def _complete_config(ctx: click.Context, parameter: click.Parameter, incomplete:
 @click.option("--print-config", is_flag=True, help="print the resolved config and exit")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...", help="keys of the config, e.g. optimiser.lr=3e-4")
 def train(config: str, gpus: int | None, resume: bool, print_config: bool, overrides: tuple[str, ...]) -> int:
-    """Pre-train an image encoder as a config says.
+    """Pre-train an image encoder from a config.
 
     A run is written to runs/NAME: checkpoints, metrics, figures and encoder.safetensors.
     """

@@ -1,4 +1,4 @@
-"""A dataset, opened: what is in it, who is selected, and in which order to go through them."""
+"""An opened dataset: its images, genetics and labels, the selected samples, and their order."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mrmfast.config import NonNegative, NonNegativeInt, PositiveInt, Share, buil
 from mrmfast.data.genetics.store import GenomeStore
 from mrmfast.data.images.backend import Backend, Pixels
 from mrmfast.data.labels import LabelsConfig, Targets, read_targets, select_labelled
-from mrmfast.data.sampling.sampler import Plan
+from mrmfast.data.sampling.sampler import Sampler
 from mrmfast.data.sampling.weights import read_weights
 from mrmfast.errors import UserError
 from mrmfast.formats.manifest import Manifest
@@ -25,7 +25,7 @@ from mrmfast.storage.source import DatasetSource
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where the data is and how it is fed.
+    """The dataset and how it is loaded.
 
     Attributes
     ----------
@@ -36,7 +36,7 @@ class DataConfig:
     modalities : list of str, optional
         Which genetics; all that the dataset has by default, none (``[]``) for images only.
     unmatched : {"error", "drop", "keep"}
-        What to do with images whose participant has no genetics at all: stop, exclude them, or train on them with
+        Images whose participant has no genetics at all: stop with an error, drop the images, or train on them with
         filled genetics that carry no loss.
     image_size : int
         Side of the input, pixels.
@@ -45,27 +45,26 @@ class DataConfig:
     flip : float
         Probability of a left-right flip (paper: 0.5).
     shuffle_window : int
-        0: full shuffle. w, for object stores: shuffle shards, cut their line into 64 equal parts that are read side by
-        side, and shuffle images within each w shards of a part; all ranks together have 64 w shards in use at a time,
-        and each reads its own share of them.
+        0: full shuffle. w, for object stores: shuffle the shards, cut them into 64 sub-sequences, and shuffle images
+        within each w shards of a sub-sequence. All ranks together use 64 w shards at a time; each rank reads its part.
     sampling : {"images", "participants"}
-        What an epoch holds: each image once, or each participant once, by one of their images, chosen anew per epoch.
+        Entries of an epoch: each image once, or one image per participant, drawn anew in each epoch.
     weights : str, optional
-        CSV file with the columns ``key,weight`` or ``participant,weight``: images are drawn in proportion, as many an
-        epoch as there are images. A weight of 2 is drawn twice as often as one of 1, a weight of 0 never. Only with
-        ``sampling: images``.
+        CSV file with the columns ``key,weight`` or ``participant,weight``. Images are drawn in proportion to their
+        weight; an epoch has as many entries as there are images. An image of weight 2 is drawn twice as often as an
+        image of weight 1, an image of weight 0 never. Only with ``sampling: images``.
     unreadable : float
-        Largest share of images that may turn out to be unreadable: they are skipped, counted and reported, and the
-        stream fills their places. More stop the run.
+        Largest fraction of unreadable images. Unreadable images are skipped, counted and reported, and the next images
+        of the stream replace them. A larger fraction stops the run.
     backend : {"auto", "dali", "cpu"}
-        Who decodes and warps: DALI on a GPU, the fused CPU path without one (``auto``), or the one that is named.
+        Image backend. ``auto``: DALI on a GPU, the fused CPU path without a GPU.
     pixels : {"uint8", "float32"}
-        What the loader hands over: bytes, which the model normalises, or normalised floats. Bytes are a quarter to copy
-        to a GPU.
+        Type of the loader's pixels: bytes, which the model normalises, or normalised floats. Bytes need a quarter of
+        the bandwidth to the GPU.
     threads : int, optional
-        CPU threads for decoding, per rank; by default as many as the rank's share of the machine's cores, 8 at most.
+        CPU threads for decoding per rank; by default the rank's share of the machine's cores, at most 8.
     prefetch : int
-        Micro-batches under way at once.
+        Batches that are decoded ahead.
     cache : str, optional
         Folder for downloaded shards.
     anonymous : bool
@@ -73,7 +72,7 @@ class DataConfig:
     fetch : FetchConfig
         Requests, time limits and the cache's size.
     labels : LabelsConfig
-        What a sample's target is; none by default.
+        Target of a sample; none by default.
     """
 
     path: str = ""
@@ -99,7 +98,7 @@ class DataConfig:
 
 @dataclass
 class Dataset:
-    """An opened dataset, reduced to the samples to train on.
+    """An opened dataset and the samples selected for training.
 
     Attributes
     ----------
@@ -108,7 +107,7 @@ class Dataset:
     table : SampleTable
         All samples.
     selected : ndarray of int64
-        Rows of `table` in the split (and with genetics, where wanted).
+        Rows of `table` in the split (with ``unmatched="drop"``: those with genetics).
     store : GenomeStore or None
     genome_rows : ndarray of int64, shape (len(table), modalities)
         Rows in the store per sample, -1 where absent.
@@ -158,8 +157,8 @@ def open_dataset(config: DataConfig | str, **settings: Any) -> Dataset:
     Raises
     ------
     UserError
-        Nothing there, no image in the split, images without genetics under ``unmatched="error"``, or labels that cannot
-        be used or are missing under ``labels.missing="error"``.
+        The dataset has no images, no image is in the split, images lack genetics under ``unmatched="error"``, or labels
+        are unusable or missing under ``labels.missing="error"``.
     """
     if isinstance(config, str):
         config = build(DataConfig, {"path": config, **settings}, "open_dataset")
@@ -176,8 +175,8 @@ def open_dataset(config: DataConfig | str, **settings: Any) -> Dataset:
     table = read_sample_table(source.url, source.zarr_store())
     if len(table) != manifest.samples or (len(table) and table.shard.max() >= len(manifest.shards)):
         raise UserError(
-            f"{config.path}: dataset.json says {manifest.samples} images in {len(manifest.shards)} shards, the sample "
-            "table says otherwise; they belong to different versions: copy the dataset again"
+            f"{config.path}: dataset.json lists {manifest.samples} images in {len(manifest.shards)} shards, but the "
+            "sample table differs; they belong to different versions: copy the dataset again"
         )
     selected = np.arange(len(table))
     if config.split != "all":
@@ -188,38 +187,37 @@ def open_dataset(config: DataConfig | str, **settings: Any) -> Dataset:
     if targets is not None:
         selected = select_labelled(config.labels, targets, selected)
     names = sorted(set(manifest.genetics if config.modalities is None else config.modalities))
-    images = Dataset(source, manifest, table, selected, None, np.empty((len(table), 0), np.int64), targets)
-    return _join_genetics(images, names, config) if names else images
-
-
-def _join_genetics(dataset: Dataset, names: list[str], config: DataConfig) -> Dataset:
-    """Return a dataset with the named modalities; images without any of them as ``config.unmatched`` says."""
-    source, selected = dataset.source, dataset.selected
+    if not names:
+        return Dataset(source, manifest, table, selected, None, np.empty((len(table), 0), np.int64), targets)
     store = GenomeStore.open(source.url, names, source.zarr_store(), config.cache)
-    rows = store.locate(dataset.table.participant)
-    without = (rows[selected] < 0).all(1)
-    if without.all() or (without.any() and config.unmatched == "error"):
+    rows = store.locate(table.participant)
+    selected = _select_matched(config, selected, rows[selected])
+    return Dataset(source, manifest, table, selected, store, rows, targets)
+
+
+def _select_matched(config: DataConfig, selected: np.ndarray, genome_rows: np.ndarray) -> np.ndarray:
+    """Return the selected samples without the samples that lack genetics, unless the config keeps these."""
+    unmatched = np.asarray((genome_rows < 0).all(1))
+    if unmatched.all() or (unmatched.any() and config.unmatched == "error"):
         remedy = (
             "do both come from the same id list?"
-            if without.all()
-            else "exclude them with data.unmatched=drop, or keep them without a genome loss with data.unmatched=keep"
+            if unmatched.all()
+            else "drop them with data.unmatched=drop, or keep them without a genome loss with data.unmatched=keep"
         )
         raise UserError(
-            f"{config.path}: {int(without.sum())} of {len(selected)} images belong to participants without genetics; "
+            f"{config.path}: {int(unmatched.sum())} of {len(selected)} images belong to participants without genetics; "
             + remedy
         )
-    if config.unmatched == "drop":
-        selected = selected[~without]
-    return replace(dataset, selected=selected, store=store, genome_rows=rows)
+    return selected[~unmatched] if config.unmatched == "drop" else selected
 
 
-def make_plan(dataset: Dataset, config: DataConfig, seed: int) -> Plan:
-    """Return the order in which to train on the selected samples.
+def make_sampler(dataset: Dataset, config: DataConfig, seed: int) -> Sampler:
+    """Return the sampler of the selected samples.
 
     Raises
     ------
     UserError
-        Weights that cannot be read, or weights together with ``sampling="participants"``.
+        The weights cannot be read, or are combined with ``sampling="participants"``.
     """
     table = dataset.table
     selected = np.zeros(len(table), dtype=bool)
@@ -232,4 +230,4 @@ def make_plan(dataset: Dataset, config: DataConfig, seed: int) -> Plan:
     elif config.weights is not None:
         weights = read_weights(config.weights, table, selected)
     per_shard = np.bincount(table.shard, minlength=len(dataset.manifest.shards))
-    return Plan(per_shard, seed, config.shuffle_window, selected=selected, weights=weights, participant=participant)
+    return Sampler(per_shard, seed, config.shuffle_window, selected=selected, weights=weights, participant=participant)

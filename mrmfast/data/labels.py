@@ -18,7 +18,7 @@ from mrmfast.formats.sample_table import MaskColumn, SampleTable
 
 @dataclass(frozen=True)
 class LabelsConfig:
-    """What a sample's target is.
+    """The target of a sample.
 
     Attributes
     ----------
@@ -36,7 +36,7 @@ class LabelsConfig:
     classes : list of str, optional
         The classes in the order of their numbers; by default from the table.
     missing : {"error", "drop"}
-        What to do with images that have no label: stop, or exclude them.
+        Images without a label: stop with an error, or drop them.
     """
 
     kind: LabelKind | None = None
@@ -60,9 +60,9 @@ class Targets:
     values : ndarray or None
         Row per sample: int64 (samples,), or float32 (samples, C). None for masks.
     masks : tuple of MaskColumn
-        Where the masks' bytes are; empty for other kinds.
+        Offsets and sizes of the masks' bytes; empty for other kinds.
     rows_unused : int
-        Rows of the table that belong to no sample.
+        Number of rows of the table that belong to no sample.
     """
 
     spec: LabelSpec
@@ -72,7 +72,7 @@ class Targets:
     rows_unused: int = 0
 
     def of(self, samples: np.ndarray) -> Tensor | None:
-        """Return the targets of samples: int64 (n,) or float32 (n, C); None for masks, which come with the images."""
+        """Return the targets of samples: int64 (n,) or float32 (n, C); None for masks, which a backend decodes."""
         return None if self.values is None else torch.from_numpy(self.values[samples])
 
     def digest(self) -> str:
@@ -107,7 +107,7 @@ def read_targets(config: LabelsConfig, table: SampleTable) -> Targets | None:
     if config.path is None:
         raise UserError(f"data.labels.path is empty; kind {config.kind} needs a table of labels")
     if config.classes is not None and config.kind != "class":
-        raise UserError(f"data.labels.classes goes with kind class, not {config.kind}; leave it out")
+        raise UserError(f"data.labels.classes goes with kind class, not {config.kind}; remove it")
     identifier = config.identifier or config.by
     labels = read_labels(
         config.path, kind=config.kind, columns=config.columns or [], identifier=identifier, classes=config.classes
@@ -161,7 +161,7 @@ def select_labelled(config: LabelsConfig, targets: Targets, selected: np.ndarray
     Raises
     ------
     UserError
-        None has one, or some have none under ``missing="error"``.
+        No sample has a target, or some samples lack a target under ``missing="error"``.
     """
     keep = targets.labelled[selected]
     without = int((~keep).sum())
@@ -171,7 +171,7 @@ def select_labelled(config: LabelsConfig, targets: Targets, selected: np.ndarray
         remedy = (
             "give labels for this split"
             if without == len(selected)
-            else "add them, or leave the images out with data.labels.missing=drop"
+            else "add them, or drop the images with data.labels.missing=drop"
         )
         raise UserError(f"{where}: {without} of {len(selected)} images have no {what}; {remedy}")
     return selected[keep]

@@ -1,8 +1,9 @@
-"""Images joined with genetics by participant, in the order of the plan, at the speed of decoding.
+"""Images joined with genetics by participant, in the order of the sampler, at the speed of decoding.
 
-One thread ahead of training draws the order, reads bytes and gathers genetics; the image backend decodes and warps in
-its own threads. An image that cannot be read is skipped: all ranks learn of it before the step is handed out, and
-the step is made again without it, so the order stays one and the same for every number of ranks.
+A background thread computes the order, reads bytes and gathers genetics ahead of training. The image backend decodes
+and warps in its own threads. Unreadable samples are skipped: the ranks exchange the unreadable samples of a step before
+the step is returned, and each rank builds the step again without them. The order is therefore the same for every number
+of ranks.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from mrmfast.arithmetic import ceil_div
 from mrmfast.batch import Batch, ViewSpec
-from mrmfast.data.dataset import DataConfig, Dataset, make_plan
+from mrmfast.data.dataset import DataConfig, Dataset, make_sampler
 from mrmfast.data.images.augment import draw_matrices, draw_photometric, plain_view, resolve_views
 from mrmfast.data.images.backend import DecodeRequest, DecodeSpec, Images, Pixels, open_images
 from mrmfast.data.reader import ShardReader
@@ -25,14 +27,14 @@ from mrmfast.data.threads import decode_threads
 from mrmfast.errors import UserError
 from mrmfast.meters import Meters
 
-SPARE_SHARDS = 8  # beyond a window, for batches that cross from one to the next
-OPEN_SHARDS = 512  # maps at a time without a window; far below the system's limits
-AHEAD = 4  # shards fetched ahead per request under way
+SPARE_SHARDS = 8  # beyond a window, for batches that span two windows
+OPEN_SHARDS = 512  # maximum number of memory maps in local mode; far below the system's limits
+AHEAD = 4  # shards fetched ahead per concurrent request
 Agree = Callable[[frozenset[int]], frozenset[int]]
 
 
 class Loader:
-    """Micro-batches of one rank, from any position of the stream.
+    """The micro-batches of one rank, from any position of the stream.
 
     Parameters
     ----------
@@ -47,17 +49,17 @@ class Loader:
     rank, world : int
     device : torch.device
     views : tuple of ViewSpec
-        The images that are made of each sample; one plain one by default.
+        Views of each sample; one view without changes by default.
     agree : callable, optional
-        Given the samples that this rank could not read in a step, returns those of all ranks; called once a step, in
-        the same order on every rank. By default there are no other ranks.
+        Takes the samples of a step that this rank could not read, returns those of all ranks. Called once per step, in
+        the same order on every rank. The default is for a single rank.
     meters : Meters, optional
-        Stages read, decode, augment and join are counted here; the source counts fetch.
+        Times the stages read, decode, augment and join; the source times fetch.
 
     Attributes
     ----------
-    unreadable : dict of int to str
-        Samples that cannot be read -> their keys; the same on all ranks.
+    skipped_samples : dict of int to str
+        Unreadable samples -> their keys; the same on all ranks.
     """
 
     def __init__(
@@ -77,12 +79,12 @@ class Loader:
     ) -> None:
         self.dataset, self.config, self.seed, self.device = dataset, config, seed, device
         self.batch, self.micro_batch, self.rank, self.world = batch, micro_batch, rank, world
-        self.agree = agree or (lambda found: found)
+        self.agree = agree or (lambda unreadable: unreadable)
         self.meters = meters or dataset.source.meters
-        self.plan = make_plan(dataset, config, seed)
+        self.sampler = make_sampler(dataset, config, seed)
         self.views = resolve_views(views, size=config.image_size, rotation=config.rotation, flip=config.flip)
         self._masks = dataset.targets.masks if dataset.targets is not None else ()
-        self.unreadable: dict[int, str] = {}
+        self.skipped_samples: dict[int, str] = {}
 
     def batches(self, position: int, end: int | None = None) -> Generator[Batch]:
         """Yield this rank's micro-batches from the step that begins at stream position `position`.
@@ -90,32 +92,32 @@ class Loader:
         Parameters
         ----------
         position : int
-            Where a run stands: the last batch's ``end``, 0 at its start.
+            ``end`` of the last batch; 0 at the start of a run.
         end : int, optional
-            Stop at this position, with a smaller last batch; by default the stream has no end.
+            Position after the last batch, which may be smaller; by default the stream has no end.
 
         Yields
         ------
         Batch
-            Genetics on the CPU (in pinned memory for a GPU), still packed; images where the backend works.
+            Packed genetics on the CPU (in pinned memory for a GPU); images on the device of the backend.
 
         Raises
         ------
         UserError
-            A shard cannot be had, or more images cannot be read than ``config.unreadable`` allows.
+            A shard cannot be fetched, or more images are unreadable than ``config.unreadable`` allows.
         """
-        windows = self.plan.open_shards(self.world)
+        windows = self.sampler.open_shards(self.world)
         limit = int(min(OPEN_SHARDS, windows + SPARE_SHARDS))
         reader = ShardReader(self.dataset.source, self.dataset.manifest.shards, self.dataset.table, self.meters, limit)
         try:
             while end is None or position < end:
-                # Anew from the start of a step after each image that is skipped; that is rare, so it may be slow.
+                # The pipeline restarts at the step of each newly skipped sample. That is slow, but rare.
                 position = yield from self._until_unreadable(position, end, reader)
         finally:
             reader.close()
 
     def _until_unreadable(self, position: int, end: int | None, reader: ShardReader) -> Generator[Batch, None, int]:
-        """Yield micro-batches; return the start of the step that holds an unreadable image, or the end."""
+        """Yield micro-batches up to a step with an unreadable image; return the start of that step, or the end."""
         under_way: deque[Step] = deque()
         steps = self._steps(position, end, reader)
 
@@ -127,7 +129,7 @@ class Loader:
         images = self._images(
             feed,
             self.views,
-            -(-self.batch // self.world),
+            ceil_div(self.batch, self.world),
             decode_threads(self.config.threads),
             self.config.prefetch,
             self.config.pixels,
@@ -136,9 +138,9 @@ class Loader:
             while end is None or position < end:
                 decoded = images.run()
                 step = under_way.popleft()
-                found = self.agree(frozenset(step.piece.sample[decoded.bad].tolist()))
-                if found:
-                    self._skip_unreadable(found)
+                unreadable = self.agree(frozenset(step.piece.sample[decoded.bad].tolist()))
+                if unreadable:
+                    self._skip(unreadable)
                     return step.start
                 yield from step.batches(decoded, self._keys(step.piece), self.micro_batch)
                 position = step.end
@@ -148,7 +150,7 @@ class Loader:
 
     def preview(self, count: int) -> Batch:
         """Return up to `count` samples of the first epoch without augmentation, for figures; the same on every rank."""
-        piece = self.plan.take(0, min(count, len(self.plan)), self.unreadable.keys())
+        piece = self.sampler.take(0, min(count, len(self.sampler)), self.skipped_samples.keys())
         reader = ShardReader(
             self.dataset.source, self.dataset.manifest.shards, self.dataset.table, self.meters, OPEN_SHARDS
         )
@@ -186,28 +188,28 @@ class Loader:
         return open_images(self.config.backend, feed, spec, self.meters)
 
     def _steps(self, position: int, end: int | None, reader: ShardReader) -> Iterator[Step]:
-        """Draw this rank's part of one global batch after another, and fetch ahead of it."""
-        looked = position
+        """Yield this rank's part of each global batch, and fetch shards ahead."""
+        prefetched = position
         while end is None or position < end:
-            whole = self.plan.take(position, self.batch, self.unreadable.keys())
+            whole = self.sampler.take(position, self.batch, self.skipped_samples.keys())
             if end is not None and whole.end > end:
                 whole = replace(whole[whole.position < end], end=end)
-            piece = self.plan.share(whole, self.rank, self.world)
-            if position >= looked:
-                reach = self._reach()
-                reader.prefetch(self.plan.shards_ahead(position, reach, self.rank, self.world, self.batch))
-                looked = position + max(self.batch, reach // 2)
+            piece = self.sampler.share(whole, self.rank, self.world)
+            if position >= prefetched:
+                count = self._entries_ahead()
+                reader.prefetch(self.sampler.shards_ahead(position, count, self.rank, self.world, self.batch))
+                prefetched = position + max(self.batch, count // 2)
             yield self._step(position, whole.end, piece, self.views)
             position = whole.end
 
-    def _reach(self) -> int:
-        """Return how many entries of the stream to fetch ahead for: AHEAD shards for each request under way."""
+    def _entries_ahead(self) -> int:
+        """Return the number of stream entries to fetch shards for: AHEAD shards per concurrent request."""
         per_shard = max(1, self.dataset.manifest.samples // len(self.dataset.manifest.shards))
         shards = AHEAD * self.dataset.source.config.requests * self.world
-        return min(len(self.plan), per_shard * shards) // self.batch * self.batch + self.batch
+        return min(len(self.sampler), per_shard * shards) // self.batch * self.batch + self.batch
 
     def _request(self, reader: ShardReader, piece: Slice, views: tuple[ViewSpec, ...]) -> DecodeRequest:
-        """Return the bytes of a slice, and how to warp them."""
+        """Return the bytes of a slice, and the warp matrices of its views."""
         matrices = tuple(draw_matrices(piece, view, seed=self.seed, number=number) for number, view in enumerate(views))
         masks = tuple(reader.read_masks(piece.sample, mask) for mask in self._masks)
         return DecodeRequest(reader.read(piece.sample), matrices, masks)
@@ -216,7 +218,7 @@ class Loader:
         return self.dataset.table.key[piece.sample].tolist()
 
     def _step(self, start: int, end: int, piece: Slice, views: tuple[ViewSpec, ...]) -> Step:
-        """Join a slice with its genetics, packed, its labels, and its changes of colour."""
+        """Join a slice with its packed genetics, its labels and its photometric parameters."""
         dataset, rows = self.dataset, self.dataset.genome_rows[piece.sample]
         with self.meters.time("join", len(piece)):
             packed = dataset.store.gather(rows) if dataset.store is not None else []
@@ -233,22 +235,22 @@ class Loader:
                 step = step.pinned()
             return step
 
-    def _skip_unreadable(self, found: frozenset[int]) -> None:
-        """Record unreadable images.
+    def _skip(self, unreadable: frozenset[int]) -> None:
+        """Add unreadable samples to the skipped samples.
 
         Raises
         ------
         UserError
-            They are too many.
+            More samples are skipped than ``config.unreadable`` allows.
         """
         table, limit = self.dataset.table, self.config.unreadable
-        self.unreadable.update({sample: str(table.key[sample]) for sample in sorted(found)})
-        self.meters.count("unreadable", len(found))
-        if len(self.unreadable) > limit * len(self.dataset.selected):
-            sample = min(found)
+        self.skipped_samples.update({sample: str(table.key[sample]) for sample in sorted(unreadable)})
+        self.meters.count("skipped_samples", len(unreadable))
+        if len(self.skipped_samples) > limit * len(self.dataset.selected):
+            sample = min(unreadable)
             mask = " with readable masks" if self._masks else ""
             raise UserError(
                 f"sample {table.key[sample]} is not a readable JPEG{mask}; "
-                f"{len(self.unreadable)} of {len(self.dataset.selected)} images cannot be read, more than "
-                f"data.unreadable={limit:g} allows: copy the dataset again, or preprocess it anew"
+                f"{len(self.skipped_samples)} of {len(self.dataset.selected)} images cannot be read, more than "
+                f"data.unreadable={limit:g} allows: copy the dataset again, or preprocess it again"
             )

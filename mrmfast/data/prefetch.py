@@ -1,4 +1,4 @@
-"""Batches on the device before they are needed: the next one is copied on a side stream while the GPU computes."""
+"""Batches on the device ahead of time: a side stream copies the next batch while the GPU computes."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from mrmfast.batch import Batch
 
 @dataclass(frozen=True)
 class StagedBatch:
-    """A batch whose copy to the device is under way.
+    """A batch that is being copied to the device.
 
     Attributes
     ----------
     batch : Batch
         On the device.
     copied : torch.cuda.Event
-        Passed once the copy is complete.
+        Recorded after the copy.
     """
 
     batch: Batch
@@ -29,12 +29,12 @@ class StagedBatch:
 
 
 class DevicePrefetcher(Iterator[Batch]):
-    """Hand out batches on the device.
+    """Return batches on the device.
 
-    On a GPU, :meth:`stage` takes the next batch from the loader and begins its copy on a side stream; called after the
-    work of a step is queued, the wait for the loader and the copy are hidden behind that work. The position does not
-    change by it: a batch counts once it is handed out. On a CPU batches pass through as they are, and nothing is
-    taken ahead.
+    On a GPU, :meth:`stage` takes the next batch from the loader and starts its copy on a side stream. Called after the
+    work of a step is queued, it overlaps the wait for the loader and the copy with that work. Staging does not change
+    the position of the run: a batch counts once :meth:`__next__` returns it. On a CPU, batches are passed on unchanged
+    and nothing is staged.
 
     Parameters
     ----------
@@ -45,9 +45,9 @@ class DevicePrefetcher(Iterator[Batch]):
     Attributes
     ----------
     waited : float
-        Seconds that the calling thread has waited for the loader.
+        Seconds for which the calling thread waited for the loader.
     copied : float
-        Seconds that it has spent on issuing copies.
+        Seconds that the calling thread spent on issuing copies.
     """
 
     def __init__(self, batches: Generator[Batch], device: torch.device) -> None:
@@ -60,14 +60,14 @@ class DevicePrefetcher(Iterator[Batch]):
         self.waited = self.copied = 0.0
 
     def stage(self) -> None:
-        """Take the next batch from the loader and begin to copy it, once per batch handed out; raises nothing.
+        """Take the next batch from the loader and start its copy, once per returned batch; raises nothing.
 
-        An error of the loader belongs to the batch that is not there: the :meth:`__next__` that asks for it raises it.
+        If the loader raises an error, the next :meth:`__next__` raises it.
         """
         if self._stream is None or self._staged is not None or self._error is not None:
             return
         try:
-            # The loader too: DALI's images are made on the stream that is current.
+            # The loader runs inside the context too: DALI decodes images on the current stream.
             with torch.cuda.stream(self._stream):
                 batch = self._pull()
                 began = time.perf_counter()
@@ -86,9 +86,9 @@ class DevicePrefetcher(Iterator[Batch]):
         Raises
         ------
         StopIteration
-            The loader's stream has an end.
+            The loader has no more batches.
         Exception
-            What the loader raised.
+            Any error of the loader.
         """
         if self._stream is None:
             return self._pull()
@@ -99,7 +99,7 @@ class DevicePrefetcher(Iterator[Batch]):
         staged, self._staged = self._staged, None
         current = torch.cuda.current_stream(self._device)
         current.wait_event(staged.copied)
-        # Memory of the side stream is not given to its next batch before the current stream has used it.
+        # The allocator must not reuse this memory for a later batch before the current stream has read it.
         for tensor in staged.batch.tensors():
             tensor.record_stream(current)
         return staged.batch
@@ -112,6 +112,6 @@ class DevicePrefetcher(Iterator[Batch]):
             self.waited += time.perf_counter() - began
 
     def close(self) -> None:
-        """Drop what is staged and close the loader's stream."""
+        """Drop the staged batch and close the generator of the loader."""
         self._staged = None
         self._batches.close()

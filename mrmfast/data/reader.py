@@ -1,4 +1,4 @@
-"""Bytes of samples out of shards: random access through memory maps, a bounded number of them open."""
+"""Bytes of samples in shards: random access through a bounded number of memory maps."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from mrmfast.storage.source import DatasetSource
 
 
 class ShardReader:
-    """Hand out the bytes of JPEGs and masks by sample number.
+    """Return the bytes of JPEGs and masks by sample number.
 
     Parameters
     ----------
     source : DatasetSource
-        Fetches shards and keeps them in its cache as long as they are in use here.
+        Fetches shards. Its cache keeps a shard as long as this reader has the shard open.
     shards : list of Shard
     table : SampleTable
     meters : Meters
         Stage ``read``.
     limit : int
-        Shards open at a time; the least recently used one is closed first. The system bounds maps and files.
+        Maximum number of open shards; the least recently used shard is closed first. The system bounds maps and files.
     """
 
     def __init__(
@@ -36,16 +36,16 @@ class ShardReader:
         self._ahead: set[int] = set()  # fetched ahead, not yet read
 
     def prefetch(self, numbers: np.ndarray) -> None:
-        """Begin to fetch shards that will be read soon; returns at once."""
-        wanted = set(numbers.tolist()) - self._open.keys()
-        self._ahead |= wanted
-        self._source.prefetch(self._shards[number] for number in numbers.tolist() if number in wanted)
+        """Start to fetch shards in the background."""
+        missing = set(numbers.tolist()) - self._open.keys()
+        self._ahead |= missing
+        self._source.prefetch(self._shards[number] for number in numbers.tolist() if number in missing)
 
     def read(self, samples: np.ndarray) -> list[np.ndarray]:
-        """Return the JPEG bytes of samples, uint8 views of the mapped shards; waits for those still being fetched."""
+        """Return the JPEG bytes of samples, uint8 views of the mapped shards; waits for shards being fetched."""
         table = self._table
         with self._meters.time("read", len(samples), int(table.size[samples].sum())):
-            # Lists, since taking a number out of an array costs Python more than all else here.
+            # Lists: indexing an array for one number would take most of the time.
             numbers, starts = table.shard[samples].tolist(), table.offset[samples].tolist()
             ends = (table.offset[samples] + table.size[samples]).tolist()
             return [self._map(number)[start:end] for number, start, end in zip(numbers, starts, ends, strict=True)]
@@ -64,18 +64,18 @@ class ShardReader:
         mapped = self._open.get(number)
         if mapped is None:
             self._ahead.discard(number)
-            # A plain array: slices of np.memmap run Python code of NumPy's.
+            # A plain array: slicing np.memmap runs Python code of NumPy.
             mapped = np.asarray(np.memmap(self._source.local(self._shards[number]), mode="r"))
             self._open[number] = mapped
             while len(self._open) > self._limit:
-                # A map that was handed out stays valid until the last view of it is gone.
+                # A returned map stays valid until its last view is deleted.
                 oldest, _ = self._open.popitem(last=False)
                 self._source.release(self._shards[oldest])
         self._open.move_to_end(number)
         return mapped
 
     def close(self) -> None:
-        """Let go of all shards, those fetched ahead as well."""
+        """Release all shards, prefetched shards included."""
         for number in (*self._open, *self._ahead):
             self._source.release(self._shards[number])
         self._open.clear()

@@ -1,4 +1,4 @@
-"""A rank's part of a global batch: what the loader knows of it before its images are decoded."""
+"""A rank's part of a global batch, before its images are decoded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mrmfast.data.sampling.sampler import Slice
 
 @dataclass(frozen=True)
 class Step:
-    """A rank's part of a global batch on its way through the image backend.
+    """A rank's part of a global batch while the image backend decodes its images.
 
     Attributes
     ----------
@@ -24,10 +24,10 @@ class Step:
     piece : Slice
         This rank's samples.
     packed : list of Tensor
-        Their genetics, packed.
+        Packed genetics of the samples, one tensor per modality.
     present : Tensor, bool, (n, modalities)
     photometric : list of (Tensor or None), float32, (n, K) each
-        Parameters of each view's changes of colour.
+        Photometric parameters of each view.
     target : Tensor or None
         Labels; masks come with the images.
     """
@@ -43,7 +43,7 @@ class Step:
     def pinned(self) -> Step:
         """Return the step with its tensors in pinned memory.
 
-        From pageable memory a copy to the GPU makes this process wait for all work queued before it.
+        A copy from pageable memory to the GPU would make this process wait for all work queued before the copy.
         """
         return Step(
             self.start,
@@ -61,7 +61,7 @@ class Step:
         Parameters
         ----------
         decoded : DecodedBatch
-            The images of the step, and its masks.
+            Images and masks of the step.
         keys : sequence of str, length n
         size : int
         """
@@ -81,7 +81,7 @@ class Step:
 
 
 def without_bad(decoded: DecodedBatch) -> DecodedBatch:
-    """Return a decoded batch without the images that cannot be decoded."""
+    """Return a decoded batch without the samples that cannot be decoded."""
     good = torch.from_numpy(~decoded.bad)
     mask = None if decoded.mask is None else decoded.mask[good.to(decoded.mask.device)]
     views = tuple(view[good.to(view.device)] for view in decoded.views)

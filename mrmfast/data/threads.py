@@ -1,4 +1,4 @@
-"""How many threads decode on this machine, where the config leaves it open."""
+"""The default number of decoding threads on this machine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def decode_threads(threads: int | None) -> int:
     Parameters
     ----------
     threads : int, optional
-        What the config says; None takes the cores that this process may use, shared among the ranks of the machine, and
+        ``data.threads``; None takes the cores that this process may use, shared among the ranks of the machine, and
         at most MOST.
 
     Returns

@@ -20,7 +20,7 @@ from mrmfast.errors import UserError
 Encoding = Literal["genotype", "binary", "float"]
 FloatDtype = Literal["float32", "float16"]
 STORE = "genetics.zarr"
-# Written by us, not by zarr, so that it is the same bytes whoever wrote it and `check` can compare them.
+# Fixed bytes, not written by zarr, so that `check` can compare them.
 ROOT_METADATA = '{"attributes": {}, "zarr_format": 3, "node_type": "group"}\n'
 MISSING_GENOTYPE = 3
 # x_G is SNPs, then PGS, then burden (docs/methods/mrm.md#symbols); for TCGA expression, copy number, mutations.
@@ -41,20 +41,20 @@ FEATURE_COLUMNS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class FeatureTable:
-    """Columns of length ``n_features``; a group's features lie side by side.
+    """Columns of length ``n_features``; the features of a group are consecutive.
 
     Attributes
     ----------
     name, group : ndarray of str
         The group becomes one genome token (docs/methods/mrm.md#encoders).
     fill : ndarray of float32
-        What a missing value is replaced by on input, in stored units.
+        Replacement of missing values on input, in stored units.
     mean, scale : ndarray of float32
-        stored = (raw - mean) / scale; 0 and 1 where nothing was standardised.
+        stored = (raw - mean) / scale; 0 and 1 for features that are not standardised.
     chromosome, reference, alternative : ndarray of str
-        Empty strings where they mean nothing.
+        Empty strings for features without them.
     position : ndarray of int64
-        0 where it means nothing.
+        0 for features without a position.
     """
 
     name: np.ndarray
@@ -69,7 +69,7 @@ class FeatureTable:
 
     @classmethod
     def build(cls, name: Iterable[str], group: Iterable[str], **columns: Any) -> FeatureTable:
-        """Make a table from names and groups; missing columns get their neutral value (scale 1, else 0 or "")."""
+        """Build a table from names and groups; missing columns get their neutral value (scale 1, else 0 or "")."""
         names = np.array(list(name), dtype=object)
         given: dict[str, Any] = {"name": names, "group": list(group), **columns}
         table = {}
@@ -80,7 +80,7 @@ class FeatureTable:
         assert not given, f"unknown feature columns: {sorted(given)}"
         built = cls(**table)
         assert all(len(column) == len(names) for column in table.values()), "feature columns differ in length"
-        assert len(built.groups()) == len(set(built.group)), "features of one group must lie side by side"
+        assert len(built.groups()) == len(set(built.group)), "features of one group must be consecutive"
         return built
 
     def __len__(self) -> int:
@@ -94,7 +94,7 @@ class FeatureTable:
 
 
 def shard_shape(participants: int) -> tuple[int, int]:
-    """Return rows a chunk and chunks a shard file of ``rows``."""
+    """Return rows per chunk and chunks per shard file of ``rows``."""
     chunk = min(ROWS_PER_CHUNK, participants)
     return chunk, min(CHUNKS_PER_SHARD, (participants + chunk - 1) // chunk)
 
@@ -113,7 +113,7 @@ def pack_rows(encoding: Encoding, values: np.ndarray, float_dtype: FloatDtype = 
     values : ndarray, shape (participants, n_features)
         genotype: 0, 1, 2, or negative for missing; binary: 0 or 1; float: numbers, NaN for missing.
     float_dtype : {"float32", "float16"}
-        How ``float`` is kept; float16 keeps 3 digits and numbers up to 65504.
+        Stored type of ``float``; float16 has 3 significant digits and a maximum of 65504.
 
     Returns
     -------
@@ -136,7 +136,7 @@ def pack_rows(encoding: Encoding, values: np.ndarray, float_dtype: FloatDtype = 
         return np.packbits(values.astype(np.uint8), axis=1, bitorder="little")
     codes = np.where(values < 0, np.uint8(MISSING_GENOTYPE), values.astype(np.uint8))
     packed = np.zeros((len(codes), packed_width(encoding, codes.shape[1])), dtype=np.uint8)
-    for place in range(4):
-        part = codes[:, place::4]
-        packed[:, : part.shape[1]] |= part << (2 * place)
+    for offset in range(4):
+        part = codes[:, offset::4]
+        packed[:, : part.shape[1]] |= part << (2 * offset)
     return packed

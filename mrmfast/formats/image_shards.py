@@ -123,7 +123,7 @@ def write_shard(dataset: str | Path, number: int, samples: Iterable[Sample]) -> 
     with write_aside(path, "wb") as file:
         with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
             for sample in samples:
-                members = _add_sample(tar, sample)
+                members = _add_members(tar, sample)
                 written.append(members)
                 rows.append(
                     {
@@ -148,8 +148,8 @@ def write_shard(dataset: str | Path, number: int, samples: Iterable[Sample]) -> 
     return entry, rows
 
 
-def _add_sample(tar: tarfile.TarFile, sample: Sample) -> list[Member]:
-    """Add the members of a sample to a tar: image, metadata, masks in the order of their names."""
+def _add_members(tar: tarfile.TarFile, sample: Sample) -> list[Member]:
+    """Add the files of a sample to a tar; return JPEG, metadata and masks in this order."""
     metadata = {"participant": sample.participant, **sample.metadata}
     payloads = [("jpg", sample.jpeg), ("json", json.dumps(metadata, sort_keys=True).encode())]
     payloads += [(mask_extension(name), sample.masks[name]) for name in sorted(sample.masks)]
@@ -158,7 +158,7 @@ def _add_sample(tar: tarfile.TarFile, sample: Sample) -> list[Member]:
         header = tarfile.TarInfo(f"{sample.key}.{extension}")
         header.size = len(payload)
         header.mode = 0o600
-        # USTAR headers are one 512-byte block, so the data starts there.
+        # USTAR headers are one 512-byte block, so the data starts after it.
         offset = tar.offset + tarfile.BLOCKSIZE
         tar.addfile(header, io.BytesIO(payload))
         members.append(Member(extension, offset, len(payload), header.name))

@@ -96,25 +96,34 @@ def read_labels(
         need = "one column" if kind == "class" else "at least one column, each once"
         raise UserError(f"data.labels.columns={list(columns)}: kind {kind} takes {need}")
     where, lines = str(path), _lines(Path(path))
-    header, cells = _split(where, lines, [identifier, *columns])
-    rows, numbers, texts = _rows(where, header, cells, identifier, columns)
+    rows, numbers, texts = _rows(where, lines, identifier, columns)
     if kind == "class":
         names, values = _classes(where, [row[0] for row in texts], numbers, columns[0], classes)
         return LabelTable(kind, names, rows, values)
     return LabelTable(kind, tuple(columns), rows, _numbers(where, kind, texts, numbers, columns))
 
 
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"data.labels.path={path}: cannot be read ({type(error).__name__}); give a text file with a header"
+        ) from error
+
+
 def _rows(
-    where: str, header: list[str], cells: list[tuple[int, list[str]]], identifier: str, columns: Sequence[str]
+    where: str, lines: list[str], identifier: str, columns: Sequence[str]
 ) -> tuple[dict[str, int], list[int], list[list[str]]]:
-    """Return the row of each name, and for each row the number of its line and the cells of `columns`."""
+    """Return the row of each name, and per row the line number and the cells of the columns."""
+    header, cells = _split(where, lines, [identifier, *columns])
     positions = [header.index(name) for name in columns]
-    named, rows, numbers = header.index(identifier), dict[str, int](), list[int]()
+    name_position, rows, numbers = header.index(identifier), dict[str, int](), list[int]()
     texts: list[list[str]] = []
     for number, row in cells:
         if len(row) != len(header):
             raise UserError(f"{where}, line {number}: has {len(row)} cells, the header {len(header)}; correct the line")
-        name = row[named]
+        name = row[name_position]
         if not name:
             raise UserError(f"{where}, line {number}: column {identifier} is empty; name the row or remove it")
         if name in rows:
@@ -127,15 +136,6 @@ def _rows(
     if not texts:
         raise UserError(f"{where}: holds no rows; give a table with a header and a row per image or participant")
     return rows, numbers, texts
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"data.labels.path={path}: cannot be read ({type(error).__name__}); give a text file with a header"
-        ) from error
 
 
 def _split(where: str, lines: list[str], needed: list[str]) -> tuple[list[str], list[tuple[int, list[str]]]]:

@@ -151,7 +151,7 @@ class Manifest:
             raise
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{where}: damaged manifest ({error}); run the preprocessor again") from error
-        # Last, because a fault of one field tells the user more.
+        # Last, because the error of a single field is more precise.
         if document.pop("sha256", None) != _seal(document):
             raise UserError(
                 f"{where}: differs from its own SHA-256 (field 'sha256'); "

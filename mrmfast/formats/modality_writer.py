@@ -88,7 +88,7 @@ class ModalityWriter:
     def _check(self) -> None:
         repeats = len(self.ids) - len(set(self.ids))
         if self.final.exists():
-            raise UserError(f"{self.final}: exists already; remove that folder to make it anew")
+            raise UserError(f"{self.final}: exists already; remove that folder to write it again")
         if repeats:
             raise UserError(f"{self.name}: {repeats} participant ids repeat; make ids unique in the source")
         if not len(self.features) or not len(self.ids):

@@ -1,7 +1,7 @@
 """Participant ids replaced by keyed hashes, the same in images and genetics, on request (``--pseudonymise KEYFILE``).
 
-BLAKE2b with a secret key (RFC 7693): whoever lacks the key file can neither turn a pseudonym back nor test a guessed
-id, and whoever has it gets the same pseudonym for the same id in every dataset. A preprocessor replaces ids after
+BLAKE2b with a secret key (RFC 7693): without the key file, a pseudonym can neither be inverted nor compared with a
+guessed id. With the key file, an id has the same pseudonym in every dataset. A preprocessor replaces ids after
 withdrawn participants and keep lists (both use the ids of the source) and before the split rule (which uses the stored
 ids)::
 

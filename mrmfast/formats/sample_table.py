@@ -24,7 +24,7 @@ CHUNK_ROWS, SHARD_ROWS = 65_536, 1_048_576
 
 @dataclass(frozen=True)
 class MaskColumn:
-    """Where one mask of every sample is.
+    """Offsets and sizes of one mask of every sample.
 
     Attributes
     ----------
@@ -48,7 +48,7 @@ class SampleTable:
     Attributes
     ----------
     shard, offset, size : ndarray of int64, shape (samples,)
-        Which shard, and where in it the JPEG bytes are.
+        Number of the shard, and the position of the JPEG bytes in it.
     key, participant : ndarray of str, shape (samples,)
     masks : tuple of MaskColumn
         By name.
@@ -126,7 +126,7 @@ def read_sample_table(url: str, store: Store | None = None) -> SampleTable:
             MaskColumn(name, channels, *(np.asarray(group[f"masks/{name}/{part}"][:]) for part in ("offset", "size")))
             for name, channels in group.attrs.get("masks", {}).items()
         )
-    except (UserError, ClosedError):  # a ValueError and a RuntimeError, but they say themselves what is wrong
+    except (UserError, ClosedError):  # subclasses of ValueError and RuntimeError with their own messages
         raise
     except (KeyError, FileNotFoundError, ValueError, RuntimeError) as error:
         raise UserError(f"{where}: missing or damaged sample table; run the image preprocessor again") from error

@@ -1,7 +1,7 @@
 """Shard files of ``rows`` without Zarr: the same bytes as zarr-python writes, chunk by chunk, in any process.
 
 A preprocessor that has a shard's rows in hand writes them once, where they are made, without holding the interpreter
-lock or a whole shard in memory. Layout (Zarr v3, codec ``sharding_indexed``): encoded chunks one after another, then
+lock or a whole shard in memory. Layout (Zarr v3, codec ``sharding_indexed``): encoded chunks, consecutive, then
 (offset, length) of every chunk as little-endian uint64 and the CRC-32C of that index. A chunk of zeros is not
 written, and a shard of nothing else has no file (https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed).
 """

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class EMA(nn.Module):
-    """A copy of a module that follows it slowly, in float32 whatever the precision of training.
+    """Exponential moving average of a module, in float32 for every precision of training.
 
     In bfloat16 an update of less than 0.4 % of a weight is rounded away. The copy takes whole parameters, so an
     objective that has one sets ``max_zero_stage = 2``.

@@ -38,7 +38,7 @@ class PairedAlphaDropout(nn.AlphaDropout):
     """
 
     def forward(self, x: Tensor, copies: int = 1) -> Tensor:
-        """Drop units of (copies * B, ...), where the samples come `copies` times one after another."""
+        """Drop units of (copies * B, ...), where the batch is `copies` consecutive copies of the samples."""
         if not self.training or self.p == 0:
             return x
         # Klambauer et al. 2017, section 3: dropped units take SELU's negative limit, then an affine map restores mean

@@ -67,7 +67,7 @@ def _is_plain(vit: Any) -> bool:
 
 
 class ImageEncoder(nn.Module):
-    """A timm ViT cut into tokens, blocks and norm, so that an objective can run its blocks in its own way.
+    """A timm ViT cut into tokens, blocks and norm, so that an objective can call the blocks itself.
 
     Parameters
     ----------

@@ -48,7 +48,7 @@ def build_objective(config: Any, model: ModelConfig, image_size: int, genome: Ge
     Parameters
     ----------
     config : dataclass
-        An objective's ``Config``; its ``name`` says whose.
+        The ``Config`` of the objective ``name``.
     model : ModelConfig
     image_size : int
         Pixels.

@@ -1,7 +1,8 @@
 """bfloat16 on CPUs without bfloat16 instructions: products are computed in float32 and rounded once.
 
-There oneDNN's and torch's backward products run at 1.5 GFLOP/s, a hundredth of float32's, and no setting helps. In
-float32 every term of a product of bfloat16 numbers is exact: the result is that of hardware with float32 accumulators.
+On these CPUs the backward products of oneDNN and torch run at 1.5 GFLOP/s under all settings, a hundredth of float32's.
+In float32, every product of two bfloat16 numbers is exact: the result equals that of hardware that accumulates in
+float32.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def wide_products(tensor: Tensor) -> AbstractContextManager[Any]:
     Parameters
     ----------
     tensor : Tensor
-        A weight, say: the context does something only where this is bfloat16, on a CPU without the instructions.
+        For example a weight. The context has an effect only for bfloat16 on a CPU without the instructions.
     """
     needed = tensor.dtype == torch.bfloat16 and tensor.device.type == "cpu"
     # AVX-512 is the least for which oneDNN has bfloat16 kernels.
@@ -49,12 +50,12 @@ class WideProducts(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Widen the operands of a product, and round its result."""
-        if func not in PRODUCTS or not any(_is_narrow(one) for one in args):
+        if func not in PRODUCTS or not any(_is_narrow(value) for value in args):
             return func(*args, **(kwargs or {}))
-        wide = [one.float() if _is_narrow(one) else one for one in args]
-        named = {name: one.float() if _is_narrow(one) else one for name, one in (kwargs or {}).items()}
+        wide = [value.float() if _is_narrow(value) else value for value in args]
+        named = {name: value.float() if _is_narrow(value) else value for name, value in (kwargs or {}).items()}
         return func(*wide, **named).bfloat16()
 
 
-def _is_narrow(one: Any) -> bool:
-    return isinstance(one, Tensor) and one.dtype == torch.bfloat16
+def _is_narrow(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dtype == torch.bfloat16

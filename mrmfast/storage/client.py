@@ -17,10 +17,10 @@ from mrmfast.formats import checksums
 from mrmfast.meters import Meters
 from mrmfast.storage import retry
 from mrmfast.storage.config import FetchConfig
-from mrmfast.storage.object_store import Entry, ObjectStore, explain, secretive
+from mrmfast.storage.object_store import ObjectEntry, ObjectStore, explain, secretive
 
 if TYPE_CHECKING:
-    from mrmfast.storage.object_store import Part
+    from mrmfast.storage.object_store import ByteRange
 
 T = TypeVar("T")
 
@@ -37,12 +37,12 @@ class Client:
     meters : Meters
         Counts ``requests``, ``retries``, ``mismatches`` (wrong length or SHA-256) and ``fetched_bytes``.
     closing : Event
-        Set: requests end at the next chunk, and none is made again.
+        If set, requests end at the next chunk and are not retried.
 
     Attributes
     ----------
     pool : ThreadPoolExecutor
-        Where requests of others' code (ranges of a large shard, Zarr chunks) wait.
+        Threads for the ranges of a large shard and for Zarr chunks.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Client:
             if self._store is not None:
                 self._store.close()
 
-    def read(self, path: str, part: Part | None = None, deadline: float | None = None) -> bytes:
+    def read(self, path: str, part: ByteRange | None = None, deadline: float | None = None) -> bytes:
         """Return a small file, or a part of it.
 
         A whole file whose digest is known (:meth:`trust`) is checked.
@@ -119,10 +119,10 @@ class Client:
         self._call(path, attempt)
 
     def names(self, folder: str) -> list[str]:
-        """Return the names directly below a folder, where the store can tell (``https://`` can't)."""
+        """Return the names directly below a folder, if the store can list (``https://`` cannot)."""
         return self._call(folder, lambda store, _: store.names(folder))
 
-    def entry(self, path: str) -> Entry:
+    def entry(self, path: str) -> ObjectEntry:
         """Describe a file.
 
         Raises
@@ -132,7 +132,7 @@ class Client:
         """
         return self._call(path, lambda store, _: store.entry(path))
 
-    def entries(self, folder: str = "") -> list[Entry]:
+    def entries(self, folder: str = "") -> list[ObjectEntry]:
         """Describe the files directly below a folder."""
         return self._call(folder, lambda store, _: store.entries(folder))
 
@@ -176,7 +176,7 @@ class Client:
 
     @contextmanager
     def _slot(self, patience: retry.Patience) -> Iterator[ObjectStore]:
-        """Take one of the requests that may be under way; waiting for it doesn't count against the deadline."""
+        """Take a slot for a concurrent request; the wait does not count against the deadline."""
         since = time.monotonic()
         with self._slots:
             patience.extend(time.monotonic() - since)

@@ -8,20 +8,20 @@ from typing import Annotated
 from annotated_types import Ge, Gt, Le
 from pydantic import FiniteFloat
 
-# Beyond these, seconds and bytes are no meaning of a user, and clients overflow.
+# Larger values are typing errors, and clients overflow.
 MOST_SECONDS, MOST_GIGABYTES, MOST_REQUESTS = 1e6, 1e9, 4096
 
 
 @dataclass(frozen=True)
 class FetchConfig:
-    """How a dataset is fetched from an object store.
+    """Settings of downloads from an object store.
 
     Attributes
     ----------
     requests : int
-        Maximum number under way at once, per rank.
+        Maximum number of concurrent requests, per rank.
     stall : float
-        Seconds without a byte after which a request is abandoned and made again.
+        Seconds without a byte after which a request is abandoned and retried.
     deadline : float
         Seconds without any progress on a shard after which training stops with an error.
     cache_gb : float, optional

@@ -1,4 +1,4 @@
-"""Room in a cache folder below a limit: the least recently used files are evicted."""
+"""Eviction: the least recently used files of a cache folder are removed to keep it below a limit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mrmfast.storage.file_lock import EXCLUSIVE, remove_if_unlocked, try_lock
 
-POLL = 0.02  # seconds between looks at another's lock
+POLL = 0.02  # seconds between attempts to take a lock
 CACHED = (".tar", ".partial")
 # Scanning a hundred thousand files before each download would cost more than the download: with a limit of many files
 # the folder is scanned after every hundredth of the limit, with room for eight processes that do the same.
@@ -19,7 +19,7 @@ SCANS_PER_LIMIT, PROCESSES = 100, 8
 
 
 class FullError(OSError):
-    """Every file in the cache is in use, and one file more would exceed the limit."""
+    """Every file in the cache is in use, and another file would exceed the limit."""
 
 
 class Evictor:
@@ -29,9 +29,9 @@ class Evictor:
     ----------
     folder : Path
     limit : int
-        Bytes that cached files may take, all processes together.
+        Maximum size of the cached files of all processes, bytes.
     closing : Event
-        Set: stop waiting for other processes.
+        If set, waits for other processes end.
     evicted : callable
         Called after each eviction.
     """
@@ -43,16 +43,16 @@ class Evictor:
 
     @contextmanager
     def room(self, size: int) -> Iterator[None]:
-        """Evict until a file of `size` bytes fits, and let nobody else take the room while the block lays it out.
+        """Evict until a file of `size` bytes fits, and reserve the space while the block allocates the file.
 
         Raises
         ------
         FullError
-            Everything that could be evicted is in use.
+            All files are in use.
         InterruptedError
             `closing` was set.
         """
-        # Threads of this process by one lock, other processes by a lock on a file.
+        # One lock for the threads of this process, a file lock for other processes.
         with self._thread_lock, open(self.folder / ".sweep.lock", "w") as lock:
             while not try_lock(lock.fileno(), EXCLUSIVE):
                 if self.closing.wait(POLL):

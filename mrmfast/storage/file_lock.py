@@ -1,4 +1,4 @@
-"""``flock`` on files that other processes may replace or remove meanwhile; the kernel drops it when a process dies."""
+"""``flock`` on files that other processes may replace or remove; the kernel releases it when a process dies."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SHARED, EXCLUSIVE = fcntl.LOCK_SH, fcntl.LOCK_EX
 
 
 def try_lock(descriptor: int, kind: int) -> bool:
-    """Take a lock on an open file, or return False where another holder keeps it from us."""
+    """Take a lock on an open file; return False if another process or thread holds it."""
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -19,7 +19,7 @@ def try_lock(descriptor: int, kind: int) -> bool:
 
 
 def still_names(path: Path | str, descriptor: int) -> bool:
-    """Tell whether `path` still names the open file: a lock on a file that was removed protects nothing."""
+    """Return whether `path` still names the open file: a lock on a removed file protects nothing."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except FileNotFoundError:
@@ -27,7 +27,7 @@ def still_names(path: Path | str, descriptor: int) -> bool:
 
 
 def remove_if_unlocked(path: str) -> bool:
-    """Remove a file that nobody has locked; return whether it is gone."""
+    """Remove an unlocked file; return whether it is removed."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:

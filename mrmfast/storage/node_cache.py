@@ -12,13 +12,24 @@ States of a file, and what moves it from one to the next::
       +<---- eviction -------+<------------- eviction, or find() sees damage ---------------+
 
 - *downloading*: ``<sha256>.partial``, exclusively locked by one process (:mod:`.partial_file`).
-- *interrupted*: the same file without a lock; its map of blocks tells what is there.
+- *interrupted*: the same file without a lock; its map of blocks lists the complete blocks.
 - *complete, pinned*: ``<sha256>.tar`` with at least one shared lock (:class:`.file_lock.Pin`).
 - *complete, unused*: the same file without a lock; the least recently used is evicted first (:mod:`.eviction`).
 
-Each promise is a lock of the kernel, which drops it when a process dies, however it dies. Nothing is flushed to disk:
-that would bind downloads to the disk's speed. So a file from before this boot of the machine may have lost pages, and
-is hashed once more before it is used.
+All states are kernel locks (``flock``). The kernel releases the locks of a process that dies, also after SIGKILL.
+Downloads are not flushed to disk, because that would limit them to the disk's speed. A file from before the last boot
+may therefore lack pages, and is hashed again before its first use.
+
+Examples
+--------
+Two ranks need the same shard. Rank 0 downloads it and is killed; rank 1 resumes the download::
+
+    rank 0: claim()  -> PartialFile   <sha256>.partial, locked by rank 0; rank 1 waits in claim()
+    rank 0: writes blocks 0 to 3, then SIGKILL: the kernel releases the lock
+    rank 1: claim()  -> PartialFile   the same file with blocks 0 to 3; rank 1 downloads the others
+    rank 1: finish() -> Pin           <sha256>.tar, shared lock: rank 1 maps the shard
+    rank 0, restarted: claim() -> Pin the complete file, a second shared lock
+    both:   Pin.close()               unused: the file may be evicted
 """
 
 from __future__ import annotations
@@ -45,11 +56,11 @@ class NodeCache:
     ----------
     folder : Path
     limit : int, optional
-        Bytes that downloaded files may take, all processes together.
+        Maximum size of all downloaded files of all processes, bytes.
     verify : bool
-        Hash a cached file before its first use by a process, whatever its age.
+        Hash every cached file before its first use by a process.
     closing : Event
-        Set: stop waiting for other processes.
+        If set, waits for other processes end.
     evicted : callable
         Called after each eviction.
     """
@@ -66,11 +77,11 @@ class NodeCache:
         self._evictor = None if limit is None else Evictor(folder, limit, closing, evicted)
 
     def complete_path(self, sha256: str) -> Path:
-        """Return where a complete file is."""
+        """Return the path of a complete file."""
         return self.folder / f"{sha256}.tar"
 
     def find(self, sha256: str, size: int) -> Pin | None:
-        """Return the file, pinned; None where it is absent or was damaged (then it is removed)."""
+        """Return the file, pinned; None if it is absent or damaged. A damaged file is removed."""
         path = self.complete_path(sha256)
         while not self.closing.is_set():
             try:
@@ -79,7 +90,7 @@ class NodeCache:
                 return None
             pin = Pin(path, descriptor)
             if not try_lock(descriptor, SHARED) or not still_names(path, descriptor):
-                pin.close()  # just being finished, or evicted
+                pin.close()  # another process completes or evicts the file right now
                 self.closing.wait(POLL)
                 continue
             status = os.fstat(descriptor)
@@ -88,19 +99,19 @@ class NodeCache:
                 path.unlink(missing_ok=True)  # memory maps of the file stay valid
                 pin.close()
                 return None
-            # Access time: last use, set here because most file systems delay it. Modification time: last check.
+            # Access time: last use; set explicitly, because most file systems delay it. Modification time: last check.
             os.utime(path, ns=(time.time_ns(), time.time_ns() if suspect else status.st_mtime_ns))
             return pin
         return None
 
     @contextmanager
     def claim(self, sha256: str, size: int) -> Iterator[Pin | PartialFile]:
-        """Yield the file, or the sole right to download it; waits while another process or thread downloads it.
+        """Yield the complete file, or the exclusive right to download it; waits while another holder downloads.
 
         Raises
         ------
         FullError
-            No room below the limit, now.
+            Files in use leave too little space below the limit.
         InterruptedError
             `closing` was set.
         """
@@ -116,15 +127,15 @@ class NodeCache:
                 if not partial.lock():
                     self.closing.wait(POLL)
                 elif partial.current:
-                    self._lay_out(partial)
+                    self._allocate(partial)
                     yield partial
                     return
             finally:
                 partial.close()
         raise InterruptedError
 
-    def _lay_out(self, partial: PartialFile) -> None:
-        """Allocate a file that no earlier process has allocated, below the limit."""
+    def _allocate(self, partial: PartialFile) -> None:
+        """Allocate the file below the limit, unless an earlier process has allocated it."""
         if partial.allocated:
             return
         try:

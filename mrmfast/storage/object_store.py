@@ -22,7 +22,7 @@ from mrmfast.storage import retry
 if TYPE_CHECKING:
     from obstore import OffsetRange, SuffixRange
 
-    Part = tuple[int, int] | OffsetRange | SuffixRange  # (start, stop), {"offset": start}, {"suffix": length}
+    ByteRange = tuple[int, int] | OffsetRange | SuffixRange  # (start, stop), {"offset": start}, {"suffix": length}
 
 CHUNK = 1 << 20  # bytes handed over at once: with 16 requests on two cores, smaller ones cost a tenth of the speed
 FORBIDDEN = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)
@@ -33,13 +33,13 @@ class MissingError(UserError):
     """There is no such object."""
 
 
-class Entry(NamedTuple):
-    """An object as the store describes it.
+class ObjectEntry(NamedTuple):
+    """An object of a listing or HEAD request.
 
     Attributes
     ----------
     name : str
-        Behind the last slash.
+        The part of the key after the last slash.
     size : int
         Bytes.
     mark : str
@@ -51,7 +51,7 @@ class Entry(NamedTuple):
     mark: str
 
     @classmethod
-    def of(cls, meta: Any) -> Entry:
+    def of(cls, meta: Any) -> ObjectEntry:
         """Take what is needed from obstore's description."""
         return cls(meta["path"].rsplit("/", 1)[-1], int(meta["size"]), meta["e_tag"] or str(meta["last_modified"]))
 
@@ -83,7 +83,7 @@ class ObjectStore:
             "timeout": LONGEST,
             "read_timeout": timedelta(seconds=stall),
             "connect_timeout": timedelta(seconds=min(stall, 5.0)),
-            "allow_http": True,  # a URL or an endpoint that says http:// means it
+            "allow_http": True,  # an explicit http:// in a URL or endpoint is intended
         }
         arguments: dict[str, Any] = {"client_options": client, "retry_config": {"max_retries": 0}}
         if scheme in ("s3", "gs") and anonymous:
@@ -99,7 +99,7 @@ class ObjectStore:
                 f"{url}: {str(error).splitlines()[0]}; data.path is a folder, or a URL such as s3://BUCKET/PREFIX"
             ) from error
 
-    def read(self, path: str, part: Part | None = None) -> bytes:
+    def read(self, path: str, part: ByteRange | None = None) -> bytes:
         """Return an object, or a part of it."""
         answer = obstore.get(self._store, path, options=None if part is None else {"range": part})
         data, (start, stop) = answer.bytes(), answer.range
@@ -135,13 +135,13 @@ class ObjectStore:
         paths = [*listing["common_prefixes"], *(entry["path"] for entry in listing["objects"])]
         return [child.rstrip("/").rsplit("/", 1)[-1] for child in paths]
 
-    def entry(self, path: str) -> Entry:
+    def entry(self, path: str) -> ObjectEntry:
         """Describe an object."""
-        return Entry.of(obstore.head(self._store, path))
+        return ObjectEntry.of(obstore.head(self._store, path))
 
-    def entries(self, path: str) -> list[Entry]:
+    def entries(self, path: str) -> list[ObjectEntry]:
         """Describe the objects directly below `path`."""
-        return [Entry.of(meta) for meta in obstore.list_with_delimiter(self._store, path or None)["objects"]]
+        return [ObjectEntry.of(meta) for meta in obstore.list_with_delimiter(self._store, path or None)["objects"]]
 
     def put(self, path: str, source: Path) -> None:
         """Upload a local file; in parts, where it is large."""
@@ -181,7 +181,7 @@ def _no_credentials(where: str) -> str:
 
 
 def explain(error: Exception, where: str) -> Exception:
-    """Turn an exception of the client into one line with a remedy; any other exception is returned as it is.
+    """Turn an exception of the client into one line with a remedy; any other exception is returned unchanged.
 
     The client's own message is not shown: it quotes the server's answer, and S3 puts key ids and signed strings in it.
     """

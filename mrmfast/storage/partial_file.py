@@ -1,6 +1,6 @@
 """A file that is being downloaded, in blocks, by several requests at once; a killed download is resumed.
 
-Layout on disk: the bytes of the file, then one byte per block that tells whether the block was written.
+Layout on disk: the bytes of the file, then one byte per block that records whether the block was written.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from pathlib import Path
 from mrmfast.arithmetic import ceil_div
 from mrmfast.storage.file_lock import EXCLUSIVE, SHARED, Pin, still_names, try_lock
 
-BLOCK = 1 << 20  # bytes; what a killed process loses at most per request
+BLOCK = 1 << 20  # bytes; maximum loss of a killed process per request
 
 
 class PartialFile:
-    """A file that is being downloaded; once :meth:`lock` succeeds, by this process alone.
+    """A file that is being downloaded; after :meth:`lock`, by this process only.
 
     Parameters
     ----------
@@ -34,31 +34,31 @@ class PartialFile:
         self._hash, self._hashed = hashlib.sha256(), 0
 
     def lock(self) -> bool:
-        """Take the sole right to download; False while another process or thread has it."""
+        """Take the exclusive right to download; False while another process or thread has it."""
         return try_lock(self._fd, EXCLUSIVE)
 
     @property
     def current(self) -> bool:
-        """Whether the path still names this file: it may have been finished or evicted since it was opened."""
+        """Whether the path still names this file: another process may have completed or evicted it."""
         return still_names(self.path, self._fd)
 
     @property
     def allocated(self) -> bool:
-        """Whether the file was laid out before (by a process that did not finish)."""
+        """Whether the file is allocated (by a process that did not complete it)."""
         return os.fstat(self._fd).st_size == self.size + self._blocks
 
     def allocate(self) -> None:
-        """Lay the file out; fails here, not halfway, where the disk is full. Also twice as fast as growing it."""
+        """Allocate the file: a full disk raises before the download. Twice as fast as growing the file."""
         os.ftruncate(self._fd, 0)
         os.posix_fallocate(self._fd, 0, self.size + self._blocks)
 
     def restart(self) -> None:
-        """Forget all bytes, because their SHA-256 is wrong."""
+        """Discard all bytes, because their SHA-256 is wrong."""
         self.allocate()
         self._hash, self._hashed = hashlib.sha256(), 0
 
     def missing(self, longest: int) -> list[tuple[int, int]]:
-        """Return what has to be fetched, as (start, stop) in bytes, none longer than `longest`."""
+        """Return the missing byte ranges (start, stop), each at most `longest` bytes."""
         runs: list[tuple[int, int]] = []
         for block, done in enumerate(os.pread(self._fd, self._blocks, self.size)):
             start, stop = block * BLOCK, min((block + 1) * BLOCK, self.size)
@@ -71,12 +71,12 @@ class PartialFile:
         return runs
 
     def write(self, position: int, chunk: bytes) -> None:
-        """Write bytes of a run that began at a block's edge and continues without gaps; one thread per run."""
+        """Write bytes of a range that starts at a block's edge, without gaps; one thread per range."""
         view, end = memoryview(chunk), position
         while view:
             count = os.pwrite(self._fd, view, end)
             view, end = view[count:], end + count
-        # Hashed while warm in the CPU's cache where bytes come in order; only one thread can be at the frontier.
+        # In-order bytes are hashed while they are in the CPU's cache. Only one thread can write at the hashed position.
         if position == self._hashed:
             self._hash.update(chunk)
             self._hashed = end
@@ -93,11 +93,11 @@ class PartialFile:
         return self._hash.hexdigest()
 
     def finish(self, final: Path) -> Pin | None:
-        """Give the file its final name and keep it pinned; None where it was evicted in between."""
+        """Give the file its final name and pin it; None if another process evicted it in between."""
         os.ftruncate(self._fd, self.size)
-        os.utime(self._fd)  # checked at this moment, whatever the blocks of a resumed download are dated
+        os.utime(self._fd)  # time of the check; blocks of a resumed download may be older
         os.replace(self.path, final)
-        fcntl.flock(self._fd, SHARED)  # the kernel drops the exclusive lock first, for a moment
+        fcntl.flock(self._fd, SHARED)  # not atomic: the kernel releases the exclusive lock first
         return Pin(final, os.dup(self._fd)) if still_names(final, self._fd) else None
 
     def discard(self) -> None:
@@ -105,5 +105,5 @@ class PartialFile:
         self.path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Leave the file to the next process."""
+        """Close the file, which another process may then lock."""
         os.close(self._fd)

@@ -1,7 +1,7 @@
-"""One shard from an object store into the node's cache: in one request, or a large one in several at once.
+"""Download of one shard into the node's cache: in one request, or, for a large shard, in concurrent range requests.
 
-Bytes are streamed to their places in the file while they are hashed. A request that fails for a passing reason is made
-again from the byte where it broke off (:mod:`.client`).
+Bytes are written to their offsets in the file while they are hashed. A request that fails for a transient reason is
+retried from the first missing byte (:mod:`.client`).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class ShardFetcher:
     config : FetchConfig
     meters : Meters
     closing : Event
-        Set: stop waiting.
+        If set, waits end.
     """
 
     def __init__(
@@ -46,21 +46,21 @@ class ShardFetcher:
         self._meters, self._closing = meters, closing
 
     def fetch(self, shard: Shard, ahead: bool) -> Pin | None:
-        """Return the shard, pinned, downloading it where the cache lacks it.
+        """Return the shard, pinned, after a download if the cache lacks it.
 
         Parameters
         ----------
         shard : Shard
         ahead : bool
-            It is wanted later: where the cache has a limit, the shard is not pinned and None is returned, and so
-            where it finds no room.
+            The shard is prefetched. If the cache has a limit, the shard is not pinned and the result is None; also if
+            the shard does not fit.
 
         Raises
         ------
         UserError
-            The file is missing, has the wrong length, fails its checksum, does not come, or finds no room.
+            The file is missing, has the wrong length or checksum, cannot be downloaded, or does not fit into the cache.
         ClosedError
-            The source was closed meanwhile.
+            The source was closed during the call.
         """
         since = time.monotonic()
         try:
@@ -89,7 +89,7 @@ class ShardFetcher:
         return pin
 
     def _download(self, partial: PartialFile, shard: Shard) -> Pin | None:
-        """Fetch what a shard lacks, check it, and give it its name."""
+        """Fetch the missing bytes of a shard, check the SHA-256, and rename the file."""
         for attempt in range(TRIES):
             ranges = partial.missing(REQUEST)
             if attempt == 0:
@@ -106,7 +106,7 @@ class ShardFetcher:
         )
 
     def _stream(self, ranges: list[tuple[int, int]], partial: PartialFile, shard: Shard) -> None:
-        """Fetch ranges of a shard, several at once."""
+        """Fetch ranges of a shard concurrently."""
         if len(ranges) == 1:
             self._client.stream(shard.path, *ranges[0], shard.bytes, partial.write)
             return
@@ -117,12 +117,12 @@ class ShardFetcher:
         _, waiting = wait(requests, return_when=FIRST_EXCEPTION)
         for request in waiting:
             request.cancel()
-        wait(waiting)  # no thread writes any more when an error leaves here
+        wait(waiting)  # no thread writes after this function raises
         for request in requests:
             request.result()
 
     def _wait_for_room(self, shard: Shard, since: float) -> None:
-        """Wait until others release a shard; not for ever, since they may wait for this process."""
+        """Wait until another reader releases a shard, up to the deadline: the other may wait for this process."""
         limit = f"data.fetch.cache_gb={self._config.cache_gb}"
         if shard.bytes > (self._config.cache_gb or 0) * 1e9:
             raise UserError(f"{limit}: {shard.path} alone has {shard.bytes / 1e9:.3g} GB; raise the limit")
@@ -134,7 +134,7 @@ class ShardFetcher:
             raise ClosedError(f"{self._client.url}: closed")
 
     def _explain(self, error: OSError, shard: Shard) -> Exception:
-        """Turn an error of the cache folder into one line with a remedy; any other stays what it is."""
+        """Turn an error of the cache folder into one line with a remedy; return other errors unchanged."""
         folder = self._cache.folder
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return UserError(

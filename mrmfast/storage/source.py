@@ -28,11 +28,11 @@ from mrmfast.storage.zarr_store import RemoteStore
 __all__ = ["DatasetSource", "FetchConfig"]
 
 TRIES = 3  # reads of a manifest that is damaged
-FIRST = 15.0  # seconds; the manifest is asked for no longer than this, since a typing error is likelier than a fault
+FIRST = 15.0  # seconds; limit of the manifest's request, since a wrong URL is more likely than a fault
 
 
 class DatasetSource:
-    """A dataset, wherever it is.
+    """A dataset in a folder or an object store.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ class DatasetSource:
         bucket.
     config : FetchConfig, optional
     meters : Meters, optional
-        Stage ``fetch`` (downloaded shards: samples, bytes, and the seconds of each added up), the client's counts
+        Stage ``fetch`` (downloaded shards: samples, bytes, and the sum of their seconds), the client's counts
         (:class:`mrmfast.storage.client.Client`), ``cache_hits``, ``cache_evictions`` and ``resumed_bytes``.
     """
 
@@ -86,7 +86,7 @@ class DatasetSource:
     def close(self) -> None:
         """Stop downloading and release threads, connections and files; the cache keeps complete shards.
 
-        Waits at most ``config.stall`` seconds for requests under way to store the bytes that came.
+        Waits at most ``config.stall`` seconds for running requests to store their received bytes.
         """
         self._closing.set()
         self._pool.shutdown(wait=True, cancel_futures=True)
@@ -102,7 +102,7 @@ class DatasetSource:
         Raises
         ------
         UserError
-            No dataset there, a changed manifest, no credentials, no such bucket, or no connection.
+            The dataset does not exist, the manifest is damaged, or the bucket, credentials or connection are missing.
         """
         where = f"{self.url}/{manifests.NAME}"
         if not self.remote:
@@ -118,7 +118,7 @@ class DatasetSource:
             try:
                 manifest = Manifest.from_json(text, where)
                 break
-            except UserError:  # it may have been changed on its way
+            except UserError:  # the transfer may have damaged it
                 self.meters.count("mismatches")
                 if attempt == TRIES:
                     raise
@@ -129,7 +129,7 @@ class DatasetSource:
         return manifest
 
     def local(self, shard: Shard) -> Path:
-        """Return a local file with the shard's bytes, downloading the shard first where needed.
+        """Return a local file with the shard's bytes, after a download if needed.
 
         The file stays in the cache until :meth:`release`.
 
@@ -141,11 +141,11 @@ class DatasetSource:
         Raises
         ------
         UserError
-            The file is missing, has the wrong length, fails its checksum, does not come, or finds no room.
+            The file is missing, has the wrong length or checksum, cannot be downloaded, or does not fit into the cache.
         """
         finished = file = None
         try:
-            while file is None:  # prefetched without a pin, or there was no room then
+            while file is None:  # prefetched without a pin, or the cache was full at that time
                 with self._lock:
                     future = self._pins.get(shard.path)
                     if future is None or future is finished:
@@ -157,15 +157,14 @@ class DatasetSource:
         return file.path if isinstance(file, Pin) else file
 
     def prefetch(self, shards: Iterable[Shard]) -> None:
-        """Begin to download shards that :meth:`local` will be asked for; returns at once.
+        """Start to download shards for later calls of :meth:`local`; returns immediately.
 
-        Without a limit of the cache they are pinned until :meth:`release`. With a limit they are not pinned before
-        :meth:`local` asks for them, and those that find no room are left to :meth:`local`: a shard for later must never
-        keep out a shard that the training waits for.
+        Without a limit of the cache, the shards are pinned until :meth:`release`. With a limit, :meth:`local` pins them
+        and downloads shards that did not fit: a prefetched shard must not block a shard that the training waits for.
         """
         with self._lock:
             for shard in shards:
-                # Beyond the limit, prefetching one shard would evict another that is not yet used.
+                # Beyond the limit, a prefetched shard would evict a shard that is not yet used.
                 room = self._limit is None or (len(self._pins) + 1) * shard.bytes <= self._limit
                 if room and shard.path not in self._pins:
                     self._begin(shard, ahead=True)
@@ -180,14 +179,14 @@ class DatasetSource:
         return future
 
     def release(self, shard: Shard) -> None:
-        """Allow the cache to evict a shard, however often :meth:`local` returned it; mapped memory stays valid."""
+        """Allow the cache to evict a shard, after any number of calls of :meth:`local`; mapped memory stays valid."""
         with self._lock:
             future = self._pins.pop(shard.path, None)
         if future is not None:
             _unpin(future)
 
     def zarr_store(self) -> zarr.abc.store.Store:
-        """Return the dataset's folder as a read-only Zarr store; chunks come with the same client, retries, checks."""
+        """Return the dataset's folder as a read-only Zarr store; chunks use the same client, retries and checks."""
         return RemoteStore(self._client) if self.remote else zarr.storage.LocalStore(self._folder, read_only=True)
 
     @property
@@ -208,7 +207,7 @@ class DatasetSource:
 
 
 def _unpin(future: Future[Path | Pin | None]) -> None:
-    """Close the file of a download, now or when it ends."""
+    """Close the file of a download, immediately or after the download."""
 
     def close(done: Future[Path | Pin | None]) -> None:
         if not done.cancelled() and done.exception() is None and isinstance(file := done.result(), Pin):

@@ -14,7 +14,7 @@ from mrmfast.storage.client import Client
 from mrmfast.storage.object_store import MissingError
 
 if TYPE_CHECKING:
-    from mrmfast.storage.object_store import Part
+    from mrmfast.storage.object_store import ByteRange
 
 T = TypeVar("T")
 
@@ -45,7 +45,7 @@ class RemoteStore(Store):
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         """Return a value, or None where there is none."""
-        part: Part | None
+        part: ByteRange | None
         if byte_range is None:
             part = None
         elif isinstance(byte_range, RangeByteRequest):
@@ -75,7 +75,7 @@ class RemoteStore(Store):
         return True
 
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:
-        """Yield the names directly below `prefix`, where the object store can tell."""
+        """Yield the names directly below `prefix`, if the object store can list."""
         for name in await self._ask(self._client.names, prefix):
             yield name
 

@@ -1,4 +1,4 @@
-"""A run, built from its config: data, model, engine, position."""
+"""The parts of a run, built from its config: data, model, engine, position."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from mrmfast.training.settings import TrainConfig
 
 @dataclass
 class Job:
-    """A run, built and ready.
+    """A complete run.
 
     Attributes
     ----------
@@ -43,11 +43,11 @@ class Job:
     loader : Loader
     state : TrainState
     steps : int
-        Where the run ends.
+        Number of optimiser steps of the run.
     utilisation : Utilisation or None
-        Turns samples per second into MFU, where the device's peak is known.
+        Converts samples per second to MFU; None if the peak of the device is unknown.
     lock : FileLock or None
-        Held by rank 0 as long as the job lives.
+        Lock on the run's folder, which rank 0 holds for the life of the job.
     """
 
     config: TrainConfig
@@ -68,21 +68,21 @@ def build(config: TrainConfig, *, resume: bool) -> Job:
     Raises
     ------
     UserError
-        Anything in config, data or machine that a user can fix; the same on every rank.
+        An error in config, data or machine that a user can fix; every rank raises the same error.
     """
     folder = config.run.folder
-    lock = _only_run(folder)
+    lock = _lock_run(folder)
     saved = _checkpoint_to_resume(config, resume)
     recorded = TrainState() if saved is None else checkpoint.read_state(saved)
     dataset = build_data(config)
     world = join_world(config.engine)
-    config.micro_batch(world.size)  # what no device could run is refused before anything is built
+    config.micro_batch(world.size)  # impossible batch sizes are refused before anything is built
     stage = zero_stage_in_use(config.engine.zero_stage, world.size, recorded.zero_stage)
     model, utilisation = build_model(config, dataset, world)
     spec = dataset.genome_spec()
     config = settle_micro_batch(config, model, spec, world, stage=stage, recorded=recorded.micro_batch)
     loader = build_loader(config, dataset, world)
-    steps = config.total_steps(len(loader.plan))
+    steps = config.total_steps(len(loader.sampler))
     compile_model(model, config.engine.compile, zero_stage=stage)
     engine, schedule = build_engine(config, model, world, stage=stage, steps=steps)
     state = TrainState(
@@ -98,13 +98,13 @@ def build(config: TrainConfig, *, resume: bool) -> Job:
 
 
 def build_data(config: TrainConfig) -> Dataset:
-    """Open the dataset. Genetics that the objective does not use decide which images there are, and no more."""
+    """Open the dataset. If the objective does not use genetics, they only select images."""
     dataset = open_dataset(config.data)
     return dataset.images_alone() if load_objective(config.objective.name).genetics == "unused" else dataset
 
 
 def build_model(config: TrainConfig, dataset: Dataset, world: World) -> tuple[TrainableModule, Utilisation | None]:
-    """Build the objective on the device, in the run's precision, and count its arithmetic."""
+    """Build the objective on the device, in the run's precision, and count its floating-point operations."""
     spec = dataset.genome_spec()
     torch.manual_seed(config.seed)
     model = build_objective(config.objective, config.model, config.data.image_size, spec)
@@ -139,7 +139,7 @@ def build_loader(config: TrainConfig, dataset: Dataset, world: World) -> Loader:
 def build_engine(
     config: TrainConfig, model: TrainableModule, world: World, *, stage: int, steps: int
 ) -> tuple[Any, CosineLRScheduler]:
-    """Build the optimiser, its schedule, and the DeepSpeed engine around them."""
+    """Build the optimiser, its schedule and the DeepSpeed engine."""
     flat_over = world.size if stage == 0 else None
     optimiser = build_optimiser(model, config.optimiser, world.device, flat_over=flat_over)
     schedule = build_schedule(optimiser, config.optimiser, steps)
@@ -168,11 +168,11 @@ def resume_position(
     saved : Path
         Folder of the checkpoint.
     fresh : TrainState
-        Of a run that begins here: what the checkpoint has to agree with.
+        State of a new run; dataset and precision of the checkpoint must equal it.
     """
     state = checkpoint.load(engine, saved, fresh.dataset, fresh.precision)
     state.micro_batch = fresh.micro_batch
-    # Weight decay, betas and clipping come back with the state; those of this config count, as its rate does.
+    # The checkpoint restores weight decay, betas and clipping. The values of this config replace them.
     reapply(schedule.optimizer, config.optimiser)
     if hasattr(engine.optimizer, "clip_grad"):
         engine.optimizer.clip_grad = config.optimiser.clip
@@ -180,7 +180,7 @@ def resume_position(
 
 
 def _checkpoint_to_resume(config: TrainConfig, resume: bool) -> Path | None:
-    """Return the latest complete checkpoint, None where there is none; refuse to begin a run that exists already."""
+    """Return the latest complete checkpoint or None; refuse to start a run that exists already."""
     folder = config.run.folder
     if not resume:
         if (folder / "config.yaml").exists():
@@ -189,12 +189,12 @@ def _checkpoint_to_resume(config: TrainConfig, resume: bool) -> Path | None:
     complete = checkpoint.checkpoints(folder / "checkpoints")
     if not complete:
         return None
-    _same_model(config)
+    _require_same_model(config)
     return complete[-1]
 
 
 def _fingerprint(dataset: Dataset, config: DataConfig) -> str:
-    """Identify the training set and the rules of its order, without naming anyone."""
+    """Return a digest of the training set and of the settings of its order; the digest contains no ids."""
     digest = hashlib.sha256(dataset.selected.tobytes())
     digest.update(f"{config.sampling}:{config.shuffle_window}".encode())
     if config.weights is not None:
@@ -203,7 +203,7 @@ def _fingerprint(dataset: Dataset, config: DataConfig) -> str:
         digest.update(shard.sha256.encode())
     spec = dataset.genome_spec()
     if spec is not None:
-        # Plain tuples, as the digests of earlier checkpoints were made of.
+        # Plain tuples, as in the digests of earlier checkpoints.
         modalities = tuple(tuple(modality) for modality in spec.modalities)
         digest.update(repr((modalities, spec.groups, spec.group_names, spec.fill.tolist())).encode())
     if dataset.targets is not None:
@@ -211,8 +211,8 @@ def _fingerprint(dataset: Dataset, config: DataConfig) -> str:
     return digest.hexdigest()
 
 
-def _only_run(folder: Path) -> FileLock | None:
-    """Let rank 0 take the run's folder for this process; the system lets go of it when the process ends, however."""
+def _lock_run(folder: Path) -> FileLock | None:
+    """Lock the run's folder on rank 0; the kernel releases the lock when the process ends."""
     if os.environ.get("RANK", "0") != "0":
         return None
     folder.mkdir(parents=True, exist_ok=True)
@@ -226,12 +226,12 @@ def _only_run(folder: Path) -> FileLock | None:
     return lock
 
 
-def _same_model(config: TrainConfig) -> None:
-    """Refuse to resume with another model or objective than the run was started with."""
+def _require_same_model(config: TrainConfig) -> None:
+    """Refuse to resume a run with another model, objective or seed."""
     path = config.run.folder / "config.yaml"
-    before = configs.load(TrainConfig, path, [])
+    recorded = configs.load(TrainConfig, path, [])
     for section in ("model", "objective", "seed"):
-        if getattr(before, section) != getattr(config, section):
+        if getattr(recorded, section) != getattr(config, section):
             raise UserError(
                 f"{path}: the run was started with another {section}; resume with the same, or choose another run.name"
             )

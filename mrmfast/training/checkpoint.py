@@ -132,7 +132,7 @@ _REMEDY = "remove this checkpoint and resume again"
 
 
 def read_state(checkpoint: Path) -> TrainState:
-    """Read what a checkpoint says of itself, before anything is built.
+    """Read the state of a checkpoint before anything is built.
 
     Raises
     ------

@@ -42,7 +42,7 @@ def compile_model(model: TrainableModule, mode: CompileMode, *, zero_stage: int 
 
     Notes
     -----
-    Generated code is kept under the cache folder (``MRMFAST_CACHE``), unless ``TORCHINDUCTOR_CACHE_DIR`` says where:
+    Generated code is kept under the cache folder (``MRMFAST_CACHE``), unless ``TORCHINDUCTOR_CACHE_DIR`` is set:
     a second run of the same shapes compiles nothing.
     """
     if mode == "off":

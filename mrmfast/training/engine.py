@@ -33,7 +33,7 @@ class EngineConfig:
     precision : {"auto", "fp32", "bf16"}
         auto is bf16 on GPUs that have it, fp32 elsewhere.
     zero_stage : int
-        DeepSpeed ZeRO 0 to 3. A single rank has nobody to share with, and runs without ZeRO.
+        DeepSpeed ZeRO 0 to 3. A single rank runs without ZeRO.
     micro_batch : int or "auto", optional
         Largest number of samples per forward pass of a rank (the largest divisor of its share up to that is taken;
         the rest of the batch is accumulated). By default the rank's whole share. "auto" takes the largest that fits
@@ -42,7 +42,7 @@ class EngineConfig:
         genome values, the negatives of SimCLR. Set a number where two runs must be compared to the last digit.
     activation_checkpointing : bool
         Keep only the inputs of blocks for the backward pass and run them again there: about a third more arithmetic
-        for a fraction of the memory (``python -m benchmarks.training.cost`` says how much).
+        for a fraction of the memory (``python -m benchmarks.training.cost`` measures it).
     compile : {"off", "blocks", "whole"}
         What ``torch.compile`` takes: nothing, each block, or the whole training graph (not under ZeRO 3). Compiling
         takes minutes in a first run, seconds in later ones of the same shapes.
@@ -115,25 +115,25 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def first_to_say(message: str) -> bool:
-    """Tell whether this rank is the one to print an error: the first that has this message, whoever else meets it.
+def prints_error(message: str) -> bool:
+    """Return whether this rank prints an error: the first rank with this message does.
 
-    Ranks ask the store that the process group met in, not each other: the others may be waiting for something else.
-    Without a group yet, each node's first rank speaks.
+    Ranks use the store of the process group, not a collective, because other ranks may wait in another collective.
+    Before the group exists, the first rank of each node prints.
     """
     if not torch.distributed.is_initialized():
         return os.environ.get("LOCAL_RANK", "0") == "0"
     store = torch.distributed.distributed_c10d._get_default_store()
     try:
         return int(store.add(f"mrmfast/said/{hashlib.sha256(message.encode()).hexdigest()}", 1)) == 1
-    except RuntimeError:  # rank 0 holds the store and is gone: it has said why
+    except RuntimeError:  # rank 0, which holds the store, has ended with its own error
         return False
 
 
 def agreement(world: World) -> Callable[[frozenset[int]], frozenset[int]]:
-    """Return a function that tells every rank what any rank has found; called by all ranks the same number of times.
+    """Return a function that unites the samples of all ranks; every rank calls it the same number of times.
 
-    Over a gloo group of its own, so that asking does not wait for the GPU.
+    The function uses a separate gloo group, so that it does not wait for the GPU.
     """
     if world.size == 1:
         return lambda unreadable: unreadable
@@ -144,9 +144,9 @@ def agreement(world: World) -> Callable[[frozenset[int]], frozenset[int]]:
         torch.distributed.all_reduce(count, group=group)
         if not count:
             return unreadable
-        everyone: list[Any] = [None] * world.size
-        torch.distributed.all_gather_object(everyone, unreadable, group=group)
-        return frozenset().union(*everyone)
+        gathered: list[Any] = [None] * world.size
+        torch.distributed.all_gather_object(gathered, unreadable, group=group)
+        return frozenset().union(*gathered)
 
     return agree
 
@@ -196,8 +196,8 @@ def initialise_deepspeed(
     }
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimiser, config=settings)
     if zero_stage in (1, 2) and world.bf16:
-        # The norm of the gradients, computed anyway, tells whether all are finite, and ZeRO skips the step by it.
-        # DeepSpeed's own check before it asks every gradient in turn, which costs two calls a parameter.
+        # The norm of the gradients, computed anyway, shows whether all are finite; ZeRO skips the step otherwise.
+        # DeepSpeed's own check would read every gradient, with two calls per parameter.
         engine.optimizer.check_overflow = lambda partition_gradients=True: None
     if isinstance(optimiser, FlatAdamW):
         engine.enable_backward_allreduce = False

@@ -1,4 +1,4 @@
-"""What a run hands over at each checkpoint: the exported encoder and the figures."""
+"""Results of a run at each checkpoint: the exported encoder and the figures."""
 
 from __future__ import annotations
 

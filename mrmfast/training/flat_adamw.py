@@ -1,7 +1,7 @@
 """AdamW on contiguous float32 buffers, for ranks that hold the whole optimiser state.
 
 A model of 363 parameter tensors costs a loop over tensors 363 small calls per operation. Here each parameter group is
-one buffer, so clipping and the update are a few calls whatever the number of tensors. DeepSpeed's ZeRO flattens groups
+one buffer, so clipping and the update are a few calls for any number of tensors. DeepSpeed's ZeRO flattens groups
 in the same way, but its loops over parameters serve partitions that a single rank does not have.
 """
 
@@ -114,8 +114,8 @@ class FlatAdamW(torch.optim.AdamW):
             start += len(parameters)
             flat = self.state.get(group["params"][0], {})
             parts = {name: _views(flat[name], parameters) for name in ("exp_avg", "exp_avg_sq") if name in flat}
-            for place, number in enumerate(numbers if flat else ()):
-                state[number] = {"step": flat["step"], **{name: views[place] for name, views in parts.items()}}
+            for index, number in enumerate(numbers if flat else ()):
+                state[number] = {"step": flat["step"], **{name: views[index] for name, views in parts.items()}}
         saved: dict[str, Any] = {"state": state, "param_groups": groups}
         if self._mixed:
             saved["masters"] = dict(enumerate(_chain(self._masters)))

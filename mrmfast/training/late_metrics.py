@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-LAG = 1  # steps that may be under way on a GPU before the oldest is read
+LAG = 1  # steps that a GPU may run before the metrics of the oldest are read
 
 
 def allowed_lag(device: torch.device) -> int:
-    """Return how many steps may be under way: on a CPU a step is complete once it is issued."""
+    """Return the maximum number of unread steps: on a CPU a step is complete once it is issued."""
     return LAG if device.type == "cuda" else 0
 
 

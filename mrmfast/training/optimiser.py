@@ -68,7 +68,7 @@ def build_optimiser(
     with_decay: list[nn.Parameter] = []
     without: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        # timm counts the class token and the positions among the vectors, whatever their shape.
+        # timm counts the class token and the positions among the vectors, for every shape.
         vector = parameter.ndim < 2 or name.endswith(("cls_token", "pos_embed"))
         if parameter.requires_grad:
             (without if vector or id(parameter) in exempt else with_decay).append(parameter)
@@ -82,7 +82,7 @@ def build_optimiser(
 
 
 def reapply(optimiser: torch.optim.Optimizer, config: OptimiserConfig) -> None:
-    """Give the groups of :func:`build_optimiser` what the config says: a state brings the options it was saved with."""
+    """Give the groups of :func:`build_optimiser` the options of the config; a loaded state replaces them."""
     for group, decay in zip(optimiser.param_groups, (config.weight_decay, 0.0), strict=True):
         group.update(weight_decay=decay, betas=config.betas)
 

@@ -1,4 +1,4 @@
-"""Steps read back: the check that the loss is finite, the log, the progress bar, the console."""
+"""Metrics of completed steps: the check that the loss is finite, the log, the progress bar, the console."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from mrmfast.training.late_metrics import LateMetrics
 from mrmfast.training.run_log import RunLog
 from mrmfast.training.step import Interrupt, Launched
 
-WAITING = 0.05  # share of a step spent waiting for data from which the progress bar says why
+WAITING = 0.05  # fraction of a step; above it, the progress bar names the slowest stage of the loader
 
 
 class StepRecorder:
-    """Read steps back, stop a run that diverges, and write the log, the progress bar and the console.
+    """Read the metrics of completed steps, stop a run that diverges, and write the log, progress bar and console.
 
     Parameters
     ----------
@@ -34,7 +34,7 @@ class StepRecorder:
     def __init__(self, job: Job, log: RunLog | None, interrupted: Interrupt) -> None:
         self.late = LateMetrics()
         self._job, self._log, self._interrupted = job, log, interrupted
-        self._reporter = UnreadableReporter(job.loader, job.state.samples)
+        self._reporter = SkippedSamplesReporter(job.loader, job.state.samples)
         self._bar = tqdm(
             total=job.steps,
             initial=job.state.step,
@@ -46,7 +46,7 @@ class StepRecorder:
         self.resume_clock()
 
     def resume_clock(self) -> None:
-        """Count the time of the next step from now: saving is not training."""
+        """Start the time of the next step now, so that saving does not count as training."""
         self._clock = time.perf_counter()
         self._waited = self._job.loader.meters.stages["wait"].seconds
 
@@ -113,7 +113,7 @@ def step_entry(job: Job, values: dict[str, float], launched: Launched) -> dict[s
         )
     engine = job.engine
     if isinstance(engine.optimizer, FlatAdamW) and norm is not None and not math.isfinite(norm):
-        engine.skipped_steps += 1  # DeepSpeed counts its own; this optimiser leaves a step out on the device
+        engine.skipped_steps += 1  # DeepSpeed counts its own; this optimiser skips a step on the device
     entry, rate = dict(launched.entry), launched.entry["lr"]
     del entry["lr"]
     return {
@@ -122,12 +122,12 @@ def step_entry(job: Job, values: dict[str, float], launched: Launched) -> dict[s
         "lr": rate,
         **({} if norm is None else {"grad_norm": float(norm) if math.isfinite(norm) else None}),
         **({"skipped": engine.skipped_steps} if engine.skipped_steps else {}),
-        **({"unreadable": len(job.loader.unreadable)} if job.loader.unreadable else {}),
+        **({"skipped_samples": len(job.loader.skipped_samples)} if job.loader.skipped_samples else {}),
     }
 
 
-class UnreadableReporter:
-    """Say which images were skipped, each once, and what that made of an epoch.
+class SkippedSamplesReporter:
+    """Report each skipped sample once, and the number of skipped samples at the end of an epoch.
 
     Parameters
     ----------
@@ -137,16 +137,18 @@ class UnreadableReporter:
     """
 
     def __init__(self, loader: Loader, position: int) -> None:
-        self._loader, self._epoch = loader, position // len(loader.plan)
-        self._said: set[int] = set()
+        self._loader, self._epoch = loader, position // len(loader.sampler)
+        self._reported: set[int] = set()
 
     def lines(self, position: int) -> list[str]:
-        """Return what is new since the last call."""
-        new = [key for sample, key in self._loader.unreadable.items() if sample not in self._said]
-        self._said.update(self._loader.unreadable)
-        lines = [f"sample {key} cannot be read and is skipped, {len(self._said)} so far" for key in new]
-        total = len(self._loader.plan)
-        if self._said and position // total > self._epoch:
-            lines.append(f"epoch {self._epoch}: {total - len(self._said):,} of {total:,} images, the others skipped")
+        """Return the lines to print since the last call."""
+        new = [key for sample, key in self._loader.skipped_samples.items() if sample not in self._reported]
+        self._reported.update(self._loader.skipped_samples)
+        lines = [f"sample {key} cannot be read and is skipped, {len(self._reported)} so far" for key in new]
+        total = len(self._loader.sampler)
+        if self._reported and position // total > self._epoch:
+            lines.append(
+                f"epoch {self._epoch}: {total - len(self._reported):,} of {total:,} images, the others skipped"
+            )
         self._epoch = position // total
         return lines

@@ -34,7 +34,7 @@ class TrainConfig:
     steps : int, optional
         Length in optimiser steps instead of epochs.
     objective : dataclass
-        The section of the objective that its ``name`` says (``mrmfast/objectives``).
+        The section of the objective ``name`` (``mrmfast/objectives``).
     data, model, optimiser, engine, run
         Sections; see their dataclasses.
     """

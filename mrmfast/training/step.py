@@ -93,7 +93,7 @@ def launch_step(job: Job, batches: DevicePrefetcher, late: LateMetrics, interrup
     share = job.config.batch_size // world.size
     job.loader.meters.add("wait", batches.waited - waited, share)
     job.loader.meters.add("copy", batches.copied - copied, share)
-    entry = {"step": state.step, "epoch": state.samples / len(job.loader.plan), "lr": rate}
+    entry = {"step": state.step, "epoch": state.samples / len(job.loader.sampler), "lr": rate}
     norm = engine.optimizer.norm if isinstance(engine.optimizer, FlatAdamW) else engine.get_global_grad_norm()
     launched = Launched(
         entry, _sample_lines(job, micro_batches), state.samples, None if isinstance(norm, Tensor) else norm
@@ -107,7 +107,7 @@ def launch_step(job: Job, batches: DevicePrefetcher, late: LateMetrics, interrup
 def _shared(
     names: tuple[str, ...], values: Tensor, ranks: int, interrupted: Interrupt
 ) -> tuple[tuple[str, ...], Tensor]:
-    """Average losses over ranks; the same message tells whether any rank was interrupted, so all stop together."""
+    """Average losses over ranks; the same message carries interrupts, so that all ranks stop at the same step."""
     if ranks == 1:
         interrupted.agreed = interrupted.asked
         return names, values

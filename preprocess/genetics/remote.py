@@ -23,7 +23,7 @@ from mrmfast.formats.manifest import NAME
 from mrmfast.meters import Meters
 from mrmfast.storage.client import Client
 from mrmfast.storage.config import FetchConfig
-from mrmfast.storage.object_store import Entry, MissingError
+from mrmfast.storage.object_store import MissingError, ObjectEntry
 from preprocess.genetics.genotypes.files import format_of
 
 # What belongs to a genotype file named NAME.bed and so on.
@@ -137,7 +137,7 @@ def _connected(url: str) -> Iterator[Client]:
         client.close()
 
 
-def _file_and_companions(client: Client, url: str, name: str) -> list[Entry]:
+def _file_and_companions(client: Client, url: str, name: str) -> list[ObjectEntry]:
     try:
         entries = [client.entry(name)]
     except MissingError:
@@ -150,7 +150,7 @@ def _file_and_companions(client: Client, url: str, name: str) -> list[Entry]:
     return entries
 
 
-def _mark(entry: Entry) -> str:
+def _mark(entry: ObjectEntry) -> str:
     """Return what changes with a remote file."""
     return f"{entry.size} {entry.mark}"
 
@@ -159,7 +159,7 @@ def _mark_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.mark")
 
 
-def _is_current(path: Path, entry: Entry) -> bool:
+def _is_current(path: Path, entry: ObjectEntry) -> bool:
     mark = _mark_of(path)
     return (
         path.is_file()
@@ -183,7 +183,7 @@ def _folder(url: str) -> Path:
     return folder
 
 
-def _download(client: Client, entry: Entry, path: Path, bar: tqdm | None = None) -> None:
+def _download(client: Client, entry: ObjectEntry, path: Path, bar: tqdm | None = None) -> None:
     with write_aside(path, "wb") as file:
 
         def write(_: int, chunk: bytes) -> None:

@@ -305,7 +305,7 @@ def test_sound_images_stay_where_they_are_decoded(size):
         assert list(memory.items[0]) == [
             value for n in range(3) for value in (3 * turn + n, memory._slots[n].address, size)
         ]
-        # Rows at whole vectors would be written past the caches by libjpeg-turbo, and the warp would wait for memory.
+        # Rows at whole vectors would bypass the caches in libjpeg-turbo, and the warp would wait for memory.
         assert all(address % 32 == 16 for address in memory.items[0][1::3])
         assert [number for number, _ in memory.images(0)] == [3 * turn + n for n in range(3)]
         memory.clear()

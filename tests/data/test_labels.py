@@ -96,7 +96,7 @@ def test_images_without_a_label_are_counted_or_dropped(dataset, tmp_path):
     rows = [(key, "" if number == 5 else number % 2) for number, key in enumerate(keys[:20])]
     path = write_table(tmp_path / "t.csv", "key,grade", [*rows, ("unknown-1", 1), ("unknown-2", 0)])
     labels = LabelsConfig("class", path, ["grade"])
-    line = r"t.csv: 5 of 24 images have no label; add them, or leave the images out with data.labels.missing=drop$"
+    line = r"t.csv: 5 of 24 images have no label; add them, or drop the images with data.labels.missing=drop$"
     with pytest.raises(UserError, match=line):
         open_dataset(config_for(dataset, labels))
     opened = open_dataset(config_for(dataset, replace(labels, missing="drop")))
@@ -188,7 +188,7 @@ def test_masks_come_with_the_geometry_of_view_0(masked, backend):
     table, numbers, position = read_sample_table(str(masked)), of_key(masked), 0
     for batch in loader.batches(0, 24):
         assert batch.target.dtype == torch.uint8 and batch.target.shape == (6, 4, 32, 32)
-        piece = loader.plan.take(position, 6, set())
+        piece = loader.sampler.take(position, 6, set())
         position = batch.end
         matrices = [draw_matrices(piece, view, seed=0, number=n) for n, view in enumerate(loader.views)]
         for place, key in enumerate(batch.keys):
@@ -206,7 +206,7 @@ def test_masks_come_with_the_geometry_of_view_0(masked, backend):
 
 def test_images_without_any_mask_are_dropped(masked):
     labels = LabelsConfig("mask", columns=["lesions"])
-    with pytest.raises(UserError, match=r"data.labels: 6 of 24 images have no mask; add them, or leave"):
+    with pytest.raises(UserError, match=r"data.labels: 6 of 24 images have no mask; add them, or drop"):
         open_dataset(config_for(masked, labels, modalities=[]))
     assert len(open_dataset(config_for(masked, replace(labels, missing="drop"), modalities=[])).selected) == 18
 
@@ -225,7 +225,7 @@ def test_a_damaged_mask_sets_its_sample_aside(masked, tmp_path, backend):
     config = config_for(path, LabelsConfig("mask"), backend=backend, modalities=[], unreadable=0.1)
     loader = make(config)
     seen = [key for batch in loader.batches(0, 24) for key in batch.keys]
-    assert set(loader.unreadable.values()) == {"000000009"}
+    assert set(loader.skipped_samples.values()) == {"000000009"}
     assert sorted(seen) == sorted(set(of_key(path)) - {"000000009"})
     with pytest.raises(UserError, match=r"sample 000000009 is not a readable JPEG with readable masks; 1 of 24"):
         list(make(replace(config, unreadable=0.0)).batches(0, 24))

@@ -143,7 +143,7 @@ def test_participants_without_genetics(tmp_path):
     path = write_dataset(tmp_path, participants=6)
     ids = read_sample_table(str(path)).participant.tolist()
     write_dataset(path, genetics=False, ids=[*dict.fromkeys(ids), "2000001"])
-    with pytest.raises(UserError, match=r"2 of 14 images .* without genetics; exclude them with data.unmatched=drop"):
+    with pytest.raises(UserError, match=r"2 of 14 images .* without genetics; drop them with data.unmatched=drop"):
         open_dataset(config_for(path))
     assert len(open_dataset(config_for(path, unmatched="drop")).selected) == 12
     kept = open_dataset(config_for(path, unmatched="keep"))
@@ -204,8 +204,8 @@ def test_unreadable_images_are_skipped_and_the_stream_fills_their_places(tmp_pat
     loader = make(config, batch=5, micro=5)
     batches = list(itertools.islice(loader.batches(0), 20))
     assert all(len(batch.keys) == 5 and len(batch.views[0]) == 5 for batch in batches)
-    assert set(loader.unreadable.values()) == lost
-    assert loader.meters.counts["unreadable"] == 3
+    assert set(loader.skipped_samples.values()) == lost
+    assert loader.meters.counts["skipped_samples"] == 3
     for epoch in range(4):  # every other image once an epoch
         keys = [k for b in batches for k, of in zip(b.keys, b.epochs, strict=True) if of == epoch]
         assert sorted(keys) == sorted(set(read_sample_table(str(path)).key.tolist()) - lost)
@@ -216,7 +216,7 @@ def test_unreadable_images_are_skipped_and_the_stream_fills_their_places(tmp_pat
         assert torch.equal(before.views[0], after.views[0])
 
 
-def test_ranks_agree_on_what_is_unreadable(tmp_path):
+def test_ranks_agree_on_skipped_samples(tmp_path):
     """Three ranks in three threads: one finds the damage, all leave it out, and the global order stays one."""
     path = write_dataset(tmp_path)
     damage(path, 2, 9, 17)

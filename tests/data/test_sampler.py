@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mrmfast.data.sampling.draws import hashed, permute
-from mrmfast.data.sampling.order import ENTRIES, LANES, SHARDS
-from mrmfast.data.sampling.sampler import Plan
+from mrmfast.data.sampling.order import ENTRIES, SHARDS, SUBSEQUENCES
+from mrmfast.data.sampling.sampler import Sampler
 from mrmfast.errors import UserError
 
 exhaustive = settings(max_examples=200, deadline=None, derandomize=True)
@@ -18,7 +18,7 @@ exhaustive = settings(max_examples=200, deadline=None, derandomize=True)
 
 @dataclass
 class Case:
-    """What a plan is made of, so that a resumed run can make it again."""
+    """What a sampler is made of, so that a resumed run can make it again."""
 
     per_shard: list
     seed: int
@@ -27,8 +27,8 @@ class Case:
     weights: np.ndarray | None = None
     participant: np.ndarray | None = None
 
-    def plan(self):
-        return Plan(
+    def sampler(self):
+        return Sampler(
             self.per_shard,
             self.seed,
             self.window,
@@ -80,13 +80,13 @@ def run(case, legs, without=frozenset()):
     """Train in legs of (batch, ranks, steps), each resumed from nothing but the position; return what was seen."""
     position, samples, epochs, positions = 0, [], [], []
     for batch, world, steps in legs:
-        plan = case.plan()
+        sampler = case.sampler()
         for _ in range(steps):
-            whole = plan.take(position, batch, without)
+            whole = sampler.take(position, batch, without)
             assert len(whole) == batch
-            parts = [plan.share(whole, rank, world) for rank in range(world)]
+            parts = [sampler.share(whole, rank, world) for rank in range(world)]
             assert max(map(len, parts)) - min(map(len, parts)) <= 1
-            alone = plan.share(whole, 0, 1)
+            alone = sampler.share(whole, 0, 1)
             for name in ("sample", "epoch", "position"):
                 assert np.array_equal(np.concatenate([getattr(part, name) for part in parts]), getattr(alone, name))
             position = whole.end
@@ -101,11 +101,11 @@ def run(case, legs, without=frozenset()):
 def test_every_epoch_is_exact_for_any_ranks_batch_and_resume(case, legs):
     samples, epochs, positions, end = run(case, legs)
     assert positions == list(range(end))
-    plan = case.plan()
-    alone = plan.take(0, end)  # one rank, one batch, unbroken
+    sampler = case.sampler()
+    alone = sampler.take(0, end)  # one rank, one batch, unbroken
     assert samples == alone.sample.tolist()
     assert epochs == alone.epoch.tolist()
-    n = len(plan)
+    n = len(sampler)
     assert epochs == [place // n for place in range(end)]
     for epoch in range(end // n):
         case.check_epoch(samples[epoch * n : (epoch + 1) * n])
@@ -113,15 +113,15 @@ def test_every_epoch_is_exact_for_any_ranks_batch_and_resume(case, legs):
 
 @exhaustive
 @given(case=cases(), legs=legs, data=st.data())
-def test_skipped_samples_are_filled_from_the_stream(case, legs, data):
-    plan, drawable = case.plan(), case.rows().tolist()
+def test_skipped_samples_are_replaced_from_the_stream(case, legs, data):
+    sampler, drawable = case.sampler(), case.rows().tolist()
     if case.weights is not None:
         drawable = [row for row in drawable if case.weights[row]]
     bad = frozenset(data.draw(st.lists(st.sampled_from(drawable), max_size=len(drawable) - 1), label="bad"))
     if len(bad) == len(drawable) or (case.participant is not None and len(drawable) - len(bad) < 1):
         return
     samples, epochs, positions, end = run(case, legs, bad)
-    stream = plan.take(0, end)
+    stream = sampler.take(0, end)
     good = [place for place in range(end) if int(stream.sample[place]) not in bad]
     assert positions == good
     assert samples == stream.sample[good].tolist()
@@ -131,7 +131,7 @@ def test_skipped_samples_are_filled_from_the_stream(case, legs, data):
 
 def listed(case, epoch):
     """Return the order of an epoch of all images, made of lists as docs/decisions/loading.md describes it."""
-    plan, ends = case.plan(), np.cumsum(case.per_shard)
+    sampler, ends = case.sampler(), np.cumsum(case.per_shard)
     chosen = set(case.rows().tolist())
     shards = [
         [r for r in range(end - size, end) if r in chosen] for end, size in zip(ends, case.per_shard, strict=True)
@@ -145,28 +145,28 @@ def listed(case, epoch):
     if not case.window:
         return shuffled([row for shard in shards for row in shard], ENTRIES, epoch, 0)
     line = [(number, row) for number, shard in enumerate(shuffled(shards, SHARDS, epoch)) for row in shard]
-    lanes, windows = [], 0
-    for lane in range(plan.lanes):
-        size = len(range(lane, len(plan), plan.lanes))
+    subsequences, windows = [], 0
+    for number in range(sampler.subsequences):
+        size = len(range(number, len(sampler), sampler.subsequences))
         mine, line = line[:size], line[size:]
         order, first = [], mine[0][0]
         for start in range(first, mine[-1][0] + 1, case.window):
-            window = [row for number, row in mine if start <= number < start + case.window]
+            window = [row for shard, row in mine if start <= shard < start + case.window]
             order += shuffled(window, ENTRIES, epoch, windows)
             windows += 1
-        lanes.append(order)
-    return [lanes[place % plan.lanes][place // plan.lanes] for place in range(len(plan))]
+        subsequences.append(order)
+    return [subsequences[place % sampler.subsequences][place // sampler.subsequences] for place in range(len(sampler))]
 
 
 @exhaustive
 @given(case=cases())
 def test_the_order_equals_one_made_of_lists(case):
-    # 64-lane plans need more shards than Hypothesis draws.
+    # Samplers with 64 sub-sequences need more shards than Hypothesis draws.
     case.weights = case.participant = None
     for whole in (case, Case(case.per_shard * 17, case.seed, case.window)):
-        plan = whole.plan()
+        sampler = whole.sampler()
         for epoch in (0, 5):
-            assert plan.take(epoch * len(plan), len(plan)).sample.tolist() == listed(whole, epoch)
+            assert sampler.take(epoch * len(sampler), len(sampler)).sample.tolist() == listed(whole, epoch)
 
 
 @exhaustive
@@ -174,29 +174,29 @@ def test_the_order_equals_one_made_of_lists(case):
     case=cases(), start=st.integers(0, 200), count=st.integers(0, 80), batch=st.integers(1, 30), world=st.integers(1, 7)
 )
 def test_shards_ahead_are_those_of_the_shares_in_order(case, start, count, batch, world):
-    plan = case.plan()
+    sampler = case.sampler()
     for rank in range(world):
         needed = {}
         for position in range(start, start + count, batch):
-            part = plan.share(plan.take(position, min(batch, start + count - position)), rank, world)
-            for _, shard in sorted(zip(part.position.tolist(), plan.shard_of(part.sample).tolist(), strict=True)):
+            part = sampler.share(sampler.take(position, min(batch, start + count - position)), rank, world)
+            for _, shard in sorted(zip(part.position.tolist(), sampler.shard_of(part.sample).tolist(), strict=True)):
                 needed.setdefault(shard)
-        assert plan.shards_ahead(start, count, rank, world, batch).tolist() == list(needed)
+        assert sampler.shards_ahead(start, count, rank, world, batch).tolist() == list(needed)
 
 
 @pytest.mark.parametrize(("window", "order"), [(0, [15, 4, 2, 10, 2, 14, 4, 3]), (2, [0, 9, 7, 13, 15, 2, 9, 0])])
 def test_the_order_stays_what_it_was(window, order):
     """A run resumed with a newer version must continue its epoch."""
-    assert Plan([5, 3, 8], 1, window).take(12, 8).sample.tolist() == order
+    assert Sampler([5, 3, 8], 1, window).take(12, 8).sample.tolist() == order
 
 
-# What peers' users report most (loading.md), in terms of a plan.
+# What peers' users report most (loading.md), in terms of a sampler.
 
 
 def test_resume_neither_restarts_at_zero_nor_repeats():
     case = Case([10, 3, 40], seed=1, window=0)
-    before = case.plan().take(0, 30)
-    after = case.plan().take(before.end, 23)
+    before = case.sampler().take(0, 30)
+    after = case.sampler().take(before.end, 23)
     assert after.sample.tolist() != before.sample[:23].tolist()
     assert sorted([*before.sample, *after.sample]) == list(range(53))
 
@@ -211,19 +211,19 @@ def test_fewer_shards_than_ranks_and_samples_than_a_batch(window):
 @pytest.mark.parametrize("window", [0, 2])
 def test_uneven_shards_end_their_epoch_together(window):
     case = Case([1, 0, 500, 2, 0, 97, 1], seed=3, window=window)
-    plan = case.plan()
+    sampler = case.sampler()
     steps = {len(range(0, 601, 50)) for _ in range(4)}
     assert steps == {13}  # a step is the same for all ranks: none waits for another at the end
     samples, *_ = run(case, [(50, 4, 12), (1, 3, 1)])
     assert sorted(samples) == list(range(601))
-    assert plan.take(600, 2).epoch.tolist() == [0, 1]
+    assert sampler.take(600, 2).epoch.tolist() == [0, 1]
 
 
 def test_nothing_to_train_on_is_said():
-    with pytest.raises(UserError, match="no images to draw from"):
-        Plan([2, 3], 0, selected=np.zeros(5, bool))
+    with pytest.raises(UserError, match="no image is selected"):
+        Sampler([2, 3], 0, selected=np.zeros(5, bool))
     with pytest.raises(UserError, match="none of the 5 images can be read"):
-        Plan([2, 3], 0).take(0, 1, frozenset(range(5)))
+        Sampler([2, 3], 0).take(0, 1, frozenset(range(5)))
 
 
 # Object mode: who reads what.
@@ -234,62 +234,62 @@ BIG = Case([int(size) for size in 20 + 60 * np.random.default_rng(0).random(512)
 @pytest.mark.parametrize("world", [2, 4, 8, 7])
 @pytest.mark.parametrize("batch", [256, 32])
 def test_ranks_read_their_part_and_few_shards_at_a_time(world, batch):
-    plan, size = BIG.plan(), np.array(BIG.per_shard)
-    assert plan.lanes == LANES
-    used = [{} for _ in range(world)]  # per rank: (lane, shard) -> first and last step
+    sampler, size = BIG.sampler(), np.array(BIG.per_shard)
+    assert sampler.subsequences == SUBSEQUENCES
+    used = [{} for _ in range(world)]  # per rank: (sub-sequence, shard) -> first and last step
     # The second epoch, whose first batch begins in the one before.
-    for step, position in enumerate(range(len(plan) - 11, 2 * len(plan), batch)):
-        whole = plan.take(position, batch)
+    for step, position in enumerate(range(len(sampler) - 11, 2 * len(sampler), batch)):
+        whole = sampler.take(position, batch)
         for rank in range(world):
-            part = plan.share(whole, rank, world)
+            part = sampler.share(whole, rank, world)
             part = part[part.epoch == 1]
             for key in zip(
-                (part.position % len(plan) % plan.lanes).tolist(),
-                plan.shard_of(part.sample).tolist(),
+                (part.position % len(sampler) % sampler.subsequences).tolist(),
+                sampler.shard_of(part.sample).tolist(),
                 strict=True,
             ):
                 used[rank][key] = (used[rank].get(key, (step,))[0], step)
-    # More than 1 / N: lanes shared with a neighbour where N does not divide 64; a cut shard at either end and some of
-    # the first and the last batch, of 512 shards.
+    # More than 1 / N: sub-sequences shared with a neighbour where N does not divide 64; a cut shard at
+    # either end and some of the first and the last batch, of 512 shards.
     read = [size[list({shard for _, shard in shards})].sum() / size.sum() for shards in used]
-    bound = 1 / world + 8 / 512 + (0 if LANES % world == 0 else 2 / LANES)
+    bound = 1 / world + 8 / 512 + (0 if SUBSEQUENCES % world == 0 else 2 / SUBSEQUENCES)
     assert max(read) <= bound, (read, bound)
     for shards in used:
         spans = np.array(list(shards.values()))
         steps = np.arange(spans.max() + 1)[:, None]
         in_use = ((spans[:, 0] < steps) & (steps < spans[:, 1])).sum(1)  # needed before this step and after it
-        assert in_use.max() <= plan.open_shards(world)
+        assert in_use.max() <= sampler.open_shards(world)
 
 
 def test_windows_mix_and_epochs_differ():
-    plan = BIG.plan()
-    first, second = (plan.take(epoch * len(plan), 256) for epoch in (0, 1))
-    # 64 lanes with two shards each at their start.
-    assert 100 <= len(set(plan.shard_of(first.sample).tolist())) <= 128
+    sampler = BIG.sampler()
+    first, second = (sampler.take(epoch * len(sampler), 256) for epoch in (0, 1))
+    # 64 sub-sequences with two shards each at their start.
+    assert 100 <= len(set(sampler.shard_of(first.sample).tolist())) <= 128
     assert len(set(first.sample.tolist()) & set(second.sample.tolist())) < 20
-    assert not np.array_equal(first.sample, Case(BIG.per_shard, 6, 2).plan().take(0, 256).sample)
+    assert not np.array_equal(first.sample, Case(BIG.per_shard, 6, 2).sampler().take(0, 256).sample)
 
 
-def test_few_shards_make_few_lanes():
-    assert Plan([5] * 10 + [0] * 90, 0, 1).lanes == 8  # of a power of two, batches are multiples
-    assert Plan([5] * 64, 0, 1).lanes == LANES
-    assert Plan([5] * 10, 0, 0).lanes == 1
-    assert Plan([5] * 10, 0, 0).open_shards(2) == np.inf
+def test_few_shards_make_few_subsequences():
+    assert Sampler([5] * 10 + [0] * 90, 0, 1).subsequences == 8  # of a power of two, batches are multiples
+    assert Sampler([5] * 64, 0, 1).subsequences == SUBSEQUENCES
+    assert Sampler([5] * 10, 0, 0).subsequences == 1
+    assert Sampler([5] * 10, 0, 0).open_shards(2) == np.inf
 
 
 def test_the_benchmark_checks_what_it_times(monkeypatch):
     from benchmarks.harness import Bench, GateError
-    from benchmarks.loader import sampler
+    from benchmarks.loader import sampler as benchmark
 
-    class Stuck(Plan):
+    class Stuck(Sampler):
         def take(self, position, *rest):
             return super().take(position - position % 7, *rest)
 
     for mode in ("object", "weights"):
-        sampler.gates(Bench("plan"), mode, [sampler.measure(mode, 20_000, 50)])
-    monkeypatch.setattr(sampler, "Plan", Stuck)
+        benchmark.gates(Bench("plan"), mode, [benchmark.measure(mode, 20_000, 50)])
+    monkeypatch.setattr(benchmark, "Sampler", Stuck)
     with pytest.raises(GateError, match="object: a resumed run continues"):
-        sampler.gates(Bench("plan"), "object", [sampler.measure("object", 20_000, 50)])
+        benchmark.gates(Bench("plan"), "object", [benchmark.measure("object", 20_000, 50)])
 
 
 @pytest.mark.parametrize("mode", ["local", "object"])

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mrmfast.data.dataset import DataConfig, make_plan, open_dataset
+from mrmfast.data.dataset import DataConfig, make_sampler, open_dataset
 from mrmfast.data.sampling.epoch import OnePerParticipant, Rows, Weighted
 from mrmfast.data.sampling.weights import read_weights
 from mrmfast.errors import UserError
@@ -109,7 +109,7 @@ def test_weights_by_key_or_participant(tmp_path):
         ("key,weight\n000,-1\n", "line 2: not a key"),
         ("key,weight\n000,nan\n", "line 2: not a key"),
         ("participant,weight\na\n", "line 2: not a participant"),
-        ("participant,weight\na,1\na,2\n", "line 3: a participant given before"),
+        ("participant,weight\na,1\na,2\n", "line 3: the participant appears twice"),
         ("participant,weight\na,1\n", "2 of 4 selected images have no weight"),
         ("participant,weight\na,0\nb,0\nc,0\n", "all selected images have weight 0"),
     ],
@@ -124,19 +124,19 @@ def test_a_config_chooses_the_sampling(dataset, tmp_path):
     config = DataConfig(path=str(dataset), modalities=[])
     opened = open_dataset(config)
     people = opened.table.participant
-    n = len(make_plan(opened, config, 0))
+    n = len(make_sampler(opened, config, 0))
     assert n == len(people)
 
-    each = make_plan(opened, replace(config, sampling="participants", shuffle_window=1), 0)
+    each = make_sampler(opened, replace(config, sampling="participants", shuffle_window=1), 0)
     rows = each.take(0, len(each)).sample
     assert sorted(people[rows].tolist()) == np.unique(people).tolist()
 
     file = tmp_path / "w.csv"
     file.write_text("key,weight\n" + "".join(f"{key},{int(row < 3)}\n" for row, key in enumerate(opened.table.key)))
-    heavy = make_plan(opened, replace(config, weights=str(file)), 0).take(0, n).sample
+    heavy = make_sampler(opened, replace(config, weights=str(file)), 0).take(0, n).sample
     assert np.bincount(heavy).tolist() == [n // 3] * 3
 
     with pytest.raises(UserError, match=r"data\.weights goes with data\.sampling=images"):
-        make_plan(opened, replace(config, sampling="participants", weights=str(file)), 0)
+        make_sampler(opened, replace(config, sampling="participants", weights=str(file)), 0)
     with pytest.raises(UserError, match=r"data\.weights=nowhere\.csv: cannot be read"):
-        make_plan(opened, replace(config, weights="nowhere.csv"), 0)
+        make_sampler(opened, replace(config, weights="nowhere.csv"), 0)

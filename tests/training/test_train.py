@@ -142,7 +142,7 @@ def test_unreadable_images_within_the_limit_are_skipped_by_all_ranks(tmp_path):
     done = succeed(*tiny_run(tmp_path, torn, steps=7, **{"data.unreadable": 0.05}), ranks=2)
     assert "sample 000000003 cannot be read and is skipped, 1 so far" in done.stderr
     assert "epoch 0: 23 of 24 images, the others skipped" in done.stderr
-    assert read_jsonl(tmp_path / "run/metrics.jsonl")[-1]["unreadable"] == 1
+    assert read_jsonl(tmp_path / "run/metrics.jsonl")[-1]["skipped_samples"] == 1
     for epoch in (0, 1):
         keys = [key for _, of, _, keys in logged_keys(tmp_path / "run") if of == epoch for key in keys]
         assert sorted(keys) == sorted(set(table.key.tolist()) - {"000000003"})

@@ -1,7 +1,7 @@
 """The packed genetics of a dataset in memory, gathered by participant. The format is :mod:`mrmfast.formats.genetics`.
 
 Rows stay packed (2 bits a SNP, 1 bit a burden gene, float16 or float32 a score) until the device unpacks them
-(:mod:`mrmfast.ops.genome_unpack`); all ranks of a node read one copy (:mod:`mrmfast.data.genetics.table`).
+(:mod:`mrmfast.ops.genome_unpack`). All ranks of a node share one copy (:mod:`mrmfast.data.genetics.table`).
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ class Modality:
 
     @property
     def participants(self) -> np.ndarray:
-        """Ids of those who have it, str, in the order of :attr:`rows`; made anew at each call."""
+        """Ids of the participants with this modality, str, in the order of :attr:`rows`; a new array at each call."""
         ids = np.empty(len(self._table.row_of), dtype=object)
-        ids[self._table.row_of] = [one.decode() for one in self._table.ids.tolist()]
+        ids[self._table.row_of] = [name.decode() for name in self._table.ids.tolist()]
         return ids[self._table.present[:-1, self._number]]
 
     @property
@@ -73,8 +73,8 @@ class Modality:
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """Copy packed rows (int64, shape (n,), -1 for absent), shape (n, packed width)."""
-        one = self._columns
-        return self._table.rows[rows, one.start : one.stop].view(one.dtype)
+        columns = self._columns
+        return self._table.rows[rows, columns.start : columns.stop].view(columns.dtype)
 
 
 class GenomeStore:
@@ -85,7 +85,7 @@ class GenomeStore:
     modalities : list of Modality
         In the order in which their features make up ``x_G``.
     table : GenomeTable
-        Their rows.
+        Packed rows of all modalities.
     """
 
     def __init__(self, modalities: list[Modality], table: GenomeTable) -> None:
@@ -104,9 +104,9 @@ class GenomeStore:
         Parameters
         ----------
         dataset : str
-            Folder of the dataset; its URL for the errors, where `store` is given.
+            Folder of the dataset. If `store` is given: its URL, for error messages.
         names : iterable of str, optional
-            Which modalities; all by default.
+            Names of the modalities; all by default.
         store : Store, optional
             The dataset's folder on an object store (:meth:`mrmfast.storage.source.DatasetSource.zarr_store`).
         cache : str, optional
@@ -115,21 +115,21 @@ class GenomeStore:
         Raises
         ------
         UserError
-            There is no store, it lacks a modality, it is damaged, or the cache cannot hold it.
+            The store does not exist, lacks a modality or is damaged, or the cache has no space for it.
         """
         where = f"{dataset.rstrip('/')}/{STORE}"
         folder = store or LocalStore(dataset, read_only=True)
-        wanted = sorted(_held(folder, where) if names is None else names, key=_modality_rank)
-        if not wanted:
+        selected = sorted(_held(folder, where) if names is None else names, key=_modality_rank)
+        if not selected:
             raise UserError(
-                f"{where}: no modality is asked for; name at least one of {', '.join(_held(folder, where)) or 'none'}"
+                f"{where}: no modality is selected; name at least one of {', '.join(_held(folder, where)) or 'none'}"
             )
         try:
-            groups: dict[str, Any] = {name: _open(folder, where, name) for name in wanted}
+            groups: dict[str, Any] = {name: _open(folder, where, name) for name in selected}
             arrays = [(name, group.attrs["kind"], group["rows"]) for name, group in groups.items()]
             table = open_table(
                 cache_folder(cache),
-                [_digest(folder, f"{STORE}/{name}") for name in wanted],
+                [_digest(folder, f"{STORE}/{name}") for name in selected],
                 arrays,
                 lambda name: np.asarray(groups[name]["participants"][:]),
             )
@@ -137,16 +137,14 @@ class GenomeStore:
                 FeatureTable(**{c: np.asarray(group["features"][c][:]) for c in FEATURE_COLUMNS})
                 for group in groups.values()
             ]
-        except (UserError, ClosedError):  # a ValueError and a RuntimeError, but they say themselves what is wrong
+        except (UserError, ClosedError):  # subclasses of ValueError and RuntimeError with their own messages
             raise
         except (KeyError, ValueError, RuntimeError, FileNotFoundError) as error:
             raise UserError(
-                f"{where}: damaged ({type(error).__name__}); python -m preprocess check says where"
+                f"{where}: damaged ({type(error).__name__}); python -m preprocess check names the damaged files"
             ) from error
         columns, _ = lay_out(arrays)
-        modalities = [
-            Modality(table, number, one, part) for number, (one, part) in enumerate(zip(columns, features, strict=True))
-        ]
+        modalities = [Modality(table, number, columns[number], part) for number, part in enumerate(features)]
         return cls(modalities, table)
 
     @property
@@ -159,11 +157,11 @@ class GenomeStore:
         return [(m.name, group, size) for m in self.modalities for group, size in m.features.groups()]
 
     def fill(self) -> np.ndarray:
-        """Return what missing values become on input, shape (n_features,), float32."""
+        """Return the replacements of missing values on input, shape (n_features,), float32."""
         return np.concatenate([m.features.fill for m in self.modalities])
 
     def locate(self, participants: np.ndarray) -> np.ndarray:
-        """Find participants in every modality.
+        """Return the rows of participants in every modality.
 
         Parameters
         ----------
@@ -189,13 +187,13 @@ class GenomeStore:
         -------
         list of ndarray, each of shape (n, packed width)
         """
-        # All modalities of a participant share one row, so its pages are touched once; -1 is the row of the absent.
+        # All modalities of a participant share one row, so its pages are read once. Row -1: no genetics.
         row = rows.max(axis=1)
         return [modality.take(row) for modality in self.modalities]
 
 
 def _open(folder: Store, where: str, name: str) -> zarr.Group:
-    """Open one modality by its name: its folder is sealed, and behind https:// nothing can be listed."""
+    """Open one modality by its name: its folder is sealed, and https:// cannot list folders."""
     try:
         return zarr.open_group(folder, path=f"{STORE}/{name}", mode="r", zarr_format=3)
     except FileNotFoundError:

@@ -1,9 +1,9 @@
 """One packed row per participant, all modalities side by side, in a file that the ranks of a node share.
 
-A rank maps the file and reads one stretch of about 6 KB per participant. The pages are the kernel's: one copy however
-many ranks map it, evicted rather than killed when memory runs short, and nothing to clean up after SIGKILL (which is
-why this is no POSIX shared memory). The folder's name holds the checksums of what is in it; it is built once, by the
-first rank that takes the lock, aside and renamed.
+A rank maps the file and reads about 6 KB of consecutive bytes per participant. The pages belong to the kernel's page
+cache: all ranks share one copy, the kernel evicts pages when memory runs short, and SIGKILL leaves nothing to clean up.
+POSIX shared memory has none of these properties. The folder's name contains the checksums of its content. The first
+rank that takes the lock builds the folder under another name and renames it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from mrmfast.arithmetic import ceil_div
 from mrmfast.atomic import rename_directory
 from mrmfast.errors import UserError
 from mrmfast.formats.genetics import Encoding
@@ -32,14 +33,14 @@ ABSENT: dict[Encoding, float] = {"genotype": 0xFF, "binary": 0, "float": np.nan}
 
 @dataclass(frozen=True)
 class Columns:
-    """Where a modality lies in a joint row.
+    """The columns of a modality in a joint row.
 
     Attributes
     ----------
     name : str
     encoding : Encoding
     dtype : dtype
-        Of the packed values.
+        Type of the packed values.
     width : int
         Packed values per row.
     start : int
@@ -75,17 +76,17 @@ def lay_out(arrays: Sequence[tuple[str, Encoding, Any]]) -> tuple[list[Columns],
     columns, end = [], 0
     for name, encoding, array in arrays:
         columns.append(Columns(name, encoding, np.dtype(array.dtype), array.shape[1], end))
-        end = -(-columns[-1].stop // ALIGN) * ALIGN
+        end = ceil_div(columns[-1].stop, ALIGN) * ALIGN
     return columns, end
 
 
 class GenomeTable:
-    """A finished table, mapped.
+    """A complete table, mapped into memory.
 
     Attributes
     ----------
     rows : ndarray of uint8, shape (participants + 1, bytes of a row)
-        The last row is that of a participant without genetics, so that index -1 finds it.
+        The last row (index -1) belongs to participants without genetics.
     present : ndarray of bool, shape (participants + 1, modalities)
     ids : ndarray of bytes, shape (participants,)
         UTF-8, sorted.
@@ -99,19 +100,19 @@ class GenomeTable:
         self.ids = np.load(folder / "ids.npy", mmap_mode="r")
         self.row_of = np.load(folder / "row_of.npy", mmap_mode="r")
         with open(folder / "rows.npy", "rb") as file:
-            # Rows are asked for at random, which defeats read-ahead; begin to read a cold file as a whole.
+            # Random reads defeat read-ahead, so the kernel is asked to read the whole file.
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 
     def locate(self, participants: np.ndarray) -> np.ndarray:
         """Return rows of participants (str, shape (n,)), -1 where unknown; int64, shape (n,)."""
-        wanted = encode(participants)
-        place = np.minimum(np.searchsorted(self.ids, wanted), len(self.ids) - 1)
-        return np.where(self.ids[place] == wanted, self.row_of[place], -1)
+        ids = encode(participants)
+        index = np.minimum(np.searchsorted(self.ids, ids), len(self.ids) - 1)
+        return np.where(self.ids[index] == ids, self.row_of[index], -1)
 
 
 def encode(ids: np.ndarray) -> np.ndarray:
     """Return ids as fixed-width UTF-8 bytes, which sort and compare without Python objects."""
-    return np.array([str(one).encode() for one in ids.tolist()], dtype=np.bytes_)
+    return np.array([str(name).encode() for name in ids.tolist()], dtype=np.bytes_)
 
 
 def open_table(
@@ -120,18 +121,18 @@ def open_table(
     arrays: Sequence[tuple[str, Encoding, Any]],
     read_ids: Callable[[str], np.ndarray],
 ) -> GenomeTable:
-    """Map the table of these modalities, building it first where this node has none.
+    """Map the table of these modalities; build it first if this node has none.
 
     Parameters
     ----------
     cache : Path
-        A folder of this node; every rank of it gives the same.
+        A folder of this node, the same for all of its ranks.
     digests : sequence of str
         Checksum of each modality.
     arrays : sequence of (name, encoding, array)
         Packed rows; Zarr arrays, read one shard at a time.
     read_ids : callable
-        Modality -> its participants' ids, one a row.
+        Modality -> its participants' ids, one per row.
 
     Raises
     ------
@@ -161,7 +162,7 @@ def _aside(final: Path) -> Path:
 
 
 def _sweep(cache: Path, final: Path) -> None:
-    """Remove what killed builders left: their locks are free."""
+    """Remove incomplete tables of killed processes, whose locks are free."""
     for path in cache.glob(".genome-*.partial"):
         if path == _aside(final):
             shutil.rmtree(path)
@@ -175,12 +176,12 @@ def _sweep(cache: Path, final: Path) -> None:
 
 def _build(final: Path, arrays: Sequence[tuple[str, Encoding, Any]], read_ids: Callable[[str], np.ndarray]) -> None:
     columns, stride = lay_out(arrays)
-    ids_of = [encode(read_ids(one.name)) for one in columns]
-    ids, first, place = np.unique(np.concatenate(ids_of), return_index=True, return_inverse=True)
-    # Rows in order of first appearance: where all modalities agree on the order, a shard fills a stretch of the file.
+    ids_of = [encode(read_ids(modality.name)) for modality in columns]
+    ids, first, inverse = np.unique(np.concatenate(ids_of), return_index=True, return_inverse=True)
+    # Rows in order of first appearance: if all modalities have the same order, a shard fills consecutive rows.
     row_of = np.empty(len(ids), dtype=np.int64)
     row_of[np.argsort(first)] = np.arange(len(ids))
-    rows_of = np.split(row_of[place], np.cumsum([len(one) for one in ids_of])[:-1])
+    rows_of = np.split(row_of[inverse], np.cumsum([len(part) for part in ids_of])[:-1])
 
     aside = _aside(final)
     aside.mkdir(mode=0o700)
@@ -192,16 +193,16 @@ def _build(final: Path, arrays: Sequence[tuple[str, Encoding, Any]], read_ids: C
     np.save(aside / "present.npy", present)
     rows = np.lib.format.open_memmap(aside / "rows.npy", mode="w+", dtype=np.uint8, shape=(len(ids) + 1, stride))
     with open(aside / "rows.npy", "rb+") as file:
-        # A full disk must raise here: a write to a mapped page without a block is a SIGBUS.
+        # On a full disk this raises; a write to a mapped page without a block would be a SIGBUS.
         os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
     with tqdm(total=rows.nbytes, desc="genome store", unit="B", unit_scale=True, disable=None) as bar:
-        for number, (one, where, (_, _, array)) in enumerate(zip(columns, rows_of, arrays, strict=True)):
-            fill = np.full(one.width, ABSENT[one.encoding], dtype=one.dtype).view(np.uint8)
-            rows[~present[:, number], one.start : one.stop] = fill
+        for number, (modality, where, (_, _, array)) in enumerate(zip(columns, rows_of, arrays, strict=True)):
+            fill = np.full(modality.width, ABSENT[modality.encoding], dtype=modality.dtype).view(np.uint8)
+            rows[~present[:, number], modality.start : modality.stop] = fill
             step = (getattr(array, "shards", None) or array.shape)[0]
             for start in range(0, len(where), step):
                 block = np.ascontiguousarray(array[start : start + step]).view(np.uint8)
-                rows[where[start : start + len(block)], one.start : one.stop] = block
+                rows[where[start : start + len(block)], modality.start : modality.stop] = block
                 bar.update(block.nbytes)
     rows.flush()
     del rows

@@ -1,11 +1,11 @@
 """Augmentation parameters as functions of (seed, epoch, sample, view), the same for every decoding backend.
 
-A view is one affine map of the stored image: crop, rotation and left-right flip together. Its colours are changed
-later, on the device, with the parameters that are drawn here (``mrmfast.ops.photometric``).
+A view is one affine map of the stored image: crop, rotation and left-right flip together. The device changes the
+colours later (``mrmfast.ops.photometric``), with parameters that this module draws.
 
-Every number is a hash of what it is for (:func:`mrmfast.data.sampling.draws.uniform`). View v takes its numbers from
-the streams 256 v .. 256 v + 255, so views are independent of each other, and a view has the same geometry and colours
-however many others there are.
+Every number is a hash of its purpose (:func:`mrmfast.data.sampling.draws.uniform`). View v takes its numbers from the
+streams 256 v .. 256 v + 255. Views are therefore independent of each other, and a view has the same geometry and
+colours for any number of other views.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from mrmfast.data.sampling.draws import uniform
 from mrmfast.data.sampling.sampler import Slice
 from mrmfast.errors import UserError
 
-# Streams of a view. The first two are those that the only view of earlier versions had.
+# Streams of a view. Earlier versions had one view and the first two streams.
 ANGLE, FLIP, JITTER, BRIGHTNESS, CONTRAST, SATURATION, HUE, GREY, BLUR, SIGMA, SOLARISE = range(11)
-CROP_LEFT, CROP_TOP, CROP_AREA, CROP_RATIO = 11, 12, 16, 32  # the last two: one stream for each of ATTEMPTS
+CROP_LEFT, CROP_TOP, CROP_AREA, CROP_RATIO = 11, 12, 16, 32  # the last two take one stream per attempt
 STREAMS_PER_VIEW = 256
-MAX_VIEWS = 256  # the order of samples draws from the streams from 1 << 16 on
-ATTEMPTS = 10  # of a crop to fit into the image, as in torchvision
-TOLERANCE = 0.05  # pixels of a needed side that float32 matrices may be wrong by
+MAX_VIEWS = 256  # streams from 1 << 16 on belong to the order of samples
+ATTEMPTS = 10  # to draw a crop that fits into the image, as in torchvision
+TOLERANCE = 0.05  # pixels: rounding error of a needed side by float32 matrices
 RATIO = (3 / 4, 4 / 3)  # width to height of a crop
 
 
 def resolve_views(views: tuple[ViewSpec, ...], *, size: int, rotation: float, flip: float) -> tuple[ViewSpec, ...]:
-    """Fill in what views leave to the settings of ``data``.
+    """Replace unset sizes, rotations and flips of views by the settings of ``data``.
 
     Parameters
     ----------
     views : tuple of ViewSpec
-        At least one.
+        At least one view.
     size : int
         ``data.image_size``, pixels.
     rotation : float
@@ -47,12 +47,12 @@ def resolve_views(views: tuple[ViewSpec, ...], *, size: int, rotation: float, fl
     Returns
     -------
     tuple of ViewSpec
-        Of these, ``size``, ``rotation`` and ``flip`` are numbers.
+        Views whose ``size``, ``rotation`` and ``flip`` are numbers.
 
     Raises
     ------
     UserError
-        No view, or more than ``MAX_VIEWS``.
+        There is no view, or there are more than ``MAX_VIEWS``.
     """
     if not 1 <= len(views) <= MAX_VIEWS:
         raise UserError(f"{len(views)} views of a sample: an objective asks for 1 to {MAX_VIEWS}")
@@ -83,7 +83,7 @@ def draw_matrices(piece: Slice, view: ViewSpec, *, seed: int, number: int = 0) -
         From :func:`resolve_views`.
     seed : int
     number : int
-        Which view it is; decides the streams of random numbers.
+        Index of the view; selects the streams of random numbers.
 
     Returns
     -------
@@ -99,27 +99,29 @@ def draw_matrices(piece: Slice, view: ViewSpec, *, seed: int, number: int = 0) -
 
 
 def draw_crops(piece: Slice, area: tuple[float, float], *, seed: int, stream: int) -> np.ndarray:
-    """Draw boxes as torchvision's ``RandomResizedCrop`` does, but not rounded to whole pixels.
+    """Draw boxes as torchvision's ``RandomResizedCrop``, without rounding to whole pixels.
 
-    The share of the area is uniform in `area`, the logarithm of width to height uniform in that of ``RATIO``. A box
-    that does not fit is drawn again, ``ATTEMPTS`` times in all; after that the box is the whole image.
+    The fraction of the area is uniform in `area`. The logarithm of width to height is uniform in that of ``RATIO``. A
+    box that does not fit is drawn again, up to ``ATTEMPTS`` draws; after that the box is the whole image.
 
     Parameters
     ----------
     piece : Slice
         n samples with their epochs.
     area : (float, float)
-        Range of the share of the image's area.
+        Range of the fraction of the image's area.
     seed, stream : int
 
     Returns
     -------
     ndarray of float64, shape (n, 4)
-        Left, top, width, height, as shares of the image's side.
+        Left, top, width, height, as fractions of the image's side.
     """
 
     def draw(first: int, count: int = 1) -> np.ndarray:
-        return np.stack([uniform(seed, piece.epoch, piece.sample, stream + first + turn) for turn in range(count)])
+        return np.stack(
+            [uniform(seed, piece.epoch, piece.sample, stream + first + attempt) for attempt in range(count)]
+        )
 
     areas = area[0] + (area[1] - area[0]) * draw(CROP_AREA, ATTEMPTS)
     low, high = np.log(RATIO)
@@ -143,9 +145,9 @@ def warp_matrices(angle: np.ndarray, flip: np.ndarray, size: int, box: np.ndarra
     flip : ndarray of bool, shape (n,)
     size : int
         Side of the square output, pixels; pixel centres lie at halves. The input is measured as if it had the same
-        side: whoever warps an image of another side scales the matrix.
+        side: a backend that warps an image of another side scales the matrix.
     box : ndarray, shape (n, 4), optional
-        Left, top, width, height of the crop, as shares of the side; the whole image by default.
+        Left, top, width, height of the crop, as fractions of the side; the whole image by default.
 
     Returns
     -------
@@ -172,7 +174,7 @@ def warp_matrices(angle: np.ndarray, flip: np.ndarray, size: int, box: np.ndarra
 
 
 def needed_side(matrices: np.ndarray, size: int) -> np.ndarray:
-    """Return how large an image must be so that no view of it is enlarged.
+    """Return the smallest side of the whole image with which the warp does not enlarge pixels.
 
     A crop of a half of the side needs an image of twice the view's side; without a crop the view's side is enough.
 
@@ -203,7 +205,7 @@ def largest_needed_side(view: ViewSpec) -> int:
 
 
 def draw_photometric(piece: Slice, recipe: Photometric, *, seed: int, number: int = 0) -> np.ndarray:
-    """Draw the changes of colour of one view of every sample of a slice.
+    """Draw the photometric parameters of one view of every sample of a slice.
 
     Parameters
     ----------
@@ -212,7 +214,7 @@ def draw_photometric(piece: Slice, recipe: Photometric, *, seed: int, number: in
     recipe : Photometric
     seed : int
     number : int
-        Which view it is.
+        Index of the view.
 
     Returns
     -------
@@ -220,12 +222,12 @@ def draw_photometric(piece: Slice, recipe: Photometric, *, seed: int, number: in
         Columns as in ``mrmfast.batch.PHOTOMETRIC``.
     """
 
-    def draw(what: int) -> np.ndarray:
-        return uniform(seed, piece.epoch, piece.sample, number * STREAMS_PER_VIEW + what)
+    def draw(stream: int) -> np.ndarray:
+        return uniform(seed, piece.epoch, piece.sample, number * STREAMS_PER_VIEW + stream)
 
-    def factor(strength: float, what: int) -> np.ndarray:
+    def factor(strength: float, stream: int) -> np.ndarray:
         low, high = max(0.0, 1 - strength), 1 + strength
-        return np.where(jittered, low + (high - low) * draw(what), 1.0)
+        return np.where(jittered, low + (high - low) * draw(stream), 1.0)
 
     jittered = draw(JITTER) < recipe.jitter
     low, high = recipe.blur_sigma

@@ -1,4 +1,4 @@
-"""From JPEG bytes to augmented images: the contract of the image backends, and the choice between them."""
+"""From JPEG bytes to augmented images: the interface of the image backends, and the choice of a backend."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from mrmfast.meters import Meters
 
 Backend = Literal["auto", "dali", "cpu"]
 Pixels = Literal["uint8", "float32"]
-LARGEST = 100_000_000  # pixels of an image that is decoded at all; a header can promise more than memory holds
-FUSED = 1.3  # largest reduction that a bilinear warp does without visible aliasing; beyond, pixels are averaged first
+LARGEST = 100_000_000  # pixels; larger images are not decoded, since a header can promise more than memory holds
+FUSED = 1.3  # largest reduction by a bilinear warp without visible aliasing; larger ones average pixels first
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,15 @@ class DecodeRequest:
 
 @dataclass(frozen=True)
 class DecodedBatch:
-    """What a backend makes of a :class:`DecodeRequest`.
+    """The result of a :class:`DecodeRequest`.
 
     Attributes
     ----------
     views : tuple of Tensor, uint8 or float32, shape (B, 3, S, S)
-        One per view, on the device; uint8 in channels-last memory order, float32 normalised and channels first. A
-        image that cannot be decoded is black in all views.
+        One tensor per view, on the device: uint8 in channels-last memory order, or float32, normalised and channels
+        first. An image that cannot be decoded is black in all views.
     bad : ndarray of bool, shape (B,)
-        Which those are: JPEG or mask is incomplete, damaged, or larger than ``LARGEST``.
+        Samples that cannot be decoded: the JPEG or a mask is incomplete, damaged, or larger than ``LARGEST``.
     mask : Tensor or None, uint8, shape (B, C, S, S)
         All channels of all masks in the geometry of view 0, on the device: nearest neighbour, 255 outside and where
         there is no mask. None without masks.
@@ -61,22 +61,22 @@ class DecodedBatch:
 
 @dataclass(frozen=True)
 class DecodeSpec:
-    """What is the same for all batches of a backend.
+    """Properties that all batches of a backend share.
 
     Attributes
     ----------
     views : tuple of ViewSpec
-        From :func:`mrmfast.data.images.augment.resolve_views`; of them, only size and crop matter here.
+        From :func:`mrmfast.data.images.augment.resolve_views`; the backend reads size and crop only.
     batch : int
         Largest B.
     stored_size : int
         Side of the images in the shards, pixels.
     device : torch.device
-        Where the batches are needed.
+        Device of the returned batches.
     threads : int
         CPU threads.
     depth : int
-        Batches under way at once.
+        Batches that are decoded ahead.
     pixels : {"uint8", "float32"}
         Bytes as they are, or normalised by ``PIXEL_MEAN`` and ``PIXEL_STD`` of :mod:`mrmfast.batch`.
     mask_channels : tuple of int
@@ -99,7 +99,7 @@ class DecodeSpec:
 
 
 class Images(Protocol):
-    """A stream of decoded, augmented batches, worked on in the background."""
+    """A stream of decoded, augmented batches, computed in background threads."""
 
     def run(self) -> DecodedBatch:
         """Wait for the next batch.
@@ -107,14 +107,14 @@ class Images(Protocol):
         Raises
         ------
         StopIteration
-            The source has raised it, and all batches before were handed out.
+            The source raised StopIteration, and all earlier batches have been returned.
         Exception
-            Whatever else the source raised.
+            Any other error of the source.
         """
         ...
 
     def close(self) -> None:
-        """Stop the threads and release all memory; also in the middle of the stream."""
+        """Stop the threads and release all memory, also before the end of the stream."""
         ...
 
 
@@ -124,7 +124,7 @@ def open_images(backend: Backend, source: Callable[[], DecodeRequest], spec: Dec
     Parameters
     ----------
     backend : {"auto", "dali", "cpu"}
-        ``auto``: DALI on a GPU, the CPU path without one, where DALI's warp is the slowest part by far.
+        ``auto``: DALI on a GPU, else the CPU path: without a GPU, DALI's warp is by far the slowest stage.
     source : callable
         Called once per batch, in order and ahead of :meth:`Images.run`, from one thread.
     spec : DecodeSpec

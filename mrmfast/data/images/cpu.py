@@ -1,16 +1,28 @@
-"""The CPU path: libjpeg-turbo decodes an image once, one fused warp in C makes each view of it.
+"""The CPU path: libjpeg-turbo decodes each image once, and one fused warp in C computes each view of it.
 
-Three kinds of threads work on a batch. The feeder thread asks the source for a :class:`DecodeRequest`, takes memory for
-the result and puts chunks of CHUNK images into a queue. Decoding threads take chunks: each decodes GROUP images
-into memory of its own (:mod:`.decode_memory`) and warps them into their places, view by view (:mod:`.warp`). The thread
-that calls :meth:`CPUImages.run` waits until all chunks of the oldest batch are done. Example: with CHUNK = 8 and two
-decoding threads, a batch of 20 is the chunks 0-7, 8-15 and 16-19. One thread may take the first and the third, the
-other the second, in any order; the result is the same.
+Three kinds of threads work on a batch:
 
-Decoder and warp release the interpreter lock, so plain threads suffice: no processes, no copies between them. What
-limits the number of threads is the lock itself: how often an image takes it, and for how long (``python -m
-benchmarks.loader.threads``). So one call warps a group, and no address is asked for twice. Memory of batches is used
-again once nobody holds them (:mod:`.buffers`).
+- The *feeder* thread asks the source for a :class:`DecodeRequest`, allocates the result and puts tasks of CHUNK images
+  into a queue.
+- *Decoding* threads take tasks. For each GROUP of images, a thread decodes them into its own memory
+  (:mod:`.decode_memory`) and warps them into the batch, view by view (:mod:`.warp`).
+- The *caller* of :meth:`CPUImages.run` waits until all tasks of the oldest batch are done.
+
+Decoder and warp release the interpreter lock, so threads suffice: no processes, no copies between processes. The
+interpreter lock limits the number of threads, by how often and for how long an image takes the lock (``python -m
+benchmarks.loader.threads``). One call therefore warps a whole group, and addresses are computed once per batch. The
+memory of a batch is reused after its last tensor is deleted (:mod:`.buffers`).
+
+Examples
+--------
+With CHUNK = 8, GROUP = 4 and two decoding threads, a batch of 20 images becomes three tasks::
+
+    time     thread 1                          thread 2
+    1        task 0-7: decode 0-3, warp 0-3    task 8-15: decode 8-11, warp 8-11
+    2                  decode 4-7, warp 4-7               decode 12-15, warp 12-15
+    3        task 16-19: decode, warp          takes a task of the next batch
+
+Either thread may take any task. The result is the same, because each task writes its own images of the batch.
 """
 
 from __future__ import annotations
@@ -32,16 +44,16 @@ from mrmfast.data.images.masks import UNKNOWN, decode_mask
 from mrmfast.data.images.warp import NORMAL, NORMAL_ADDRESS, library, warp, warp_mask
 from mrmfast.meters import Meters
 
-CHUNK = 8  # images a task: few enough to share a batch among threads, enough to make hand-overs cheap
-GROUP = 4  # decoded images that one call warps: the time of an image is the same from 1 to 8, the lock is taken less
+CHUNK = 8  # images per task: small enough to balance threads, large enough to make the queue cheap
+GROUP = 4  # images per call of the warp: the time per image is the same from 1 to 8, larger groups take the lock less
 
 
 class CPUImages:
-    """Decode and warp in threads; the contract and the parameters are those of :mod:`mrmfast.data.images.backend`."""
+    """Decode and warp in threads; interface and parameters: :mod:`mrmfast.data.images.backend`."""
 
     def __init__(self, source: Callable[[], DecodeRequest], spec: DecodeSpec, meters: Meters) -> None:
         self._source, self._spec, self._meters = source, spec, meters
-        # One batch in the caller's hands, one being taken, `depth` waiting and one being filled.
+        # One batch is used by the caller, one is returned by run(), `depth` wait and one is filled.
         keep = spec.depth + 3
         self._views = [
             BatchMemory((spec.batch, 3, size, size) if spec.pixels == "float32" else (spec.batch, size, size, 3),
@@ -52,7 +64,7 @@ class CPUImages:
         if spec.mask_channels:
             shape = (spec.batch, sum(spec.mask_channels), spec.sizes[0], spec.sizes[0])
             self._mask = BatchMemory(shape, "uint8", spec.device, keep)
-        # Beyond twice the side needed, libjpeg's next smaller scale would do as well.
+        # libjpeg's scales decode to less than twice the needed side.
         self._slot_side = min(spec.stored_size, 2 * max(map(largest_needed_side, spec.views)))
         self._closed = threading.Event()
         self._ready: queue.Queue[BatchUnderWay | BaseException] = queue.Queue(maxsize=spec.depth)
@@ -67,12 +79,12 @@ class CPUImages:
         self._feeder.start()
 
     def _feed(self) -> None:
-        """Begin batches, at most `depth` ahead of :meth:`run`."""
+        """Create batches, at most `depth` ahead of :meth:`run`."""
         while not self._closed.is_set():
             item: BatchUnderWay | BaseException
             try:
                 item = self._begin(self._source())
-            except BaseException as error:  # whatever it is, it belongs to the caller of run()
+            except BaseException as error:  # the caller of run() gets it
                 item = error
             while not self._closed.is_set():
                 try:
@@ -96,27 +108,27 @@ class CPUImages:
         return batch
 
     def _needed_sides(self, request: DecodeRequest) -> Sequence[tuple[int, ...]]:
-        """Return, per image and view, the side that the whole image must have."""
+        """Return, per image and view, the needed side of the whole image."""
         if all(view.crop is None for view in self._spec.views):
             return [self._spec.sizes] * len(request.jpegs)
         sides = [needed_side(matrices, size) for matrices, size in zip(request.matrices, self._spec.sizes, strict=True)]
         return list(zip(*(side.tolist() for side in sides), strict=True))
 
     def _work(self) -> None:
-        """Take chunks of batches until there are no more."""
+        """Work on tasks until the queue returns None."""
         memory = DecodeMemory(GROUP, self._slot_side, self._spec.sizes)
         while (task := self._tasks.get()) is not None:
             batch, start = task
             try:
                 if not self._closed.is_set():
-                    self._chunk(memory, batch, start)
-            except BaseException as error:  # it belongs to the caller of run()
+                    self._run_task(memory, batch, start)
+            except BaseException as error:  # the caller of run() gets it
                 batch.error = error
             batch.finish()
-            del task, batch  # the memory of a batch comes back when nobody holds it, and this thread may wait for long
+            del task, batch  # this thread may wait for long, and a reference would keep the batch's memory in use
 
-    def _chunk(self, memory: DecodeMemory, batch: BatchUnderWay, start: int) -> None:
-        """Decode and warp CHUNK images of a batch into their places."""
+    def _run_task(self, memory: DecodeMemory, batch: BatchUnderWay, start: int) -> None:
+        """Decode and warp the images of one task."""
         end = min(start + CHUNK, len(batch.request.jpegs))
         decoding = warping = 0.0
         began = time.perf_counter()
@@ -159,7 +171,7 @@ class CPUImages:
             )
 
     def _masks(self, batch: BatchUnderWay, out: np.ndarray, numbers: range) -> None:
-        """Decode and warp the masks of some images; one that cannot be decoded makes the sample a bad one."""
+        """Decode and warp the masks of some images; a sample with an undecodable mask is bad."""
         for number in numbers:
             first = 0
             for pngs, channels in zip(batch.request.masks, self._spec.mask_channels, strict=True):
@@ -173,7 +185,7 @@ class CPUImages:
                     batch.bad[number] |= png is not None
 
     def _blacken(self, batch: BatchUnderWay, number: int) -> None:
-        """Fill the place of an image that cannot be decoded."""
+        """Make an image that cannot be decoded black in all views."""
         for array in batch.arrays:
             array[number] = NORMAL[3:, None, None] if self._spec.pixels == "float32" else 0
         if batch.mask is not None:
@@ -183,7 +195,7 @@ class CPUImages:
         """Wait for the next batch: see :class:`mrmfast.data.images.backend.Images`."""
         item = self._ready.get()
         if isinstance(item, BaseException):
-            self._ready.put(item)  # asked again, it answers the same
+            self._ready.put(item)  # a second call raises the same error
             raise item
         item.done.wait()
         if item.error is not None:
@@ -194,7 +206,7 @@ class CPUImages:
         return DecodedBatch(tuple(views), item.bad, item.mask)
 
     def close(self) -> None:
-        """Stop the threads: those that decode after the chunk at hand, the feeder once its source answers."""
+        """Stop the threads: decoding threads after their current task, the feeder after its source returns."""
         self._closed.set()
         while True:
             try:
@@ -209,17 +221,17 @@ class CPUImages:
 
 
 class BatchMemory:
-    """Memory of one tensor of every batch.
+    """Memory for one tensor per batch.
 
     Parameters
     ----------
     shape : tuple of int
-        Of the largest batch.
+        Shape of the largest batch.
     dtype : {"uint8", "float32"}
     device : torch.device
-        Where the batches go: for a GPU the memory is pinned.
+        Device of the returned batches: for a GPU the memory is pinned.
     keep : int
-        Batches at a time.
+        Number of batches at a time.
     """
 
     def __init__(self, shape: tuple[int, ...], dtype: str, device: torch.device, keep: int) -> None:
@@ -227,15 +239,15 @@ class BatchMemory:
         self._buffers = Buffers(shape, dtype, keep=keep)
 
     def take(self, count: int) -> Tensor:
-        """Return the memory of a batch of `count` samples, with whatever values it last had."""
+        """Return the memory of a batch of `count` samples, with arbitrary values."""
         if self._pinned:
-            # Pinned memory is torch's to reuse: it knows when a copy to the GPU has ended.
+            # torch reuses pinned memory itself, since only torch knows when a copy to the GPU has ended.
             return torch.empty(self._shape, dtype=self._dtype, pin_memory=True)[:count]
         return torch.from_numpy(self._buffers.take())[:count]
 
 
 class BatchUnderWay:
-    """A batch that is being decoded; its addresses are asked for once, since NumPy takes microseconds to tell one."""
+    """A batch that is being decoded; addresses are computed once, since each costs NumPy microseconds."""
 
     def __init__(
         self, request: DecodeRequest, needed: Sequence[tuple[int, ...]], views: list[Tensor], mask: Tensor | None
@@ -248,13 +260,13 @@ class BatchUnderWay:
         self.bad = np.zeros(len(request.jpegs), dtype=bool)
         self.error: BaseException | None = None
         self.done = threading.Event()
-        self._left, self._lock = len(range(0, len(request.jpegs), CHUNK)), threading.Lock()
+        self._tasks_left, self._lock = len(range(0, len(request.jpegs), CHUNK)), threading.Lock()
         if not request.jpegs:
             self.done.set()
 
     def finish(self) -> None:
-        """Count a chunk as done."""
+        """Count a task as done."""
         with self._lock:
-            self._left -= 1
-            if not self._left:
+            self._tasks_left -= 1
+            if not self._tasks_left:
                 self.done.set()

@@ -1,8 +1,8 @@
 """The DALI graph: one decode, one warp per view, nearest neighbour for masks. The only file that imports DALI.
 
-One graph for both kinds of machine: on a GPU the decoder is ``mixed`` and the rest runs there; without one, the same
-operators run on the CPU (``device_id=None``). Crops, angles and flips come in as matrices, so the image is a function
-of (seed, epoch, sample, view) whatever the backend.
+One graph serves both kinds of machine. On a GPU the decoder is ``mixed`` and the other operators run on the GPU.
+Without a GPU, the same operators run on the CPU (``device_id=None``). Crops, angles and flips are inputs (matrices), so
+the image is a function of (seed, epoch, sample, view) for every backend.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ Feed = Callable[[], tuple[Any, ...]]
 
 
 def reduces(spec: DecodeSpec) -> list[bool]:
-    """Return per view whether some images are averaged down to a side of their own, by the size of their crop."""
+    """Return per view whether images are averaged down to a side that depends on their crop."""
     return [view.crop is not None and spec.stored_size > FUSED * (view.size or 0) for view in spec.views]
 
 
 def build_graph(feed: Feed, spec: DecodeSpec, *, gpu: bool) -> list[DataNode]:
-    """Add the operators to the current DALI pipeline; the operators of a GPU and of a CPU are built by the same lines.
+    """Add the operators to the current DALI pipeline, for a GPU or a CPU.
 
     Parameters
     ----------
@@ -56,29 +56,31 @@ def build_graph(feed: Feed, spec: DecodeSpec, *, gpu: bool) -> list[DataNode]:
     Raises
     ------
     ValueError
-        An operator is given what DALI does not take; a GPU is not needed to see that.
+        DALI refuses the arguments of an operator; the error needs no GPU.
     """
     types: Any = dali_types  # its members are made at run time
     views, masks = len(spec.views), len(spec.mask_channels)
     kinds = [types.UINT8, *[types.FLOAT] * (views + sum(reduces(spec))), *[types.UINT8] * masks, *[types.FLOAT] * masks]
     inputs = list(fn.external_source(source=feed, num_outputs=len(kinds), dtype=kinds))
-    # Pixels as they are stored: the CPU path does not turn them by an EXIF tag, so this path does not either.
-    images: Any = fn.decoders.image(inputs.pop(0), device=DECODER[gpu], output_type=types.RGB, adjust_orientation=False)
-    # Matrices and sides stay on the CPU, also on a GPU: DALI takes named arguments from there only.
+    # Pixels as they are stored: like the CPU path, this path ignores the EXIF orientation.
+    decoded: Any = fn.decoders.image(
+        inputs.pop(0), device=DECODER[gpu], output_type=types.RGB, adjust_orientation=False
+    )
+    # Matrices and sides stay on the CPU, also on a GPU: DALI takes named arguments from the CPU only.
     matrices, inputs = inputs[:views], inputs[views:]
     outputs = []
     for view, matrix, reduced in zip(spec.views, matrices, reduces(spec), strict=True):
-        size, warped = (view.size, view.size), images
+        size, images = (view.size, view.size), decoded
         if reduced:
             side = inputs.pop(0)
-            warped = fn.resize(images, resize_x=side, resize_y=side, interp_type=types.INTERP_LINEAR, antialias=True)
+            images = fn.resize(decoded, resize_x=side, resize_y=side, interp_type=types.INTERP_LINEAR, antialias=True)
         elif view.crop is None and spec.stored_size != view.size:
-            warped = fn.resize(images, size=size, interp_type=types.INTERP_LINEAR, antialias=True)
-        warped = fn.warp_affine(warped, matrix=matrix, size=size, fill_value=0, interp_type=types.INTERP_LINEAR)
+            images = fn.resize(decoded, size=size, interp_type=types.INTERP_LINEAR, antialias=True)
+        images = fn.warp_affine(images, matrix=matrix, size=size, fill_value=0, interp_type=types.INTERP_LINEAR)
         if spec.pixels == "float32":
             mean, std = ([255 * value for value in values] for values in (PIXEL_MEAN, PIXEL_STD))
-            warped = fn.crop_mirror_normalize(warped, dtype=types.FLOAT, output_layout="CHW", mean=mean, std=std)
-        outputs.append(warped)
+            images = fn.crop_mirror_normalize(images, dtype=types.FLOAT, output_layout="CHW", mean=mean, std=std)
+        outputs.append(images)
     for pngs, matrix in zip(inputs[:masks], inputs[masks:], strict=True):
         mask: Any = fn.decoders.image(pngs, device="cpu", output_type=types.ANY_DATA, adjust_orientation=False)
         if gpu:
@@ -107,7 +109,7 @@ class DALIImages:
         self._unknown = [
             cv2.imencode(".png", np.full((1, 1, channels), UNKNOWN, np.uint8))[1] for channels in spec.mask_channels
         ]
-        # Batches that DALI works on, and those that it has to be given again after a failure.
+        # Batches in DALI's pipeline, and batches to feed again after a failure.
         self._under_way: deque[BatchInDALI] = deque()
         self._again: deque[BatchInDALI] = deque()
         self._failed: BaseException | None = None
@@ -130,7 +132,7 @@ class DALIImages:
             try:
                 request = self._source()
             except BaseException as error:
-                # DALI would wrap it, and drop the batches before it: they come first, then this.
+                # DALI would wrap the error and drop earlier batches. run() returns these first, then raises the error.
                 self._failed = error
                 raise StopIteration from None
             batch = BatchInDALI(request, self._spec.mask_channels)
@@ -139,7 +141,7 @@ class DALIImages:
         return (jpegs, *self._view_inputs(batch.request.matrices), *self._mask_inputs(batch))
 
     def _view_inputs(self, matrices: tuple[np.ndarray, ...]) -> list[np.ndarray]:
-        """Return the matrices for the image that each view is warped from, then the sides of those averaged down."""
+        """Return the warp matrices of all views, then the sides of the views whose images are averaged down."""
         scaled, sides = [], []
         for matrix, view, reduced in zip(matrices, self._spec.views, reduces(self._spec), strict=True):
             if view.crop is None:
@@ -155,7 +157,7 @@ class DALIImages:
         return scaled + sides
 
     def _mask_inputs(self, batch: BatchInDALI) -> list[Any]:
-        """Return the PNGs, then the matrices for masks of their sizes; a mask of one pixel where there is none."""
+        """Return the PNGs, then the matrices for masks of their sizes; a missing mask is one pixel."""
         pngs, matrices = [], []
         for masks, unknown in zip(batch.request.masks, self._unknown, strict=True):
             files = [unknown if png is None or bad else png for png, bad in zip(masks, batch.bad, strict=True)]
@@ -173,7 +175,7 @@ class DALIImages:
                     outputs: Any = self._pipeline.run()
                 break
             except StopIteration:
-                assert self._failed is not None, "only a source that ends ends the stream"
+                assert self._failed is not None, "the stream ends only after an error of the source"
                 raise self._failed from None
             except RuntimeError:
                 if not self._mark_undecodable():
@@ -196,19 +198,19 @@ class DALIImages:
         return DecodedBatch(tuple(views), bad, torch.cat(masks, 1).contiguous() if masks else None)
 
     def _copy(self, output: Any, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Copy an output of DALI, on the current stream: DALI frees its own memory in the order of that stream."""
-        if not shape[0]:  # a rank without a sample in the last step: an empty batch of DALI has no shape
+        """Copy an output of DALI on the current stream; DALI frees its memory in the order of that stream."""
+        if not shape[0]:  # in the last step a rank may have no sample, and DALI's empty batch has no shape
             return torch.empty(shape, dtype=dtype, device=self._spec.device)
         return torch.from_dlpack(output.as_tensor()).clone().reshape(shape)
 
     def _mark_undecodable(self) -> bool:
-        """Find the images and masks that made DALI fail; return whether there are any."""
-        found = False
+        """Mark the samples whose image or mask made DALI fail; return whether there are any."""
+        marked = False
         for batch in self._under_way:
             for number, jpeg in enumerate(batch.request.jpegs):
                 if not batch.bad[number] and not (_decodes(jpeg) and batch.masks_decode(number)):
-                    batch.bad[number] = found = True
-        return found
+                    batch.bad[number] = marked = True
+        return marked
 
     def close(self) -> None:
         """Stop DALI's threads and release its buffers."""
@@ -216,18 +218,18 @@ class DALIImages:
 
 
 class BatchInDALI:
-    """A batch in DALI's hands.
+    """A batch in DALI's pipeline.
 
     Parameters
     ----------
     request : DecodeRequest
     channels : tuple of int
-        Of each mask.
+        Channels of each mask.
     """
 
     def __init__(self, request: DecodeRequest, channels: tuple[int, ...]) -> None:
         self.request, self._channels = request, channels
-        # Decoders fill the rest of a truncated JPEG with grey and report nothing, so look for both end markers.
+        # Decoders fill the rest of a truncated JPEG with grey without an error, so both end markers are checked.
         self.bad = np.array([not _whole(jpeg) for jpeg in request.jpegs], dtype=bool)
         for masks, count in zip(request.masks, channels, strict=True):
             for number, png in enumerate(masks):

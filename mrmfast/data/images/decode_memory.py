@@ -1,4 +1,4 @@
-"""What a decoding thread keeps between images: memory for a group of decoded images, and their addresses."""
+"""Memory of a decoding thread: a reused buffer per image of a group, and the addresses for the warp."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ import simplejpeg
 from mrmfast.data.images.backend import FUSED, LARGEST
 from mrmfast.data.images.warp import SPARE
 
-# Bytes. libjpeg-turbo writes rows that begin with a whole vector (32 bytes) past the caches. The warp then reads the
-# image from memory, which costs it up to twice the time. So an image begins half a vector after a cache line.
+# Bytes. libjpeg-turbo writes rows that start at a multiple of 32 bytes with streaming stores, which bypass the caches.
+# The warp would then read the image from memory, in up to twice the time. An image therefore starts half a vector after
+# a cache line.
 ALIGNMENT, OFFSET = 64, 16
-REDUCTION = 64  # pixels of a JPEG for each pixel of libjpeg's smallest scale
+REDUCTION = 64  # pixels of a JPEG per pixel of libjpeg's smallest scale (1/8 of each side)
 
 
 class Slot:
-    """Memory of one decoded image, its address, and the array that holds it at present."""
+    """Memory of one decoded image, its address, and the array of the current image."""
 
     def __init__(self, pixels: int) -> None:
         self._whole = np.empty(pixels * 3 + SPARE + ALIGNMENT + OFFSET, dtype=np.uint8)
@@ -29,25 +30,25 @@ class Slot:
         self.image = self.buffer[:0]
 
     def holds(self, image: np.ndarray) -> bool:
-        """Tell whether an image lies here; NumPy names the array that owns the memory as base, not the view of it."""
+        """Return whether an image lies in this slot. NumPy's ``base`` is the array that owns the memory, not a view."""
         return image.base is self._whole
 
     def square(self, side: int) -> np.ndarray:
-        """Return the beginning of the memory as an RGB image, which the slot then holds."""
+        """Make the start of the memory the current RGB image, and return it."""
         self.image = self.buffer[: side * side * 3].reshape(side, side, 3)
         return self.image
 
 
 class DecodeMemory:
-    """Decode a group of images, one after another, into memory that is used again.
+    """Decode a group of images, one after the other, into reused memory.
 
-    An image is decoded once, at the smallest of libjpeg's scales (1/8 to 8/8) that serves all of its views. A view
-    reads the decoded image itself, or, where that is much larger than the view needs, a copy that is averaged down.
+    Each image is decoded once, at the smallest of libjpeg's scales (1/8 to 8/8) that suffices for all of its views. A
+    view is warped from the decoded image, or, if this is much larger than the view needs, from an averaged copy.
 
     Parameters
     ----------
     count : int
-        Images of a group.
+        Images per group.
     side : int
         Side of the largest square image that is decoded without parsing its header beforehand, pixels.
     sizes : sequence of int
@@ -65,13 +66,13 @@ class DecodeMemory:
 
     Examples
     --------
-    A JPEG of 512 pixels with two views of 224 pixels: the whole image needs 224, a crop of half the side needs 448.
-    libjpeg decodes to 448 (7/8). The second view is warped from that; for the first, 448 is more than 1.3 times 224, so
-    a copy is averaged down to 224.
+    A JPEG of 512 x 512 pixels has two views of 224 pixels. The first view shows the whole image and needs 224 pixels.
+    The second view is a crop of half the side and needs 448. libjpeg decodes to 448 (7/8). The second view is warped
+    from the decoded image. For the first view 448 is more than 1.3 times 224, so a copy is averaged down to 224.
     """
 
     def __init__(self, count: int, side: int, sizes: Sequence[int]) -> None:
-        # An image that fits has at most LARGEST pixels before it is scaled, so its header needs no look of its own.
+        # An image that fits has at most LARGEST pixels before it is scaled, so its header is not parsed.
         self._slots = [Slot(min(side * side, LARGEST // REDUCTION)) for _ in range(count)]
         self._large: list[Slot | None] = [None] * count
         self._reduced: list[list[Slot | None]] = [[None] * count for _ in sizes]
@@ -87,7 +88,7 @@ class DecodeMemory:
         ----------
         jpeg : ndarray of uint8
         number : int
-            Of the image in its batch.
+            Index of the image in its batch.
         needed : sequence of int
             Per view, the side that the whole image must have so that the view is not enlarged, pixels.
         """
@@ -115,14 +116,14 @@ class DecodeMemory:
         return True
 
     def _decode(self, jpeg: np.ndarray, buffer: np.ndarray, least: int) -> np.ndarray:
-        # strict: what libjpeg only warns of (a truncated or damaged stream, filled up with grey) is an error here.
+        # strict turns warnings of libjpeg (a truncated or damaged stream, filled up with grey) into errors.
         image: np.ndarray = simplejpeg.decode_jpeg(
             jpeg, "RGB", min_height=least, min_width=least, buffer=buffer, strict=True
         )
         return image
 
     def _decode_large(self, jpeg: np.ndarray, least: int) -> np.ndarray | None:
-        """Decode an image that is larger than a slot; None if it is too large, or no image at all."""
+        """Decode an image that is larger than a slot; None if it exceeds LARGEST or is no JPEG."""
         try:
             height, width, _, _ = simplejpeg.decode_jpeg_header(jpeg)
             if height * width > LARGEST:
@@ -142,22 +143,22 @@ class DecodeMemory:
         return large
 
     def _reduce(self, image: np.ndarray, view: int, side: int) -> Slot:
-        """Average an image that is much larger than a view needs, or not square, down to the side needed."""
+        """Average an image that is much larger than a view needs, or not square, down to the needed side."""
         slot = self._reduced[view][self.count]
         if slot is None or len(slot.buffer) < side * side * 3 + SPARE:
             slot = self._reduced[view][self.count] = Slot(side * side)
         height, width = image.shape[:2]
-        way = cv2.INTER_AREA if height >= side and width >= side else cv2.INTER_LINEAR
-        cv2.resize(image, (side, side), dst=slot.square(side), interpolation=way)
+        method = cv2.INTER_AREA if height >= side and width >= side else cv2.INTER_LINEAR
+        cv2.resize(image, (side, side), dst=slot.square(side), interpolation=method)
         return slot
 
     def images(self, view: int) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield number and pixels of each image of the group, as a view is warped from them."""
-        for place in range(self.count):
-            number, address, _ = self.items[view][3 * place : 3 * place + 3]
-            slots = (self._slots[place], self._large[place], self._reduced[view][place])
+        """Yield number and pixels of each image of the group: the source of the warp of a view."""
+        for index in range(self.count):
+            number, address, _ = self.items[view][3 * index : 3 * index + 3]
+            slots = (self._slots[index], self._large[index], self._reduced[view][index])
             yield number, next(slot.image for slot in slots if slot is not None and slot.address == address)
 
     def clear(self) -> None:
-        """Begin a new group."""
+        """Start a new group."""
         self.count = 0

@@ -1,4 +1,4 @@
-"""Decoding of masks: PNG with one channel per structure, 255 where nothing is known."""
+"""Decoding of masks: PNG with one channel per structure, 255 where the label is unknown."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ UNKNOWN = 255
 
 
 def mask_shape(png: np.ndarray) -> tuple[int, int, int] | None:
-    """Return height, width and channels that a PNG promises; None where it cannot be a mask (:func:`mask_channels`)."""
+    """Return height, width and channels of a PNG's header; None if it cannot be a mask (:func:`mask_channels`)."""
     header = png[:33].tobytes()
     channels = mask_channels(header + png[-12:].tobytes())
     if channels is None:
@@ -28,12 +28,13 @@ def decode_mask(png: np.ndarray, channels: int) -> np.ndarray | None:
     ----------
     png : ndarray of uint8
     channels : int
-        That the mask must have.
+        Required number of channels.
 
     Returns
     -------
     ndarray, uint8, (H, W, channels), or None
-        Values as they are stored, channels in the order of the file. None: not a whole PNG of that many channels.
+        Values as they are stored, channels in the order of the file. None: the PNG is incomplete or has another
+        number of channels.
     """
     shape = mask_shape(png)
     if shape is None or shape[2] != channels:
@@ -46,4 +47,4 @@ def decode_mask(png: np.ndarray, channels: int) -> np.ndarray | None:
         return None
     if channels == 1:
         return mask[..., None]
-    return np.ascontiguousarray(mask[..., [2, 1, 0, 3][:channels]])  # OpenCV hands over blue first
+    return np.ascontiguousarray(mask[..., [2, 1, 0, 3][:channels]])  # OpenCV returns blue first

@@ -1,4 +1,4 @@
-"""What every image backend computes, plainly: decode, average down, warp each view; nearest neighbour for masks."""
+"""The readable reference of all image backends: decode, average down, warp each view; nearest neighbour for masks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mrmfast.data.images.masks import UNKNOWN, decode_mask
 
 
 def decode_reference(jpeg: np.ndarray, matrices: Sequence[np.ndarray], sizes: Sequence[int]) -> list[np.ndarray]:
-    """Make all views of one sample.
+    """Compute all views of one sample.
 
     Parameters
     ----------

@@ -1,5 +1,5 @@
-// One bilinear warp of an RGB image: rotation, flip, crop and the last of the resizing in one pass over the output, then
-// the bytes as they are or normalised floats, while the row is still in the nearest cache.
+// One bilinear warp of an RGB image: rotation, flip, crop and the last resizing step in one pass over the output. Each
+// row is written as bytes or as normalised floats while it is in the first-level cache.
 // The readable reference is warp_reference in reference.py; coordinates and borders are DALI's warp_affine's.
 #include <math.h>
 #include <stddef.h>
@@ -9,7 +9,7 @@
 #include <immintrin.h>
 #endif
 
-enum { FRACTION = 16, WEIGHT = 7, GROUP = 8, SPARE = 32 };  // binary places of coordinates, of weights; pixels at a time
+enum { FRACTION = 16, WEIGHT = 7, GROUP = 8, SPARE = 32 };  // fractional bits of coordinates and weights; pixels per group; slack bytes
 
 static inline void tap(const uint8_t *in, ptrdiff_t width, ptrdiff_t height, ptrdiff_t x, ptrdiff_t y, int weight,
                        int *sum) {
@@ -18,7 +18,7 @@ static inline void tap(const uint8_t *in, ptrdiff_t width, ptrdiff_t height, ptr
     for (int c = 0; c < 3; c++) sum[c] += weight * pixel[c];
 }
 
-// A pixel any of whose four neighbours may lie outside.
+// One output pixel; some of its four neighbours may lie outside the image.
 static inline void any_pixel(const uint8_t *in, ptrdiff_t width, ptrdiff_t height, int64_t sx, int64_t sy, uint8_t *out) {
     ptrdiff_t x = (ptrdiff_t)(sx >> FRACTION), y = (ptrdiff_t)(sy >> FRACTION);
     int fx = (int)(sx >> (FRACTION - WEIGHT)) & 127, fy = (int)(sy >> (FRACTION - WEIGHT)) & 127;
@@ -31,7 +31,7 @@ static inline void any_pixel(const uint8_t *in, ptrdiff_t width, ptrdiff_t heigh
 }
 
 #ifdef __AVX2__
-// Pixels 0, 1 of a group in the low half and 4, 5 in the high half: 8 bytes each, two neighbours and a little more.
+// Pixels 0, 1 of a group in the low half and 4, 5 in the high half: 8 bytes each, of which two neighbours take 6.
 static inline __m256i four(const uint8_t *in, const int32_t *at) {
     __m128i low = _mm_unpacklo_epi64(_mm_loadl_epi64((const __m128i *)(in + at[0])),
                                      _mm_loadl_epi64((const __m128i *)(in + at[1])));
@@ -40,7 +40,7 @@ static inline __m256i four(const uint8_t *in, const int32_t *at) {
     return _mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1);
 }
 
-// Four pixels as signed 16-bit numbers less 128: weights are unsigned bytes up to 128, so pixels are the signed factor.
+// Four pixels, minus 128, as signed 16-bit numbers: maddubs multiplies unsigned weights (up to 128) by signed pixels.
 static inline __m256i blend(__m256i above, __m256i below, __m256i weigh_x, __m256i weigh_y) {
     const __m256i pair = _mm256_setr_epi8(0, 3, 1, 4, 2, 5, -1, -1, 8, 11, 9, 12, 10, 13, -1, -1,
                                           0, 3, 1, 4, 2, 5, -1, -1, 8, 11, 9, 12, 10, 13, -1, -1);
@@ -51,7 +51,7 @@ static inline __m256i blend(__m256i above, __m256i below, __m256i weigh_x, __m25
     return _mm256_srai_epi16(_mm256_add_epi16(sum, _mm256_set1_epi16(1 << (WEIGHT - 1))), WEIGHT);
 }
 
-// GROUP pixels whose neighbours are all inside. Reads 8 bytes at each neighbour on the left, writes 28 for 24.
+// GROUP pixels whose neighbours are all inside. Reads 8 bytes at each left neighbour; writes 28 bytes, 24 of them used.
 static inline void group(const uint8_t *in, int32_t stride, __m256i sx, __m256i sy, uint8_t *out) {
     const __m256i places = _mm256_set1_epi32(127);
     int32_t at[GROUP];
@@ -61,7 +61,7 @@ static inline void group(const uint8_t *in, int32_t stride, __m256i sx, __m256i 
     __m256i fx = _mm256_and_si256(_mm256_srai_epi32(sx, FRACTION - WEIGHT), places);
     __m256i fy = _mm256_and_si256(_mm256_srai_epi32(sy, FRACTION - WEIGHT), places);
     __m256i weigh_x = _mm256_or_si256(_mm256_sub_epi32(_mm256_set1_epi32(128), fx), _mm256_slli_epi32(fx, 8));
-    __m256i weigh_y = _mm256_slli_epi32(fy, 8);  // a factor of 2^15, as mulhrs has it
+    __m256i weigh_y = _mm256_slli_epi32(fy, 8);  // mulhrs divides by 2^15
     const __m256i first = _mm256_setr_epi8(0, 1, 0, 1, 0, 1, 0, 1, 4, 5, 4, 5, 4, 5, 4, 5,
                                            0, 1, 0, 1, 0, 1, 0, 1, 4, 5, 4, 5, 4, 5, 4, 5);
     const __m256i second = _mm256_add_epi8(first, _mm256_set1_epi8(8));
@@ -78,7 +78,7 @@ static inline void group(const uint8_t *in, int32_t stride, __m256i sx, __m256i 
 }
 #endif
 
-// `count` pixels whose neighbours are all inside; may write 4 bytes too many.
+// `count` pixels whose neighbours are all inside; may write 4 bytes beyond them.
 static void inner(const uint8_t *in, ptrdiff_t width, ptrdiff_t height, int64_t sx, int64_t sy, int64_t step_x,
                   int64_t step_y, uint8_t *out, ptrdiff_t count) {
 #ifdef __AVX2__
@@ -108,7 +108,7 @@ static void warp_row(const uint8_t *in, ptrdiff_t width, ptrdiff_t height, const
                      uint8_t *out, ptrdiff_t size) {
     const double one = 1 << FRACTION;
     int64_t step_x = llrint(matrix[0] * one), step_y = llrint(matrix[3] * one);
-    // Half a weight's place is added so that weights round instead of being cut.
+    // Half of the last fractional bit of a weight is added, so that weights are rounded and not truncated.
     double x = matrix[0] * 0.5 + matrix[1] * (row + 0.5) + matrix[2] - 0.5 + 0.5 / (1 << WEIGHT);
     double y = matrix[3] * 0.5 + matrix[4] * (row + 0.5) + matrix[5] - 0.5 + 0.5 / (1 << WEIGHT);
     int64_t sx = llrint(x * one), sy = llrint(y * one);
@@ -131,7 +131,7 @@ static void mirror_row(const uint8_t *in, uint8_t *out, ptrdiff_t size) {
     ptrdiff_t i = 0;
 #ifdef __AVX2__
     const __m128i turn = _mm_setr_epi8(-1, 12, 13, 14, 9, 10, 11, 6, 7, 8, 3, 4, 5, 0, 1, 2);
-    for (; i + 6 <= size; i += 5) {  // five pixels a time, stored one byte early: that byte is the next five's
+    for (; i + 6 <= size; i += 5) {  // five pixels per step, stored one byte early: the next step overwrites that byte
         __m128i five = _mm_loadu_si128((const __m128i *)(in + i * 3));
         _mm_storeu_si128((__m128i *)(out + (size - i - 5) * 3 - 1), _mm_shuffle_epi8(five, turn));
     }
@@ -139,14 +139,14 @@ static void mirror_row(const uint8_t *in, uint8_t *out, ptrdiff_t size) {
     for (; i < size; i++) memcpy(out + (size - 1 - i) * 3, in + i * 3, 3);
 }
 
-// A row of bytes to three rows of floats, one a plane: byte * scale + shift. Reads SPARE bytes beyond the row at most.
+// A row of bytes to three rows of floats, one per plane: byte * scale + shift. Reads at most SPARE bytes beyond the row.
 static void floats(const uint8_t *line, const float *scale, float *out, ptrdiff_t size, ptrdiff_t plane) {
     const float *shift = scale + 3;
     ptrdiff_t i = 0;
 #ifdef __AVX2__
-    // Past the caches where lines of 32 bytes allow it: nobody reads a batch of floats until it is whole. Plane by plane,
-    // so that whole cache lines are written one after another.
-    int past = ((uintptr_t)out | (uintptr_t)(plane * 4)) % 32 == 0;
+    // Streaming stores bypass the caches if the alignment allows it, because a batch is read only when it is complete. The
+    // loop goes plane by plane, so that whole cache lines are written consecutively.
+    int bypass = ((uintptr_t)out | (uintptr_t)(plane * 4)) % 32 == 0;
     for (int c = 0; c < 3; c++) {
         const __m256i channel = _mm256_add_epi32(_mm256_set1_epi32(c), _mm256_setr_epi32(
             0x80808000, 0x80808003, 0x80808006, 0x80808009, 0x80808000, 0x80808003, 0x80808006, 0x80808009));
@@ -157,7 +157,7 @@ static void floats(const uint8_t *line, const float *scale, float *out, ptrdiff_
                 _mm_loadu_si128((const __m128i *)(line + i * 3 + 12)), 1);
             __m256 value = _mm256_cvtepi32_ps(_mm256_shuffle_epi8(pixels, channel));
             value = _mm256_add_ps(_mm256_mul_ps(value, times), plus);
-            if (past)
+            if (bypass)
                 _mm256_stream_ps(out + c * plane + i, value);
             else
                 _mm256_storeu_ps(out + c * plane + i, value);
@@ -170,10 +170,10 @@ static void floats(const uint8_t *line, const float *scale, float *out, ptrdiff_
 
 // in: (height, width, 3), with 32 bytes to spare after it. matrix: (2, 3), output to input, pixel centres at halves.
 // out: uint8 (size, size, 3); or, where scale isn't NULL, float32 (3, size, size), by scale (3) and shift (3).
-// line: 3 * size + 32 bytes to work in.
+// line: buffer of 3 * size + 32 bytes.
 void warp(const uint8_t *in, ptrdiff_t width, ptrdiff_t height, const float *matrix, void *out, ptrdiff_t size,
           const float *scale, uint8_t *line) {
-    // As it is or its mirror image, pixel for pixel: copied. A mirrored column x + 0.5 comes from size - (x + 0.5).
+    // The identity and the mirror image are copied. The mirrored column x + 0.5 comes from size - (x + 0.5).
     int straight = width == size && height == size && matrix[1] == 0 && matrix[3] == 0 && matrix[4] == 1 &&
                    matrix[5] == 0 && ((matrix[0] == 1 && matrix[2] == 0) || (matrix[0] == -1 && matrix[2] == size));
     for (ptrdiff_t row = 0; row < size; row++) {
@@ -194,9 +194,9 @@ void warp(const uint8_t *in, ptrdiff_t width, ptrdiff_t height, const float *mat
 #endif
 }
 
-// A group of images of one batch in one call. items: for each its number in the batch, the address of its pixels and
-// its side. matrices and out: those of the whole batch, the images of `out` `step` bytes apart. Matrices are between
-// images of the output's size; here they are brought to the side of the input.
+// Warp a group of images of one batch. items: per image its index in the batch, the address of its pixels and its side.
+// matrices and out: those of the whole batch; images of `out` are `step` bytes apart. Matrices map between images of the
+// output's size and are scaled to the side of the input.
 void warp_group(ptrdiff_t count, const int64_t *items, const float *matrices, uint8_t *out, ptrdiff_t step,
                 ptrdiff_t size, const float *scale, uint8_t *line) {
     for (const int64_t *item = items; item < items + 3 * count; item += 3) {

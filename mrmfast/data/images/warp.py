@@ -1,4 +1,4 @@
-"""The compiled warps of ``warp.c``, and what replaces them without a compiler."""
+"""The compiled warps of ``warp.c``, and their replacement on machines without a compiler."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NORMAL_ADDRESS = NORMAL.ctypes.data
 
 
 def warp(image: np.ndarray, matrix: np.ndarray, out: np.ndarray) -> None:
-    """Warp one square image into `out`; the last of the resizing (up or down by ``FUSED``) is part of it.
+    """Warp one square image into `out`; the last resizing step (up to a factor ``FUSED``) is part of the warp.
 
     Parameters
     ----------

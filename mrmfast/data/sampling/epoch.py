@@ -1,7 +1,28 @@
-"""What one epoch holds: its entries, numbered in the order of the sample table, before any shuffle.
+"""The entries of one epoch, numbered in the order of the sample table, before the shuffle.
 
-Three ways to choose them. Each answers for an epoch with the number of entries per shard and, for any entry, the row
-of the sample table, so the entries are never listed.
+Three classes choose the entries: :class:`EveryImage`, :class:`Weighted` and :class:`OnePerParticipant`. Each gives, for
+an epoch, the number of entries per shard, and for any entry the row of the sample table. No list of entries exists.
+
+Examples
+--------
+Two shards of three images each; images 1 and 5 are not selected. An epoch has the entries 0 to 3:
+
+>>> selected = Rows(np.array([3, 6]), np.array([True, False, True, True, True, False]))
+>>> selected.per_shard.tolist(), selected.rows(np.arange(4)).tolist()
+([2, 2], [0, 2, 3, 4])
+
+With weights 1, 0, 2, 1 an epoch still has four entries, and row 3 appears twice:
+
+>>> weighted = Weighted(seed=0, selected=selected, weights=np.array([1.0, 0.0, 2.0, 1.0]))
+>>> weighted.epoch(0).rows(np.arange(4)).tolist()
+[0, 3, 3, 4]
+
+With one entry per participant (0, 0, 1, 1), an epoch has one row of each:
+
+>>> per_participant = OnePerParticipant(seed=0, selected=selected, participant=np.array([0, 0, 1, 1]))
+>>> rows = per_participant.epoch(0).rows(np.arange(2)).tolist()
+>>> rows[0] in (0, 2) and rows[1] in (3, 4)
+True
 """
 
 from __future__ import annotations
@@ -10,12 +31,13 @@ from typing import Protocol
 
 import numpy as np
 
+from mrmfast.arithmetic import ceil_div
 from mrmfast.data.sampling.draws import hashed, uniform
 
 # Streams of draws; those below 2^16 belong to augmentation.
 RESAMPLING, CHOICE = 1 << 16, (1 << 16) + 1
-POINT = 32  # binary places of a weight; the mean weight is 1 << POINT
-BLOCK = 1 << 20  # participants at a time
+POINT = 32  # fractional bits of a weight; the mean weight is 1 << POINT
+BLOCK = 1 << 20  # participants per vectorised draw
 
 
 class Entries(Protocol):
@@ -33,14 +55,14 @@ class Entries(Protocol):
 
 
 class Sampling(Protocol):
-    """How the entries of each epoch are chosen.
+    """The choice of the entries of each epoch.
 
     Attributes
     ----------
     length : int
-        Entries of an epoch, the same for all.
+        Entries of an epoch, the same for all epochs.
     distinct : int
-        Rows that an epoch may hold.
+        Number of rows that an epoch may hold.
     """
 
     length: int
@@ -54,7 +76,7 @@ class Sampling(Protocol):
 
 
 class Rows:
-    """A set of rows as a bitmap with a running count per 64 rows: two bits a row, any member in one search.
+    """A set of rows as a bitmap with a running count per 64 rows: two bits per row, one binary search per member.
 
     Parameters
     ----------
@@ -66,7 +88,7 @@ class Rows:
     def __init__(self, ends: np.ndarray, chosen: np.ndarray) -> None:
         self.ends = ends
         packed = np.packbits(chosen, bitorder="little")
-        self._words = np.zeros(-(-len(chosen) // 64) + 1, dtype="<u8")
+        self._words = np.zeros(ceil_div(len(chosen), 64) + 1, dtype="<u8")
         self._words.view(np.uint8)[: len(packed)] = packed
         self._before = np.concatenate([[0], np.cumsum(np.bitwise_count(self._words), dtype=np.int64)])
         self.length = int(self._before[-1])
@@ -112,29 +134,29 @@ class EveryImage:
 
 
 class Weighted:
-    """As many entries as selected images, each image in proportion to its weight: systematic resampling.
+    """Systematic resampling: as many entries as selected images, each image in proportion to its weight.
 
-    With C the running sum of weights scaled to a mean of one and u in [0, 1) drawn per epoch, image i has
-    floor(C_i + u) - floor(C_(i-1) + u) copies: its weight rounded up or down, and its weight on average. Sums are
-    integers, so equal weights give exactly one copy each.
+    Let C_i be the cumulative sum of the weights, scaled to a mean of 1, and let u in [0, 1) be drawn per epoch. Image i
+    has floor(C_i + u) - floor(C_(i-1) + u) copies: its scaled weight rounded up or down, and on average the scaled
+    weight itself. Sums are integers, so equal weights give exactly one copy of each image.
 
     Parameters
     ----------
     seed : int
     selected : Rows
     weights : ndarray of float, shape (selected.length,)
-        Of the selected rows: finite, none negative, one positive; the scale does not matter, and what is below 2^-33
-        of the mean counts as zero. Held as 8 bytes a selected row.
+        Weights of the selected rows: finite, not negative, at least one positive. The scale does not matter. Weights
+        below 2^-33 of the mean count as zero. Memory: 8 bytes per selected row.
     """
 
     def __init__(self, seed: int, selected: Rows, weights: np.ndarray) -> None:
         self._seed, self._rows = seed, selected
         self.length = selected.length
         scaled = weights.astype(np.float64)
-        assert np.isfinite(scaled).all() and (scaled >= 0).all() and scaled.any(), "weights are checked where read"
-        scaled /= scaled.max()  # the sum of the largest doubles would be infinite
+        assert np.isfinite(scaled).all() and (scaled >= 0).all() and scaled.any(), "read_weights checks the weights"
+        scaled /= scaled.max()  # avoids an infinite sum of the largest doubles
         parts = np.rint(scaled * (2.0**POINT / scaled.mean())).astype(np.int64)
-        # The sum must be exact; the largest weight, 1 at least, bears what rounding leaves: n / 2^33 copies at most.
+        # The sum must be exact. The rounding error, at most n / 2^33 copies, goes to the largest weight.
         parts[parts.argmax()] += (self.length << POINT) - int(parts.sum())
         self.distinct = int((parts > 0).sum())
         self._sums = np.cumsum(parts)
@@ -165,14 +187,14 @@ class _Copies:
 
 
 class OnePerParticipant:
-    """Each participant once, by one of their selected images, which changes from epoch to epoch.
+    """One entry per participant: one of the participant's selected images, drawn anew in each epoch.
 
     Parameters
     ----------
     seed : int
     selected : Rows
     participant : ndarray of int64, shape (selected.length,)
-        Number of each selected row's participant. 8 bytes a selected row and 8 a participant are kept.
+        Participant number of each selected row. Memory: 8 bytes per selected row and 8 per participant.
     """
 
     def __init__(self, seed: int, selected: Rows, participant: np.ndarray) -> None:
@@ -184,12 +206,12 @@ class OnePerParticipant:
         self.length, self.distinct = len(first), len(owner)
 
     def epoch(self, number: int) -> Rows:
-        """Return the entries of an epoch; takes time in proportion to the participants."""
+        """Return the entries of an epoch; the time is proportional to the number of participants."""
         chosen = np.zeros(self._ends[-1], dtype=bool)
         for start in range(0, self.length, BLOCK):
             bounds = self._bounds[start : start + BLOCK + 1]
             first, count = bounds[:-1], np.diff(bounds)
-            # A participant is known by their first selected image, whoever else is in the dataset.
+            # The hash takes the participant's first selected image, which does not depend on other participants.
             draw = uniform(self._seed, np.full(len(first), number), self._images[first], CHOICE)
             chosen[self._images[first + (draw * count).astype(np.int64)]] = True
         return Rows(self._ends, chosen)

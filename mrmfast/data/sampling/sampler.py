@@ -1,11 +1,37 @@
-"""Which sample when: a pure function of seed and position, the same for any number of ranks.
+"""The order of samples: a pure function of seed and position, the same for any number of ranks.
 
-The stream is the concatenation of epoch orders. A step takes the next samples of it, across epoch ends, and a rank
-takes its share. The whole state is one integer, the position: entries of the stream consumed, with those skipped.
-Nothing is padded, dropped or repeated, so every epoch holds each of its entries exactly once.
+The *stream* is the concatenation of the shuffled epochs. A step takes the next samples of the stream, also across the
+end of an epoch, and each rank takes its part of the step. The whole state is one integer, the *position*: the number of
+entries of the stream that were consumed, skipped samples included. Nothing is padded, dropped or repeated, so every
+epoch holds each of its entries exactly once.
 
-What an epoch holds is :mod:`.epoch`'s, its shuffle :mod:`.order`'s. Nothing is listed: a
-sample is computed from its position, with 2 bits a row and some 150 bytes a shard in memory.
+:mod:`.epoch` decides the entries of an epoch, :mod:`.order` shuffles them. No list of samples exists: a sample is
+computed from its position, with 2 bits per row and about 150 bytes per shard in memory.
+
+Examples
+--------
+Five samples in two shards: an epoch has five entries. The first step of four takes positions 0 to 3. The second step
+takes position 4, the last of epoch 0, and the first three positions of epoch 1.
+
+>>> sampler = Sampler([2, 3], seed=0)
+>>> first = sampler.take(0, 4)
+>>> second = sampler.take(first.end, 4)
+>>> second.epoch.tolist(), second.end
+([0, 1, 1, 1], 8)
+>>> sorted([*first.sample.tolist(), int(second.sample[0])])
+[0, 1, 2, 3, 4]
+
+Two ranks share the step without overlap:
+
+>>> [len(sampler.share(first, rank, 2)) for rank in range(2)]
+[2, 2]
+
+If a sample is unreadable, the next entry of the stream replaces it, and the position counts the skipped entry:
+
+>>> unreadable = int(first.sample[0])
+>>> step = sampler.take(0, 4, without={unreadable})
+>>> len(step), unreadable in step.sample.tolist(), step.end
+(4, False, 5)
 """
 
 from __future__ import annotations
@@ -17,18 +43,19 @@ from itertools import pairwise
 
 import numpy as np
 
+from mrmfast.arithmetic import ceil_div
 from mrmfast.data.sampling.draws import uniform
 from mrmfast.data.sampling.epoch import Entries, EveryImage, OnePerParticipant, Rows, Sampling, Weighted
-from mrmfast.data.sampling.order import LANES, EpochOrder
+from mrmfast.data.sampling.order import SUBSEQUENCES, ShuffledOrder
 from mrmfast.errors import UserError
 
-__all__ = ["Plan", "Slice", "uniform"]
-EPOCHS_KEPT = 3  # the one before, the one under way, and the one whose shards are being fetched
+__all__ = ["Sampler", "Slice", "uniform"]
+EPOCHS_KEPT = 3  # the previous epoch, the current epoch, and the epoch whose shards are being fetched
 
 
 @dataclass(frozen=True)
 class Slice:
-    """Some samples of the stream.
+    """Consecutive samples of the stream, or a rank's part of them.
 
     Attributes
     ----------
@@ -36,9 +63,9 @@ class Slice:
         Sample numbers (rows of the sample table).
     epoch : ndarray of int64, shape (n,)
     position : ndarray of int64, shape (n,)
-        Where in the stream each is.
+        Position of each sample in the stream.
     end : int
-        Position after the slice, or after the global batch of which it is a part.
+        Position after the slice, or after the global batch that the slice is a part of.
     """
 
     sample: np.ndarray
@@ -61,8 +88,8 @@ class Slice:
         )
 
 
-class Plan:
-    """The global order.
+class Sampler:
+    """The order in which all ranks together go through the samples.
 
     Parameters
     ----------
@@ -71,8 +98,8 @@ class Plan:
     seed : int
     window : int
         0, local mode: all samples are shuffled together. w > 0, object mode: shards are shuffled, then samples within
-        each w consecutive shards of a lane, so that N ranks read about 1 / N of the shards each and hold
-        :meth:`open_shards` at a time.
+        each w consecutive shards of a sub-sequence (:mod:`.order`). Each of N ranks then reads about 1 / N of the
+        shards and needs :meth:`open_shards` of them at a time.
     selected : ndarray of bool, shape (samples,), optional
         Which samples to use, all by default.
     weights : ndarray of float, shape (samples,), optional
@@ -96,7 +123,7 @@ class Plan:
         weights: np.ndarray | None = None,
         participant: np.ndarray | None = None,
     ) -> None:
-        assert weights is None or participant is None, "an epoch goes by weights or by participants"
+        assert weights is None or participant is None, "weights and participants exclude each other"
         self.seed, self.window = seed, window
         self.ends = np.cumsum(np.asarray(per_shard, dtype=np.int64))
         total = int(self.ends[-1]) if len(self.ends) else 0
@@ -104,7 +131,7 @@ class Plan:
         assert len(chosen) == total, (len(chosen), total)
         rows = Rows(self.ends, chosen)
         if not rows.length:
-            raise UserError("the plan has no images to draw from; choose another data.split, or data.split=all")
+            raise UserError("no image is selected; choose another data.split, or data.split=all")
         self._sampling: Sampling
         if weights is not None:
             self._sampling = Weighted(seed, rows, weights[chosen])
@@ -112,11 +139,11 @@ class Plan:
             self._sampling = OnePerParticipant(seed, rows, participant[chosen])
         else:
             self._sampling = EveryImage(rows)
-        # At most one a shard, and the same in every epoch, or a rank's part of the shards would jump. A power of two
-        # divides the batches that people use, and then a rank's lanes stay the same: see `share`.
-        most = min(LANES, int((rows.per_shard > 0).sum()), len(self)) if window else 1
-        self.lanes = 1 << most.bit_length() - 1
-        self._epochs: dict[int, tuple[Entries, EpochOrder]] = {}
+        # At most one sub-sequence per shard, and the same number in every epoch: a rank then stays with its shards. A
+        # power of two divides common batch sizes, and then a rank's sub-sequences stay the same: see `share`.
+        most = min(SUBSEQUENCES, int((rows.per_shard > 0).sum()), len(self)) if window else 1
+        self.subsequences = 1 << most.bit_length() - 1
+        self._epochs: dict[int, tuple[Entries, ShuffledOrder]] = {}
 
     def __len__(self) -> int:
         """Entries of an epoch."""
@@ -128,22 +155,22 @@ class Plan:
         Parameters
         ----------
         position : int
-            Where to start; the state of a run.
+            Position of the first sample; the state of a run.
         count : int
-            How many.
+            Number of samples.
         without : set of int
-            Samples to exclude, because they cannot be read; the stream fills their place. All ranks must hold the
-            same set.
+            Unreadable samples, which are skipped; the next samples of the stream replace them. All ranks must pass
+            the same set.
 
         Returns
         -------
         Slice
-            `count` samples; its `end` is `position`, plus `count`, plus the entries excluded among them.
+            `count` samples; `end` is `position` plus `count` plus the number of skipped entries.
 
         Raises
         ------
         UserError
-            All are to be excluded.
+            Every sample is in `without`.
         """
         if len(without) >= self._sampling.distinct and without >= set(self._sampling.drawn().tolist()):
             raise UserError(f"none of the {self._sampling.distinct:,} images can be read; check the dataset's files")
@@ -156,28 +183,29 @@ class Plan:
         return taken
 
     def share(self, piece: Slice, rank: int, world: int) -> Slice:
-        """Return a rank's part of a global batch; the parts of all ranks, in turn, are the batch.
+        """Return a rank's part of a global batch; the parts of all ranks, in order, make up the batch.
 
-        In object mode the batch is divided by lanes, so that a rank stays with its shards: if the batch is a multiple
-        or a divisor of the 64 lanes, it reads the lanes that are its own, and 1 / N of the bytes; if not, those of its
-        neighbours too (measured: 1.6 to 2.3 times as much for batches of 100, 1.1 to 1.3 times for 1,000). Parts differ
-        by one sample at most, and are empty where there are more ranks than samples.
+        In object mode the batch is divided by sub-sequences, so that a rank stays with its shards. If the batch size is
+        a multiple or a divisor of the 64 sub-sequences, a rank reads its own sub-sequences only: 1 / N of the bytes.
+        With other batch sizes a rank also reads sub-sequences of its neighbours (measured: 1.6 to 2.3 times the bytes
+        for batches of 100, 1.1 to 1.3 times for 1,000). Parts differ by at most one sample. Some parts are empty if
+        there are more ranks than samples.
         """
         first, last = (len(piece) * turn // world for turn in (rank, rank + 1))
-        return piece[np.argsort(self._lane(piece.position), kind="stable")[first:last]]
+        return piece[np.argsort(self._subsequence(piece.position), kind="stable")[first:last]]
 
     def shards_ahead(self, position: int, count: int, rank: int, world: int, batch: int) -> np.ndarray:
-        """Return which shards a rank is about to need.
+        """Return the shards that a rank needs next.
 
         Parameters
         ----------
         position : int
         count : int
-            How far to look, in entries of the stream. Samples skipped are not known here: each moves what follows
-            by one.
+            Number of stream entries to look ahead. Skipped samples are not taken into account: each of them shifts the
+            later positions by one.
         rank, world : int
         batch : int
-            Samples of a global batch, the first of which starts at `position`.
+            Global batch size; the first batch starts at `position`.
 
         Returns
         -------
@@ -185,11 +213,11 @@ class Plan:
             Shards in the order of their first use, each once.
         """
         ahead = np.arange(count)
-        number, place = np.divmod(ahead[np.lexsort((self._lane(position + ahead), ahead // batch))], batch)
-        within = ahead % batch  # sorting has left each batch where it was
+        number, offset = np.divmod(ahead[np.lexsort((self._subsequence(position + ahead), ahead // batch))], batch)
+        within = ahead % batch  # the sort moves samples within their batch only
         size = np.minimum(batch, count - number * batch)
-        mine = (within >= size * rank // world) & (within < size * (rank + 1) // world)
-        shards = self._locate(np.sort(position + number[mine] * batch + place[mine]))[2]
+        own = (within >= size * rank // world) & (within < size * (rank + 1) // world)
+        shards = self._locate(np.sort(position + number[own] * batch + offset[own]))[2]
         _, first = np.unique(shards, return_index=True)
         return shards[np.sort(first)]
 
@@ -198,17 +226,19 @@ class Plan:
         return np.searchsorted(self.ends, sample, side="right")
 
     def open_shards(self, world: int) -> float:
-        """Return how many shards a rank has in use at a time, at most; infinite in local mode.
+        """Return the maximum number of shards that a rank uses at a time; infinite in local mode.
 
-        Between one step and the next, for batches that are a multiple or a divisor of the number of lanes.
+        The bound holds between steps, for batch sizes that are a multiple or a divisor of the number of sub-sequences.
         """
-        return min(self.lanes, -(-self.lanes // world) + 1) * self.window if self.window else float("inf")
+        if not self.window:
+            return float("inf")
+        return min(self.subsequences, ceil_div(self.subsequences, world) + 1) * self.window
 
-    def _lane(self, position: np.ndarray) -> np.ndarray:
-        return position % len(self) % self.lanes
+    def _subsequence(self, position: np.ndarray) -> np.ndarray:
+        return position % len(self) % self.subsequences
 
     def _read(self, start: int, count: int) -> Slice:
-        """Return the samples at `count` positions from `start`, unreadable or not."""
+        """Return the samples at `count` positions from `start`, unreadable samples included."""
         position = np.arange(start, start + count)
         epoch, entry, _ = self._locate(position)
         sample = np.empty(len(position), dtype=np.int64)
@@ -218,25 +248,25 @@ class Plan:
 
     def _locate(self, position: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return epochs, entries and shards at positions, ascending; int64, shape (n,) each."""
-        epoch, place = np.divmod(position, len(self))
-        entry, shard = np.empty_like(place), np.empty_like(place)
+        epoch, offset = np.divmod(position, len(self))
+        entry, shard = np.empty_like(offset), np.empty_like(offset)
         for number, run in _runs(epoch):
-            entry[run], shard[run] = self._epoch(number)[1].locate(place[run])
+            entry[run], shard[run] = self._epoch(number)[1].locate(offset[run])
         return epoch, entry, shard
 
-    def _epoch(self, number: int) -> tuple[Entries, EpochOrder]:
+    def _epoch(self, number: int) -> tuple[Entries, ShuffledOrder]:
         known = self._epochs.get(number)
         if known is None:
             entries = self._sampling.epoch(number)
-            known = entries, EpochOrder(self.seed, number, entries.per_shard, self.lanes, self.window)
-            # A new dict, so that a thread which looks ahead needs no lock: at worst both compute the same.
+            known = entries, ShuffledOrder(self.seed, number, entries.per_shard, self.subsequences, self.window)
+            # A new dict, so that the prefetch thread needs no lock: at worst both threads compute the same order.
             kept = sorted(self._epochs.items(), key=lambda item: abs(item[0] - number))[: EPOCHS_KEPT - 1]
             self._epochs = dict(kept) | {number: known}
         return known
 
 
 def _runs(epoch: np.ndarray) -> Iterator[tuple[int, slice]]:
-    """Yield each epoch of an ascending array, and where it is."""
+    """Yield each epoch of an ascending array, and its slice of the array."""
     edges = [0, *(np.flatnonzero(np.diff(epoch)) + 1).tolist(), len(epoch)]
     for start, stop in pairwise(edges):
         if start < stop:

@@ -1,4 +1,4 @@
-"""Weights of images for sampling, from a CSV file."""
+"""Weights of images for weighted sampling, from a CSV file."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from mrmfast.formats.sample_table import SampleTable
 
 
 def read_weights(path: str | Path, table: SampleTable, selected: np.ndarray) -> np.ndarray:
-    """Read how often to draw each image.
+    """Read the sampling weight of each image.
 
     Parameters
     ----------
     path : path
         CSV with a header and two columns: ``key,weight`` gives a weight to each image, ``participant,weight`` to each
-        image of a participant. Others than the selected may be in it or not.
+        image of a participant. Rows of images that are not selected are ignored.
     table : SampleTable
     selected : ndarray of bool, shape (len(table),)
 
     Returns
     -------
     ndarray of float64, shape (len(table),)
-        As in the file, finite and not negative; zero for images not selected.
+        Weights of the file, finite and not negative; zero for images that are not selected.
 
     Raises
     ------
     UserError
-        No such file, another header, a line that is not a name and a weight, a name twice, a selected image without a
-        weight, or nothing but zeros. Names lines, never ids.
+        The file cannot be read, the header differs, a line is not a name and a weight, a name appears twice, a selected
+        image has no weight, or all weights are zero. The message names lines, never ids.
     """
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
@@ -50,16 +50,18 @@ def read_weights(path: str | Path, table: SampleTable, selected: np.ndarray) -> 
         if weight is None:
             raise UserError(f"{path}, line {number}: not a {column} and a finite weight of at least 0; fix the line")
         if line[0].strip() in known:
-            raise UserError(f"{path}, line {number}: a {column} given before; leave one of the lines")
+            raise UserError(f"{path}, line {number}: the {column} appears twice; remove one of the lines")
         known[line[0].strip()] = weight
     weights = np.zeros(len(table))
     rows = np.flatnonzero(selected)
-    found = [known.get(str(name)) for name in getattr(table, column)[rows]]
-    if missing := sum(weight is None for weight in found):
-        raise UserError(f"{path}: {missing} of {len(rows)} selected images have no weight; add them, with 0 if need be")
-    weights[rows] = found
+    row_weights = [known.get(str(name)) for name in getattr(table, column)[rows]]
+    if missing := sum(weight is None for weight in row_weights):
+        raise UserError(
+            f"{path}: {missing} of {len(rows)} selected images have no weight; add them, with 0 to exclude an image"
+        )
+    weights[rows] = row_weights
     if not weights.any():
-        raise UserError(f"{path}: all selected images have weight 0; give one of them a positive weight")
+        raise UserError(f"{path}: all selected images have weight 0; give at least one image a positive weight")
     return weights
 
 

@@ -113,7 +113,7 @@ class MRM(RelationEncoders):
         if unpacked is not None:
             assert self.spec is not None and genome_masked is not None
             if c.genome_from == "image":
-                # Residuals carry the genome to z_{G,M}, cross relations carry it to z_I: both would tell the answer.
+                # Residuals carry the genome to z_{G,M}, cross relations carry it to z_I: both would reveal the target.
                 genome_masked = torch.zeros_like(genome_masked)
                 image_intact = self.image_features(image_BCHW)
             predicted_BF = self.genome_decoder(genome_masked, image_intact)

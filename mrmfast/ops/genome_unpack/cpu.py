@@ -59,7 +59,7 @@ def unpack_genome(
     if threads == 1:
         unpack(0, rows)
     else:
-        # ctypes lets go of the interpreter lock while C runs.
+        # ctypes releases the interpreter lock while C runs.
         list(_pool().map(unpack, edges[:-1], edges[1:]))
     return x_BF, observed_BF
 

@@ -30,7 +30,7 @@ def unpack(
     packed, present, fill
         See :func:`mrmfast.ops.genome_unpack.reference.unpack_genome`.
     per_number, features : sequence of int
-        Of each modality: values in a stored number, which tell its encoding (:data:`PER_NUMBER`), and features.
+        Of each modality: values per stored number, which identify its encoding (:data:`PER_NUMBER`), and features.
     dtype : torch.dtype
         Of the values.
 

@@ -1,4 +1,4 @@
-"""GPU path: a launch per modality; each packed byte is read and each output written once, as float32 or bfloat16."""
+"""GPU path: one launch per modality reads each packed byte and writes each output once, as float32 or bfloat16."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from mrmfast.batch import ModalitySpec
 from mrmfast.ops.genome_unpack.operators import PER_NUMBER
 
-# Packed values a program reads: a multiple of 128 outputs, so that a warp's stores are whole cache lines.
+# Packed values per program: a multiple of 128 outputs, so that a warp stores whole cache lines.
 BLOCK = {"genotype": 256, "binary": 128, "float": 512}
 WARPS = 4
 
@@ -41,22 +41,22 @@ def unpack_kernel(  # type: ignore[no-untyped-def]  # Triton reads the signature
     row = tl.program_id(0).to(tl.int64)
     byte = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     value = tl.load(packed_ptr + row * packed_stride + byte, mask=byte < width, other=0)
-    here = tl.load(present_ptr + row * present_stride).to(tl.int1)
+    has_modality = tl.load(present_ptr + row * present_stride).to(tl.int1)
     if PER_BYTE == 1:
         feature = byte
         number = value.to(tl.float32)
-        known = (number == number) & here
+        known = (number == number) & has_modality
     else:
-        lane = tl.arange(0, PER_BYTE)
-        feature = byte[:, None] * PER_BYTE + lane[None, :]
-        code = (value.to(tl.int32)[:, None] >> (lane * (8 // PER_BYTE))[None, :]) & (3 if PER_BYTE == 4 else 1)
+        offset = tl.arange(0, PER_BYTE)
+        feature = byte[:, None] * PER_BYTE + offset[None, :]
+        code = (value.to(tl.int32)[:, None] >> (offset * (8 // PER_BYTE))[None, :]) & (3 if PER_BYTE == 4 else 1)
         number = code.to(tl.float32)
-        known = (code != 3) & here
+        known = (code != 3) & has_modality
     inside = feature < count
     filled = tl.load(fill_ptr + start + feature, mask=inside, other=0.0)
-    place = row * features + start + feature
-    tl.store(x_ptr + place, tl.where(known, number, filled).to(x_ptr.dtype.element_ty), mask=inside)
-    tl.store(observed_ptr + place, known.to(tl.int8), mask=inside)
+    output = row * features + start + feature
+    tl.store(x_ptr + output, tl.where(known, number, filled).to(x_ptr.dtype.element_ty), mask=inside)
+    tl.store(observed_ptr + output, known.to(tl.int8), mask=inside)
 
 
 def unpack_genome(

@@ -1,8 +1,8 @@
 """Changes of colour in plain PyTorch: brightness, contrast, saturation, hue, grey, blur, solarise, in this order.
 
-Each function takes pixels in 0..255 of any floating type, shape (B, 3, H, W), with one parameter a sample, and nothing
-is rounded between them. A sample whose parameter says "no change" keeps its values up to the rounding of floats. The
-formulas are in ``README.md`` beside this file.
+Each function takes pixels in 0..255 of any floating type, shape (B, 3, H, W), with one parameter per sample. Nothing
+is rounded between the changes. A sample whose parameter means "no change" keeps its values up to floating-point
+rounding. The formulas are in ``README.md`` in this folder.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mrmfast.batch import PHOTOMETRIC, Photometric
 
 LUMA = (0.2989, 0.587, 0.114)  # of red, green and blue in grey (ITU-R BT.601), as in torchvision
 WHITE = 255.0
-SIGMAS = 3.0  # radius of the blur in standard deviations; what is beyond weighs 0.3 % of the whole
+SIGMAS = 3.0  # radius of the blur in standard deviations; the weights beyond sum to 0.3 %
 
 
 def photometric(pixels_BCHW: Tensor, parameters_BK: Tensor, recipe: Photometric) -> Tensor:
@@ -30,7 +30,7 @@ def photometric(pixels_BCHW: Tensor, parameters_BK: Tensor, recipe: Photometric)
     parameters_BK : Tensor, (B, K)
         Columns as in ``mrmfast.batch.PHOTOMETRIC``.
     recipe : Photometric
-        What can happen at all: the rest is not computed.
+        Changes with zero probability are not computed.
 
     Returns
     -------
@@ -75,7 +75,7 @@ def hue(pixels_BCHW: Tensor, shift_B: Tensor) -> Tensor:
     """Turn the hue by a share of the colour circle; value and chroma of HSV stay."""
     red, green, blue = pixels_BCHW.unbind(1)
     value, chroma = pixels_BCHW.amax(1), pixels_BCHW.amax(1) - pixels_BCHW.amin(1)
-    divisor = torch.where(chroma > 0, chroma, 1)  # grey has no hue: any serves, since it is multiplied by the chroma
+    divisor = torch.where(chroma > 0, chroma, 1)  # grey has no hue, and the chroma 0 cancels the quotient
     sector = torch.where(
         value == red,
         (green - blue) / divisor,
@@ -90,7 +90,7 @@ def hue(pixels_BCHW: Tensor, shift_B: Tensor) -> Tensor:
 
 
 def blur(pixels_BCHW: Tensor, sigma_B: Tensor, radius: int) -> Tensor:
-    """Blur by a Gaussian with a standard deviation a sample (0: not at all); the border is mirrored.
+    """Blur by a Gaussian with one standard deviation per sample (0: no blur); the border is mirrored.
 
     Parameters
     ----------
@@ -101,7 +101,7 @@ def blur(pixels_BCHW: Tensor, sigma_B: Tensor, radius: int) -> Tensor:
         Pixels to each side that the Gaussian reaches.
     """
     samples, channels, height, width = pixels_BCHW.shape
-    radius = min(radius, height - 1, width - 1)  # a mirror cannot show more than there is
+    radius = min(radius, height - 1, width - 1)  # reflection padding is limited by the image
     offset = torch.arange(-radius, radius + 1, device=sigma_B.device, dtype=sigma_B.dtype)
     weight = torch.exp(-0.5 * (offset / sigma_B.clamp(min=1e-3)[:, None]).square())
     weight = (weight / weight.sum(1, keepdim=True)).repeat_interleave(channels, 0)

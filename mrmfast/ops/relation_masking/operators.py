@@ -71,8 +71,8 @@ DEVICES = {
 }
 
 
-class Part(NamedTuple):
-    """One launch: which samples go in, and where their outputs lie in the stacked result.
+class Launch(NamedTuple):
+    """One kernel launch: its input samples, and the rows of its outputs in the stacked result.
 
     Attributes
     ----------
@@ -86,15 +86,15 @@ class Part(NamedTuple):
     masked: slice | None
 
 
-def parts_of(form: str, samples: int) -> list[Part]:
+def launches_of(form: str, samples: int) -> list[Launch]:
     """Split a call into launches."""
-    everyone = slice(0, samples)
+    all_samples = slice(0, samples)
     if form == "halves":
         first, second = slice(0, samples // 2), slice(samples // 2, samples)
-        return [Part(first, first, None), Part(second, None, second)]
+        return [Launch(first, first, None), Launch(second, None, second)]
     if form == "both":
-        return [Part(everyone, everyone, slice(samples, 2 * samples))]
-    return [Part(everyone, everyone if form == "intact" else None, everyone if form == "masked" else None)]
+        return [Launch(all_samples, all_samples, slice(samples, 2 * samples))]
+    return [Launch(all_samples, all_samples if form == "intact" else None, all_samples if form == "masked" else None)]
 
 
 def queries_keys_values(projections: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -147,7 +147,7 @@ def run_forward(device: ModuleType, projections: Sequence[Tensor], count: int, f
     """
     q, k, v = queries_keys_values(projections)
     out, rows = new_outputs(q, v, form)
-    for samples, intact, masked in parts_of(form, len(q)):
+    for samples, intact, masked in launches_of(form, len(q)):
         views = (None if where is None else out[where] for where in (intact, masked))
         device.forward(q[samples], k[samples], v[samples], count, rows[samples], *views)
     return out, rows
@@ -175,7 +175,7 @@ def run_backward(
     q, k, v = queries_keys_values(projections)
     gradients = new_gradients(projections)
     dq, dk, dv = queries_keys_values(gradients)
-    for samples, intact, masked in parts_of(form, len(q)):
+    for samples, intact, masked in launches_of(form, len(q)):
         views = (None if where is None else d_out[where] for where in (intact, masked))
         inputs, results = (x[samples] for x in (q, k, v, rows)), (x[samples] for x in (dq, dk, dv))
         device.backward(*inputs, *views, count, *results)

@@ -1,4 +1,4 @@
-"""What the kernels of the GPU path share: the search for a row's threshold, tiles in and out, products of tiles."""
+"""Parts shared by the kernels of the GPU path: thresholds of rows, loads and stores of tiles, products of tiles."""
 
 # mypy: disable-error-code="no-untyped-def"
 # Triton reads the signatures.
@@ -11,12 +11,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Halvings of the value before the search goes on by bits; random logits of 197 keys take 13.
+# Bisections of the value before the search bisects bits; random logits of 197 keys take 13.
 HALVINGS = tl.constexpr(24)
 
 
 class TensorView(NamedTuple):
-    """A tensor (B, H, N, d) as a kernel's argument: where it starts and its four strides, in elements."""
+    """A tensor (B, H, N, d) as a kernel's argument: its start and its four strides, in elements."""
 
     data: Tensor
     batch: Any
@@ -32,7 +32,7 @@ class TensorView(NamedTuple):
 
 @triton.jit
 def ordered(x):
-    """float32 to an int32 that sorts alike, and back: negative numbers have their lower 31 bits turned."""
+    """Map float32 to int32 in the same order: the lower 31 bits of negative numbers are inverted."""
     bits = x.to(tl.int32, bitcast=True)
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
@@ -45,46 +45,47 @@ def from_ordered(image):
 
 @triton.jit
 def row_thresholds(s, inside, valid, keys, count):
-    """Find a number r per row such that s >= r holds for its `count` largest entries, and for ties with the last.
+    """Return a number r per row such that s >= r holds for its `count` largest entries, and for ties with the last.
 
     s is (ROWS, KEYS), -inf outside; inside (KEYS,); valid (ROWS,): rows that exist. Invariant: at least `count` entries
-    are >= low, fewer are >= high. The search ends where exactly `count` are >= low, which is any number between the
-    entry wanted and the next, or else, with ties, where low and high are neighbours: low then is the entry itself.
+    are >= low, fewer are >= high. The search ends as soon as exactly `count` entries are >= low: low then lies between
+    the `count`-th largest entry and the next. With ties the search ends when low and high are neighbours: low then is
+    the `count`-th largest entry.
     """
     low = tl.min(tl.where(inside[None, :], s, float("inf")), 1)
     high = from_ordered(ordered(tl.max(s, 1)) + 1)
-    # How many entries are >= low; rows that do not exist are found already.
-    found = tl.where(valid & (count > 0), keys, count)
+    # Number of entries >= low; for rows that do not exist the search is complete.
+    at_least_low = tl.where(valid & (count > 0), keys, count)
     step = 0
     # Halving the value isolates an entry in about log2(range / gap) steps, halving the image in up to 32.
-    while (step < HALVINGS) & (tl.max(((found > count) & (low < high)).to(tl.int32), 0) > 0):
+    while (step < HALVINGS) & (tl.max(((at_least_low > count) & (low < high)).to(tl.int32), 0) > 0):
         middle = 0.5 * low + 0.5 * high
         above = tl.sum((s >= middle[:, None]).to(tl.int32), 1)
-        seeking = found > count
+        seeking = at_least_low > count
         enough = above >= count
         low = tl.where(seeking & enough, middle, low)
-        found = tl.where(seeking & enough, above, found)
+        at_least_low = tl.where(seeking & enough, above, at_least_low)
         high = tl.where(seeking & (above < count), middle, high)
         step += 1
     # Ties, infinities and tiny gaps: at most 32 steps on the image, where neighbours are neighbours.
     left = ordered(low)
     right = ordered(high)
-    while tl.max(((found > count) & (left + 1 < right)).to(tl.int32), 0) > 0:
+    while tl.max(((at_least_low > count) & (left + 1 < right)).to(tl.int32), 0) > 0:
         middle = (left & right) + ((left ^ right) >> 1)
         above = tl.sum((s >= from_ordered(middle)[:, None]).to(tl.int32), 1)
-        seeking = (found > count) & (left + 1 < right)
+        seeking = (at_least_low > count) & (left + 1 < right)
         enough = above >= count
         left = tl.where(seeking & enough, middle, left)
-        found = tl.where(seeking & enough, above, found)
+        at_least_low = tl.where(seeking & enough, above, at_least_low)
         right = tl.where(seeking & (above < count), middle, right)
-    # Nothing is >= NaN and every number is >= -inf: the ends need no entry's own bits.
+    # No entry is >= NaN and every number is >= -inf: the cases of none and all need no entry.
     row = tl.where(count < keys, from_ordered(left), float("-inf"))
     return tl.where(count > 0, row, float("nan"))
 
 
 @triton.jit
 def head_of(tensor, heads, programs):
-    """Return where this program's sample and head start; `programs` in a row share one, so the L2 cache has it."""
+    """Return the start of this program's head; `programs` consecutive programs share a head, so the L2 cache has it."""
     head = tl.program_id(0) // programs
     return tensor.data + (head // heads).to(tl.int64) * tensor.batch + (head % heads).to(tl.int64) * tensor.head
 
