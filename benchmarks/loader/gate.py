@@ -41,8 +41,8 @@ def check(bench: Bench, task: Task) -> None:
     right = True
     for batch in loader.batches(0, task.tiles):
         samples = [int(key) for key in batch.keys]
-            if len(differences) < IMAGES:
-                piece = loader.sampler.take(len(keys), len(samples), set())
+        if len(differences) < IMAGES:
+            piece = loader.sampler.take(len(keys), len(samples), set())
             matrices = draw_matrices(piece, ViewSpec(task.size, None, ANGLE, FLIP), seed=0)
             assert piece.sample.tolist() == samples
             images = batch.views[0].permute(0, 2, 3, 1).numpy().astype(int)
