@@ -111,7 +111,7 @@ def test_the_bit_is_the_mask_above_zero_and_the_reference_matters(tmp_path, caps
     np.testing.assert_array_equal(unpacked(modality)[:, modality.features.name.tolist().index("SET1")], oracle > 0)
     # Counted from the wrong side every ALT is common: docs/genetics-pitfalls.md#a1-is-not-the-reference
     message = complaint(capsys, *common, "--reference", "a1", "--out", tmp_path / "e")
-    assert "no harmful variant" in message
+    assert "no participant carries a harmful variant" in message
 
 
 @pytest.mark.parametrize("kind", ["pgen", "bed"])
@@ -238,7 +238,7 @@ def test_mistakes_in_tables_are_named(tmp_path, capsys):
     assert "lof" in complain("--annotations", table)
     assert "holds lof" in complain("--annotations", table, "--mask", "pLof")
     assert "holds M1" in complain("--annotations", table, "--masks", masks, "--mask", "M2")
-    assert "names its own REF" in complain("--annotations", table, "--mask", "lof", "--reference", "a2")
+    assert "names REF" in complain("--annotations", table, "--mask", "lof", "--reference", "a2")
     table.write_text("v0 G lof\nv1 G\n")
     assert "table: line 2 has 2 columns" in complain("--annotations", table, "--mask", "lof")
     table.write_text("v0 G lof\nv1 G lof\n")
@@ -249,7 +249,7 @@ def test_mistakes_in_tables_are_named(tmp_path, capsys):
     message = complaint(capsys, "burden", bed, "--annotations", table, "--mask", "lof", "--out", tmp_path / "d")
     assert "--reference" in message
     vcf = write_vcf(tmp_path / "v.vcf", burden_rows(), people(200))
-    assert "belongs to a table of --annotations" in complaint(
+    assert "applies to a table of --annotations" in complaint(
         capsys, "burden", vcf, "--mask", "lof", "--out", tmp_path / "d"
     )
 
@@ -512,7 +512,7 @@ def test_mistakes_in_vcfs_are_named(tmp_path, capsys):
         write_vcf(tmp_path / "old.vcf", rows, people(200), "Allele|Consequence|Gene|BIOTYPE")
     )
     assert "no samples" in complain(write_vcf(tmp_path / "sites.vcf", [], []))
-    assert "no harmful variant" in complain(write_vcf(tmp_path / "none.vcf", rows[2:4], people(200)))
+    assert "no participant carries a harmful variant" in complain(write_vcf(tmp_path / "none.vcf", rows[2:4], people(200)))
     odd = write_vcf(tmp_path / "odd.vcf", rows, people(200))
     odd.write_text(odd.read_text().replace("0/1", "0/7"))
     assert "a genotype names allele 7" in complain(odd)
