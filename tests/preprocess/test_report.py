@@ -84,17 +84,17 @@ def test_a_flipped_reference_is_pointed_out(tmp_path):
     assert "6 SNPs have the frequency of the other allele" in page(tmp_path)
 
 
-def test_scores_left_out_are_listed_with_reasons(tmp_path):
+def test_excluded_scores_are_listed_with_reasons(tmp_path):
     table = FeatureTable.build(["PGS1"], ["part1"])
     write_modality(tmp_path, "pgs", "float", ["a", "b"], table, [np.zeros((2, 1))])
     (tmp_path / "reports").mkdir()
     entries = [
         {"score": "PGS1", "file": "PGS1.txt", "status": "used", "reason": "", "rows": 7, "matched": 5},
-        {"score": "PGS2", "file": "PGS2.txt", "status": "left out", "reason": "positions in <another> build"},
+        {"score": "PGS2", "file": "PGS2.txt", "status": "excluded", "reason": "positions in <another> build"},
     ]
     (tmp_path / "reports" / "pgs.json").write_text(json.dumps({"scores": entries}))
     text = page(tmp_path)
-    assert "Scores left out: 1" in text
+    assert "Excluded scores: 1" in text
     assert "positions in &lt;another&gt; build" in text
 
 

@@ -512,7 +512,9 @@ def test_mistakes_in_vcfs_are_named(tmp_path, capsys):
         write_vcf(tmp_path / "old.vcf", rows, people(200), "Allele|Consequence|Gene|BIOTYPE")
     )
     assert "no samples" in complain(write_vcf(tmp_path / "sites.vcf", [], []))
-    assert "no participant carries a harmful variant" in complain(write_vcf(tmp_path / "none.vcf", rows[2:4], people(200)))
+    assert "no participant carries a harmful variant" in complain(
+        write_vcf(tmp_path / "none.vcf", rows[2:4], people(200))
+    )
     odd = write_vcf(tmp_path / "odd.vcf", rows, people(200))
     odd.write_text(odd.read_text().replace("0/1", "0/7"))
     assert "a genotype names allele 7" in complain(odd)

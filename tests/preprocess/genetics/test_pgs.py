@@ -190,7 +190,7 @@ def test_several_other_alleles_are_read_as_none(tmp_path):
     assert fates(tmp_path, variants_at(("A", "G")), ["1 10 G A/C 1"]) == ["matched"]
 
 
-def test_multi_allelic_lines_and_repeated_rows_are_left_out(tmp_path):
+def test_multi_allelic_lines_and_repeated_rows_are_excluded(tmp_path):
     variants = variants_at(("A", "G,C"), ("A", "G"))
     assert fates(tmp_path, variants, ["1 10 G A 1", "1 20 G A 1", "1 20 A G 1"]) == [
         "multi_allelic",
@@ -311,7 +311,7 @@ def test_scores_in_blocks_have_the_same_statistics():
         np.testing.assert_allclose(one, other, rtol=1e-12)
 
 
-def test_scores_left_out_are_listed_with_the_reason(tmp_path, capsys):
+def test_excluded_scores_are_listed_with_the_reason(tmp_path, capsys):
     bed, folder, _, _ = cohort_and_scores(tmp_path)
     bad = tmp_path / "bad"
     place = "chr_name chr_position effect_allele other_allele effect_weight"
