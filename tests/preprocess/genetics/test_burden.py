@@ -349,7 +349,7 @@ def test_reruns_give_equal_bytes(tmp_path, capsys):
         one, two = (all_bytes(tmp_path / folder / name) for name in ("one", "two"))
         assert one == two
         assert not any(b"P001" in content for name, content in one.items() if name.startswith("reports"))
-        assert "exists already" in complaint(capsys, *command, "--out", tmp_path / folder / "one")
+        assert "already exists" in complaint(capsys, *command, "--out", tmp_path / folder / "one")
 
 
 def test_burden_on_every_class_of_variant(tmp_path):

@@ -610,7 +610,7 @@ def test_reruns_give_equal_bytes_and_refuse_to_overwrite(tmp_path, capsys):
     assert one == two
     assert not any(b"P001" in content for name, content in one.items() if name.startswith("reports"))
     message = complaint(capsys, "pgs", folder, "--genotypes", bed, "--out", tmp_path / "one")
-    assert "exists already" in message
+    assert "already exists" in message
 
 
 def test_a_crash_before_the_store_needs_no_hand_work(tmp_path, monkeypatch):

@@ -209,7 +209,7 @@ def test_reruns_give_equal_bytes_and_refuse_to_overwrite(tmp_path, capsys):
     one, two = all_bytes(tmp_path / "one"), all_bytes(tmp_path / "two")
     assert one == two
     assert not any(b"P001" in content for name, content in one.items() if name.startswith("reports"))
-    assert "exists already" in complaint(capsys, *command, "--out", tmp_path / "one")
+    assert "already exists" in complaint(capsys, *command, "--out", tmp_path / "one")
     shutil.rmtree(tmp_path / "one/genetics.zarr/snps")
     message = complaint(capsys, *command, "--out", tmp_path / "one", "--split-seed", 1)
     assert "split seed" in message
