@@ -462,7 +462,7 @@ def test_further_files_hold_the_same_people_once(tmp_path, kind):
                 write_bed(folder / f"chr{number}.bed", np.maximum(calls[:, : len(names)], 0).T, names)
         return open_genotypes(folder)
 
-    with pytest.raises(UserError, match=r"chr2\.(psam|fam): ids repeat"):
+    with pytest.raises(UserError, match=r"chr2\.(psam|fam): has duplicate IDs"):
         two([*ids[:-1], ids[0]])
     with pytest.raises(UserError, match=r"chr2\.(psam|fam): lacks 1 participants .* has 1 others"):
         two([*ids[:-1], "other"])

@@ -257,7 +257,7 @@ def vcf_of(path: Path, rows: list[tuple], samples: list[str], extra: str = "") -
     return path
 
 
-def test_trap_1_the_fasta_decides_and_mismatches_are_left_out_and_counted(tmp_path):
+def test_trap_1_the_fasta_decides_and_mismatches_are_excluded_and_counted(tmp_path):
     calls = random_calls(9, 6)
     # 0: A2 is the reference; 1: A1 is; 2: neither; 3: a deletion where both alleles agree with the genome, the longer
     # one counts; 4: other case; 5: A1 unknown.

@@ -351,7 +351,7 @@ def test_genotypes_in_another_build_are_noticed(tmp_path, capsys):
     rows = [f"rs{number + 1} 1 {1000 + 10 * ((number + 3) % 30)} G A 1" for number in range(30)]
     columns = "rsID chr_name chr_position effect_allele other_allele effect_weight"
     file = scoring_file(tmp_path / "s.txt", columns, rows, genome_build="GRCh38")
-    assert "30 of 30 rsIDs stand elsewhere" in complaint(
+    assert "30 of 30 rsIDs have another position" in complaint(
         capsys, "pgs", file, "--genotypes", bed, "--out", tmp_path / "d"
     )
 

@@ -104,7 +104,7 @@ def test_fill_is_fitted_on_the_training_split_alone(tmp_path):
     np.testing.assert_array_equal(one, two)
 
 
-def test_files_are_joined_by_id_and_withdrawn_or_unlisted_people_left_out(tmp_path):
+def test_files_are_joined_by_id_and_withdrawn_or_unlisted_people_excluded(tmp_path):
     calls = random_calls(6, 4)
     ids = ["-1", "A", "B", "-2", "C", "D"]
     raw = tmp_path / "raw"
@@ -176,14 +176,14 @@ def test_mistakes_in_genotypes_are_named(tmp_path, capsys):
     assert not (tmp_path / "d" / "dataset.json").exists(), "a failed try must not bind the dataset to a split"
 
 
-def test_listed_variants_at_another_place_are_left_out_and_reported(tmp_path, capsys):
+def test_listed_variants_at_another_position_are_excluded_and_reported(tmp_path, capsys):
     calls = random_calls(8, 5)
     bed = write_bed(tmp_path / "a.bed", calls, people(8))
     listed = tmp_path / "list"
     command = ("snps", bed, "--reference", "a2", "--variants", listed, "--test-fraction", 0)
     listed.write_text("rs1 1 1000\nrs2 1 1011\nrs3 2 1020\nrs4 1 1030\nrs5\nrs9\nrs4\n")
     preprocess(*command, "--out", tmp_path / "d")
-    assert "2 variants stand elsewhere" in capsys.readouterr().out
+    assert "2 variants have another position than in the list" in capsys.readouterr().out
     modality = opened(tmp_path / "d", "snps")
     assert modality.features.name.tolist() == ["rs1", "rs4", "rs5"]
     np.testing.assert_array_equal(unpacked(modality), np.where(calls < 0, 3, calls)[:, [0, 3, 4]])
@@ -193,9 +193,11 @@ def test_listed_variants_at_another_place_are_left_out_and_reported(tmp_path, ca
         fates = [line.split("\t")[6] for line in file][1:]
     assert fates == ["kept", "listed_elsewhere", "listed_elsewhere", "kept", "kept"]
     listed.write_text("rs1 1 1000\nrs2 1 1010\nrs1 1 1001\n")
-    assert "list: line 3: gives an id another place" in complaint(capsys, *command, "--out", tmp_path / "e")
+    assert "list: line 3: an earlier line gives another position" in complaint(
+        capsys, *command, "--out", tmp_path / "e"
+    )
     listed.write_text("rs1 1 1001\nrs2 1 1010\nrs3 1 1021\n")
-    assert "2 of 3 variants stand elsewhere" in complaint(capsys, *command, "--out", tmp_path / "e")
+    assert "2 of 3 variants have another position" in complaint(capsys, *command, "--out", tmp_path / "e")
 
 
 # --- reruns --------------------------------------------------------------------------------------------------------
