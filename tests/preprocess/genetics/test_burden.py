@@ -522,7 +522,7 @@ def test_mistakes_in_vcfs_are_named(tmp_path, capsys):
     assert "cannot be read" in complain(tmp_path / "junk.vcf")
     no_calls = write_vcf(tmp_path / "calls.vcf", rows, people(200))
     no_calls.write_text(no_calls.read_text().replace("\tGT\t", "\tDS\t", 1))
-    assert "1:10 has no GT; leave such records out" in complain(no_calls)
+    assert "1:10 has no GT; exclude such records" in complain(no_calls)
     whole = write_vcf(tmp_path / "whole.vcf", rows, people(200)).read_bytes()
     (tmp_path / "cut.vcf").write_bytes(whole[:-100])
     assert f"line {len(whole.splitlines())} is damaged" in complain(tmp_path / "cut.vcf")

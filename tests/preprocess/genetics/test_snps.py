@@ -168,7 +168,7 @@ def test_mistakes_in_genotypes_are_named(tmp_path, capsys):
     assert "chr2.fam" in complain(tmp_path / "two", *a2)
     (tmp_path / "keep").write_text("nobody\n")
     message = complain(fresh("keep-none"), *a2, "--keep", tmp_path / "keep")
-    assert "none of the 1 ids" in message
+    assert "none of the 1 IDs" in message
     write_bed(tmp_path / "same/g.bed", random_calls(8, 5), [*people(7), "P000"])
     message = complain(tmp_path / "same", *a2)
     assert "samples 1 and 8" in message
