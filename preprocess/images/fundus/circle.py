@@ -1,8 +1,8 @@
 """Find the round field of view of a fundus image: step 1 of the image quality control.
 
-Two detectors. ``mrmfast``, the default, fits a circle to the outline of the lit region and copes with fields of view
-cut off at top and bottom, dark images and any size. ``hough`` is the published one (median blur 25, Hough circles
-of radius at least min(h, w)/4), kept for comparison.
+There are two detectors. ``mrmfast``, the default, fits a circle to the outline of the lit region; it works for fields
+of view cropped at top and bottom, for dark images and for any image size. ``hough`` is the published detector (median
+blur 25, Hough circles of radius at least min(h, w)/4), kept for comparison.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ RANSAC_DRAWS, OUTLINE_POINTS, SECTORS = 300, 400, 72
 
 @dataclass(frozen=True)
 class Circle:
-    """A circle in pixels of the image it was found in; the centre may lie anywhere, the rim outside the frame."""
+    """A circle in pixels of its image; centre and rim may be outside the image."""
 
     x: float
     y: float
