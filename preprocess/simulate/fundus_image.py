@@ -1,8 +1,8 @@
-"""One fundus photograph, drawn from visible traits.
+"""One fundus image, drawn from visible traits.
 
-Everything is drawn for a right eye (optic disc on the right) in the square round the field of view, in field radii;
-left eyes are mirrored. Colours are RGB in [0, 1], float32, in planes (3, side, side): a quarter of the time that
-interleaved channels take.
+All images are drawn as a right eye (optic disc on the right) in the square around the field of view, with lengths in
+field radii; left eyes are mirrored. Colours are RGB in [0, 1], float32, with shape (3, side, side): channel planes take
+a quarter of the time of interleaved channels.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from preprocess.simulate import vessels
 
 @dataclass(frozen=True)
 class Camera:
-    """A camera: photograph size and field radius in pixels (cropped above and below where 2 * radius > height)."""
+    """A camera: image size and field radius in pixels; the field is cropped above and below if 2 * radius > height."""
 
     width: int
     height: int
