@@ -27,7 +27,7 @@ from mrmfast.formats.manifest import NAME, Manifest, Shard
 from mrmfast.formats.pseudonyms import SHAPE
 from mrmfast.formats.sample_table import INDEX, read_sample_table
 
-REMEDY = "copy the dataset again, or run the preprocess command again"
+REMEDY = "copy the dataset again, or run its preprocessor again"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,7 +65,8 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"damaged: {problem}{remedy}")
     for note in notes:
         print(f"check: {note}")
-    print(f"check: {dataset}: {f'{len(problems)} problems' if problems else 'OK: all checksums match'}")
+    count = f"{len(problems)} problem{'' if len(problems) == 1 else 's'}"
+    print(f"check: {dataset}: {count if problems else 'OK: all checksums match'}")
     return 1 if problems else 0
 
 

@@ -68,7 +68,7 @@ def test_a_changed_manifest_is_told_once(sound, tmp_path, capsys):
     assert main(["check", str(path.parent)]) == 1
     out = capsys.readouterr().out
     assert out.startswith(f"damaged: {path}: differs from its own SHA-256")
-    assert out.count("run the preprocess command again") == 1
+    assert out.count("run its preprocessor again") == 1
 
 
 def test_no_dataset_is_a_clear_error(tmp_path, capsys):
