@@ -162,7 +162,7 @@ def _write_images(
         for number, start in enumerate(starts)
     ]
     sizes = [len(task.images) for task in tasks]
-    # Copying releases the interpreter lock, and no decoder runs here that a file could crash.
+    # Threads are safe for a single shard: copying releases the interpreter lock, and no decoder runs in this step.
     shards = parallel.run_parts(
         _write_shard, None, tasks, sizes, arguments, f"{job.command}: shards", "image", processes=len(tasks) > 1
     )

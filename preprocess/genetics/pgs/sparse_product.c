@@ -6,8 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Participants per tile: 2,048 variants of a tile in float64 are 512 KiB and stay in the L2 cache for all scores. The sums
-   of a score are eight registers of four doubles; the weight takes one more register. */
+/* Participants per tile: 2,048 variants of a tile in float64 are 512 KiB and stay in the L2 cache for all scores. The
+   sums of a score are eight registers of four doubles; the weight takes one more register. */
 #define PEOPLE 32
 
 typedef double vector __attribute__((vector_size(32)));
