@@ -212,8 +212,8 @@ class ReferenceGenome:
             differs[rows.index] = ~alt & ~ref
         if differs.mean() > MOST_MISMATCHES:
             raise UserError(
-                f"--fasta {self.path}: {int(differs.sum())} of {len(differs)} variants do not match it; "
-                "use the FASTA of the positions' build, or correct the strand of the alleles"
+                f"--fasta {self.path}: {int(differs.sum())} of {len(differs)} variants do not match it: "
+                "the positions are of another build, or the alleles of the other strand; give the matching FASTA"
             )
         return swapped, differs
 

@@ -56,7 +56,7 @@ def read_list(path: Path, variants: pd.DataFrame) -> tuple[np.ndarray, np.ndarra
     if elsewhere.sum() > MOST_ELSEWHERE * given:
         raise UserError(
             f"--variants {path}: {elsewhere.sum()} of {given} variants have another position in the genotypes: the "
-            "builds differ; lift the list over to the build of the genotypes, or list IDs without positions"
+            "list is of another build; lift it over to the build of the genotypes, or list IDs without positions"
         )
     return rows[~elsewhere], rows[elsewhere], len(positions) - int(listed["id"].nunique())
 
