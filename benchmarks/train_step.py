@@ -11,7 +11,7 @@ contenders take turns in one process, and the medians are compared:
 - (c) MAE: :class:`mrmfast.objectives.mae.MAE`, a quarter of the tokens through the encoder, all through a decoder of 8
   blocks.
 
-Bars: ours at most 1.15 times (b), at most as long as (a). bf16 is measured on one small picture: the backward products
+Bars: ours at most 1.15 times (b), at most as long as (a). bf16 is measured on one small image: the backward products
 of a CPU without bf16 instructions are a hundred times slower than float32's, whoever asks for them.
 
 ``--host`` measures something else: the host time of a whole step, see :mod:`benchmarks.training.host_step`.

@@ -88,15 +88,15 @@ class Photometric:
 
 @dataclass(frozen=True)
 class ViewSpec:
-    """One of the pictures that are made of each sample; ``ViewSpec()`` is the plain picture of ``data.image_size``.
+    """One of the images that are made of each sample; ``ViewSpec()`` is the plain image of ``data.image_size``.
 
     Attributes
     ----------
     size : int, optional
         Side, pixels; ``data.image_size`` by default.
     crop : (float, float), optional
-        Range of a random-resized crop's share of the picture's area (aspect ratio 3/4 to 4/3, drawn as torchvision's
-        ``RandomResizedCrop`` does); the whole picture by default.
+        Range of a random-resized crop's share of the image's area (aspect ratio 3/4 to 4/3, drawn as torchvision's
+        ``RandomResizedCrop`` does); the whole image by default.
     rotation : float, optional
         Largest rotation, degrees; ``data.rotation`` by default.
     flip : float, optional
@@ -194,7 +194,7 @@ class Batch:
     Attributes
     ----------
     views : tuple of Tensor, uint8 or float32, shape (B, 3, S, S) each
-        One picture per :class:`ViewSpec`, each of its own size S. RGB, 0..255, to be normalised on the device; with
+        One image per :class:`ViewSpec`, each of its own size S. RGB, 0..255, to be normalised on the device; with
         ``data.pixels=float32`` already normalised.
     photometric : tuple of (Tensor or None), float32, shape (B, K) each
         Per view, the columns of ``PHOTOMETRIC``; None where nothing is to be done.
@@ -204,7 +204,7 @@ class Batch:
         Which participants have which modality.
     target : Tensor or None
         None without ``data.labels``. ``class``: int64 (B,). ``multi_hot``: float32 (B, C). ``values``: float32 (B, C),
-        NaN where a value is missing. ``mask``: uint8 (B, C, S, S) in the geometry of view 0, 255 outside the picture
+        NaN where a value is missing. ``mask``: uint8 (B, C, S, S) in the geometry of view 0, 255 outside the image
         and where nothing is known.
     keys : tuple of str
         Sample keys (running numbers, no participant ids).

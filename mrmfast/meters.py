@@ -47,7 +47,7 @@ class Meters:
     stages : dict of str to Stage
         One per name in ``STAGES``.
     counts : dict of str to int
-        Events without a length: retries, images set aside, requests, cache hits, ...
+        Events without a length: retries, images skipped, requests, cache hits, ...
     spans : list of Span, optional
         Filled only where ``trace`` was asked for.
     """

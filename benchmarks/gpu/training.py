@@ -81,7 +81,7 @@ def pictures(bench: Bench, device: str, sizes: Sizes) -> None:
 def training_step(bench: Bench, device: str, sizes: Sizes) -> None:
     """Time forward, backward and update in bf16 at each micro-batch: ours, compiled, eager relation, plain ViTs, MAE.
 
-    Weights are bf16, as DeepSpeed makes them for training; its float32 copies and its ZeRO are left out, on all sides.
+    Weights are bf16, as DeepSpeed makes them for training; its float32 copies and its ZeRO are excluded, on all sides.
     """
     for samples in sizes.micro_batches:
         _step_at(bench, device, sizes, samples)

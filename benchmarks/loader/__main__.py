@@ -140,7 +140,7 @@ def _against(one: Process, other: Process) -> float:
 
 
 def _gate(bench: Bench, task: Task, chosen: dict[str, Entry], processes: dict[str, Process]) -> None:
-    """Hold every loader that hands over pictures to the same work as ours."""
+    """Hold every loader that hands over images to the same work as ours."""
     for name, process in processes.items():
         if not name.startswith("limit"):
             mine = replace(task, **chosen[name].changes)

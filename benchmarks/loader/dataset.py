@@ -1,6 +1,6 @@
 """Fundus tiles with genetics for the loader's benchmark: real photographs where there are any, simulated ones else.
 
-``python -m preprocess fundus`` crops the photographs to 768 px. A tile is one of these pictures, averaged down (OpenCV
+``python -m preprocess fundus`` crops the photographs to 768 px. A tile is one of these images, averaged down (OpenCV
 INTER_AREA) so that the tile shows 70 to 100 % of its side, turned by a random angle, cut and mirrored in one bilinear
 warp, and encoded as a JPEG of quality 94 (4:2:0). So pixels are those of real cameras, and there are as many different
 files as are wanted.
@@ -23,7 +23,7 @@ from mrmfast.formats.manifest import SplitRule, claim_splits
 from mrmfast.formats.sample_table import read_sample_table
 
 SOURCE_SIDE, QUALITY = 768, 94
-SHARES = (0.7, 1.0)  # of the side of a picture that a tile shows
+SHARES = (0.7, 1.0)  # of the side of an image that a tile shows
 SHARDS = 8
 PHOTOGRAPHS = Path(__file__).resolve().parents[3] / "shared" / "data" / "fundus"
 
@@ -35,7 +35,7 @@ def find_photographs(given: Path | None) -> Path | None:
 
 
 def make(folder: Path, photographs: Path | None, tiles: int, size: int, seed: int = 0) -> Path:
-    """Write a dataset of `tiles` pictures and 26,909 features a participant; what is there already is kept.
+    """Write a dataset of `tiles` images and 26,909 features a participant; what is there already is kept.
 
     Parameters
     ----------
@@ -85,7 +85,7 @@ def _pictures(dataset: Path) -> list[np.ndarray]:
 
 
 def write(dataset: Path, pictures: list[np.ndarray], tiles: int, size: int, generator: np.random.Generator) -> None:
-    """Write a dataset of tiles cut from pictures, with 26,909 features a participant."""
+    """Write a dataset of tiles cut from images, with 26,909 features a participant."""
     claim_splits(dataset, SplitRule(0, 0.0))
     participants = -(-tiles // 2)
     samples = []
@@ -105,7 +105,7 @@ def write(dataset: Path, pictures: list[np.ndarray], tiles: int, size: int, gene
 
 
 def _tile(picture: np.ndarray, size: int, generator: np.random.Generator) -> np.ndarray:
-    """Average a picture down, then turn, cut and mirror it in one warp."""
+    """Average an image down, then turn, cut and mirror it in one warp."""
     side = round(size / generator.uniform(*SHARES))
     small = cv2.resize(picture, (side, side), interpolation=cv2.INTER_AREA)
     turn = cv2.getRotationMatrix2D((side / 2, side / 2), generator.uniform(0, 360), 1)

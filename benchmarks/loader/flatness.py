@@ -2,12 +2,12 @@
 
 ``python -m benchmarks.loader.flatness [--epochs 50] [--json FILE]``
 
-512 pictures of 64 px in 128 shards, with genetics; each backend, from disk and from an object store (nginx on loopback,
+512 images of 64 px in 128 shards, with genetics; each backend, from disk and from an object store (nginx on loopback,
 a cache with room for three quarters of the shards, so that every epoch evicts and fetches again), in two ways: one
 stream through all epochs, as in training; or each epoch to its end, and a stream left after its first batch besides.
 Each in a process of its own. Growth is from the epochs around a fifth of the run to its last five (medians); /dev/shm
-is the whole machine's, so nothing else should use it meanwhile. Gates: every epoch holds every picture once, disk and
-object store give the same pictures, and a leak planted on purpose is seen.
+is the whole machine's, so nothing else should use it meanwhile. Gates: every epoch holds every image once, disk and
+object store give the same images, and a leak planted on purpose is seen.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ BACKENDS = tuple(name for name in get_args(Backend) if name != "auto")
 
 
 def write(folder: Path) -> None:
-    """Write the dataset: noise of low frequency, one participant a picture."""
+    """Write the dataset: noise of low frequency, one participant an image."""
     generator = np.random.default_rng(0)
     claim_splits(folder, SplitRule(0, 0.0))
     ids = [str(1_000_000 + number) for number in range(PICTURES)]
@@ -101,7 +101,7 @@ def watch(config: DataConfig, number: int, way: str, leak: bool = False, batch: 
     Returns
     -------
     dict
-        ``exact``: each epoch held each picture once; ``digest`` of the first epoch's pictures in the order of their
+        ``exact``: each epoch held each image once; ``digest`` of the first epoch's images in the order of their
         keys; ``evictions`` of the cache; ``held``: what :func:`held` said after each epoch.
     """
     dataset = open_dataset(config)

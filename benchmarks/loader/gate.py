@@ -1,4 +1,4 @@
-"""What has to be right before the loader's speed counts: pictures, order, floats, genetics; each by another library."""
+"""What has to be right before the loader's speed counts: images, order, floats, genetics; each by another library."""
 
 from __future__ import annotations
 
@@ -82,9 +82,9 @@ def _stored(task: Task, name: str) -> tuple[dict[str, int], np.ndarray]:
 
 
 def check_peer(bench: Bench, name: str, process: Process, task: Task, mean: float) -> None:
-    """Hold a peer to the same work: as many pictures, their shape and type, and about the same mean of all pixels.
+    """Hold a peer to the same work: as many images, their shape and type, and about the same mean of all pixels.
 
-    Which pictures they are is not compared: peers hand over pixels that they turned as they like, without a key.
+    Which images they are is not compared: peers hand over pixels that they turned as they like, without a key.
 
     Raises
     ------

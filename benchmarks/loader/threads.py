@@ -2,9 +2,9 @@
 
 ``python -m benchmarks.loader.threads [--threads 1 2 4 8 16] [--seconds 3] [--json FILE]``
 
-Python's part of a picture is what one process's CPU time comes to when decoding and warping are left out: all of it
+Python's part of an image is what one process's CPU time comes to when decoding and warping are excluded: all of it
 happens under the interpreter lock, so its inverse is what no number of threads can exceed. Then the CPU path as it is,
-by threads: pictures a second, CPU time a picture, and how often a thread went to sleep, which is mostly for the lock.
+by threads: images a second, CPU time an image, and how often a thread went to sleep, which is mostly for the lock.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from mrmfast.data.images.backend import DecodeRequest, DecodeSpec, Images, open_
 from mrmfast.meters import Meters
 
 SIDE, BATCH, ROUNDS = 224, 256, 7
-MOST_PYTHON = 0.02  # of a picture's CPU time, on the same machine in the same minute
+MOST_PYTHON = 0.02  # of an image's CPU time, on the same machine in the same minute
 
 
 def open_cpu(threads: int) -> Images:
-    """Open the CPU path on one batch of simulated pictures, given again and again."""
+    """Open the CPU path on one batch of simulated images, given again and again."""
     generator = np.random.default_rng(0)
     smooth = generator.integers(0, 255, (16, 14, 14, 3), dtype=np.uint8).repeat(SIDE // 14, 1).repeat(SIDE // 14, 2)
     jpegs = [np.frombuffer(simplejpeg.encode_jpeg(np.ascontiguousarray(one)), np.uint8) for one in smooth]
@@ -53,7 +53,7 @@ class NoWarp:
 
 @contextmanager
 def without_work() -> Iterator[None]:
-    """Leave out what runs without the lock: decoding and warping."""
+    """Exclude what runs without the lock: decoding and warping."""
 
     def decode(jpeg: np.ndarray, *_: object, buffer: np.ndarray, **__: object) -> np.ndarray:
         return buffer[: SIDE * SIDE * 3].reshape(SIDE, SIDE, 3)
@@ -66,7 +66,7 @@ def without_work() -> Iterator[None]:
 
 
 def cpu_time(batches: int) -> float:
-    """Return microseconds of CPU time a picture, of one thread: the least of a few rounds."""
+    """Return microseconds of CPU time an image, of one thread: the least of a few rounds."""
     with closing(open_cpu(1)) as images:
         times = []
         for _ in range(ROUNDS):

@@ -2,7 +2,7 @@
 
 ``PYTHON -m benchmarks.object_store.peers NAME URL BUCKET REPEATS COUNT`` prints what it measured as JSON: seconds of
 cold epochs that hand out bytes (``fetch``) and of such that decode, rotate (bilinear), flip and normalise to float32
-(``whole``); the sorted CRC-32 of the bytes; how many pictures, and of what kind.
+(``whole``); the sorted CRC-32 of the bytes; how many images, and of what kind.
 
 Each has two processes or threads that decode, ours among them, which downloads in up to ``data.fetch.requests`` threads
 more. They don't take turns by the epoch, as the calls of benchmarks.object_store do: one process after another does all
@@ -33,7 +33,7 @@ from mrmfast.formats.manifest import read_manifest
 
 COUNT, PER_SHARD, WORKERS = 2_048, 256, 2
 LIMIT = 180  # seconds a peer may take
-KIND = [3, SIZE, SIZE, "float32"]  # a picture, decoded
+KIND = [3, SIZE, SIZE, "float32"]  # an image, decoded
 Batches = Iterable[Any]
 
 
@@ -241,7 +241,7 @@ def peers(bench: Bench, server: Nginx, work: Path, interpreter: str, repeats: in
     repeats : int
         Epochs of each kind.
     count : int
-        Pictures; a multiple of ``BATCH``.
+        Images; a multiple of ``BATCH``.
 
     Raises
     ------

@@ -13,7 +13,7 @@ import simplejpeg
 from benchmarks.peers.pillow import jpegs
 from benchmarks.peers.task import ANGLE, BATCH, THREADS, Task
 
-CHUNK = 32  # pictures a task
+CHUNK = 32  # images a task
 
 
 class _Threads:
@@ -84,7 +84,7 @@ class Copy:
         self._pool = ThreadPoolExecutor(THREADS)
 
     def epoch(self) -> Iterable[Any]:
-        """Give as many pictures as an epoch has."""
+        """Give as many images as an epoch has."""
         batches = range(-(-self._task.tiles // BATCH))
 
         def some(number: int) -> np.ndarray:

@@ -18,7 +18,7 @@ from benchmarks.peers.task import parse
 
 
 def picture_of(batch: Any) -> Any:
-    """Return the pictures of a batch, whatever the loader wraps them in."""
+    """Return the images of a batch, whatever the loader wraps them in."""
     while isinstance(batch, (list, tuple)):
         batch = batch[0]
     if isinstance(batch, dict):
@@ -27,7 +27,7 @@ def picture_of(batch: Any) -> Any:
 
 
 def serve(epoch: Callable[[], Any], output: TextIO) -> None:
-    """Answer lines of standard input until it ends; the first epoch, which warms up, also looks at the pictures."""
+    """Answer lines of standard input until it ends; the first epoch, which warms up, also looks at the images."""
     first = True
     for _ in sys.stdin:
         start, pictures, total = time.perf_counter(), 0, 0.0

@@ -27,7 +27,7 @@ from preprocess.simulate.genotypes import make_chromosome
 from preprocess.simulate.scores import Score, write_score
 
 SEED = 0
-STORED = 96  # side of the stored pictures, pixels
+STORED = 96  # side of the stored images, pixels
 HELD_OUT, CHOOSING = 0.35, 0.3  # share of participants held out; of those, the share that choices may look at
 
 

@@ -4,7 +4,7 @@ Method: every kernel is compiled for compute capability 8.0 and 9.0 from the cal
 spills and shared memory are read from the cubin. Bytes are counted from what the kernels read and write once per
 program; what programs of one head read again in a row is counted apart, because the L2 cache holds it. The floor reads
 q, k, v and gradients once and writes results once. Times are bytes over bandwidth and operations over peak, with the
-makers' figures below: they are floors, not measurements, and leave out the search for thresholds, which neither counts.
+makers' figures below: they are floors, not measurements, and exclude the search for thresholds, which neither counts.
 The gate runs the kernels interpreted against the float64 reference, and the search on a million rows against a sort.
 
     python -m benchmarks.relation.floor [--json FILE] [--markdown FILE]

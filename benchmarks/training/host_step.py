@@ -108,7 +108,7 @@ class Ours:
             micro_batch=SAMPLES,
             clip=OPTIONS.clip,
         )
-        loader = SimpleNamespace(plan=range(1 << 30), meters=Meters(), set_aside={}, views=(ViewSpec(),))
+        loader = SimpleNamespace(plan=range(1 << 30), meters=Meters(), unreadable={}, views=(ViewSpec(),))
         run = SimpleNamespace(log_samples=False)
         self._job: Any = SimpleNamespace(
             config=SimpleNamespace(seed=0, batch_size=batch_size, run=run),

@@ -46,20 +46,20 @@ def choose_devices(file: str, overrides: list[str], gpus: int | None) -> list[st
     config = configs.load(TrainConfig, file, overrides)
     if config.engine.device == "cpu":
         return [str(number) for number in range(gpus or 0)]
-    wanted = gpus or count
-    if wanted > count:
+    requested = gpus or count
+    if requested > count:
         raise UserError(
-            f"--gpus {wanted}: {count} GPUs are visible; check nvidia-smi and CUDA_VISIBLE_DEVICES, "
-            f"or use engine.device=cpu for {wanted} processes on the CPU"
+            f"--gpus {requested}: {count} GPUs are visible; check nvidia-smi and CUDA_VISIBLE_DEVICES, "
+            f"or use engine.device=cpu for {requested} processes on the CPU"
         )
     names = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
-    return (names or [str(number) for number in range(wanted)])[:wanted]
+    return (names or [str(number) for number in range(requested)])[:requested]
 
 
 def command_line(devices: list[str], argv: list[str], port: int) -> list[str]:
     """Return the command that starts ``mrmfast/train.py`` once per device.
 
-    This is what ``deepspeed mrmfast/train.py`` starts on one node. The program ``deepspeed`` around it is left out
+    This is what ``deepspeed mrmfast/train.py`` starts on one node. The program ``deepspeed`` around it is not used
     because it does not pass SIGTERM on, and would leave the training running.
     """
     world = base64.urlsafe_b64encode(json.dumps({"localhost": devices}).encode()).decode()

@@ -36,7 +36,7 @@ class DataConfig:
     modalities : list of str, optional
         Which genetics; all that the dataset has by default, none (``[]``) for images only.
     unmatched : {"error", "drop", "keep"}
-        What to do with images whose participant has no genetics at all: stop, leave them out, or train on them with
+        What to do with images whose participant has no genetics at all: stop, exclude them, or train on them with
         filled genetics that carry no loss.
     image_size : int
         Side of the input, pixels.
@@ -45,8 +45,9 @@ class DataConfig:
     flip : float
         Probability of a left-right flip (paper: 0.5).
     shuffle_window : int
-        0: full shuffle. w, for object stores: shuffle shards, then images within each w shards of each of 64 lanes;
-        all ranks together have 64 w shards in use at a time, and each reads its own part of them.
+        0: full shuffle. w, for object stores: shuffle shards, cut their line into 64 equal parts that are read side by
+        side, and shuffle images within each w shards of a part; all ranks together have 64 w shards in use at a time,
+        and each reads its own share of them.
     sampling : {"images", "participants"}
         What an epoch holds: each image once, or each participant once, by one of their images, chosen anew per epoch.
     weights : str, optional
@@ -54,7 +55,7 @@ class DataConfig:
         epoch as there are images. A weight of 2 is drawn twice as often as one of 1, a weight of 0 never. Only with
         ``sampling: images``.
     unreadable : float
-        Largest share of images that may turn out to be unreadable: they are set aside, counted and reported, and the
+        Largest share of images that may turn out to be unreadable: they are skipped, counted and reported, and the
         stream fills their places. More stop the run.
     backend : {"auto", "dali", "cpu"}
         Who decodes and warps: DALI on a GPU, the fused CPU path without one (``auto``), or the one that is named.
@@ -187,16 +188,21 @@ def open_dataset(config: DataConfig | str, **settings: Any) -> Dataset:
     if targets is not None:
         selected = select_labelled(config.labels, targets, selected)
     names = sorted(set(manifest.genetics if config.modalities is None else config.modalities))
-    if not names:
-        return Dataset(source, manifest, table, selected, None, np.empty((len(table), 0), np.int64), targets)
+    images = Dataset(source, manifest, table, selected, None, np.empty((len(table), 0), np.int64), targets)
+    return _join_genetics(images, names, config) if names else images
+
+
+def _join_genetics(dataset: Dataset, names: list[str], config: DataConfig) -> Dataset:
+    """Return a dataset with the named modalities; images without any of them as ``config.unmatched`` says."""
+    source, selected = dataset.source, dataset.selected
     store = GenomeStore.open(source.url, names, source.zarr_store(), config.cache)
-    rows = store.locate(table.participant)
+    rows = store.locate(dataset.table.participant)
     without = (rows[selected] < 0).all(1)
     if without.all() or (without.any() and config.unmatched == "error"):
         remedy = (
             "do both come from the same id list?"
             if without.all()
-            else "leave them out with data.unmatched=drop, or keep them without a genome loss with data.unmatched=keep"
+            else "exclude them with data.unmatched=drop, or keep them without a genome loss with data.unmatched=keep"
         )
         raise UserError(
             f"{config.path}: {int(without.sum())} of {len(selected)} images belong to participants without genetics; "
@@ -204,7 +210,7 @@ def open_dataset(config: DataConfig | str, **settings: Any) -> Dataset:
         )
     if config.unmatched == "drop":
         selected = selected[~without]
-    return Dataset(source, manifest, table, selected, store, rows, targets)
+    return replace(dataset, selected=selected, store=store, genome_rows=rows)
 
 
 def make_plan(dataset: Dataset, config: DataConfig, seed: int) -> Plan:
@@ -221,7 +227,7 @@ def make_plan(dataset: Dataset, config: DataConfig, seed: int) -> Plan:
     weights = participant = None
     if config.sampling == "participants":
         if config.weights is not None:
-            raise UserError("data.weights goes with data.sampling=images, not participants; leave out one of the two")
+            raise UserError("data.weights goes with data.sampling=images, not participants; remove one of the two")
         participant = np.unique(table.participant, return_inverse=True)[1]
     elif config.weights is not None:
         weights = read_weights(config.weights, table, selected)

@@ -36,7 +36,7 @@ class LabelsConfig:
     classes : list of str, optional
         The classes in the order of their numbers; by default from the table.
     missing : {"error", "drop"}
-        What to do with images that have no label: stop, or leave them out.
+        What to do with images that have no label: stop, or exclude them.
     """
 
     kind: LabelKind | None = None
@@ -72,7 +72,7 @@ class Targets:
     rows_unused: int = 0
 
     def of(self, samples: np.ndarray) -> Tensor | None:
-        """Return the targets of samples: int64 (n,) or float32 (n, C); None for masks, which come with the pictures."""
+        """Return the targets of samples: int64 (n,) or float32 (n, C); None for masks, which come with the images."""
         return None if self.values is None else torch.from_numpy(self.values[samples])
 
     def digest(self) -> str:

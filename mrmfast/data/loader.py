@@ -1,7 +1,7 @@
 """Images joined with genetics by participant, in the order of the plan, at the speed of decoding.
 
 One thread ahead of training draws the order, reads bytes and gathers genetics; the image backend decodes and warps in
-its own threads. A picture that cannot be read is set aside: all ranks learn of it before the step is handed out, and
+its own threads. An image that cannot be read is skipped: all ranks learn of it before the step is handed out, and
 the step is made again without it, so the order stays one and the same for every number of ranks.
 """
 
@@ -47,7 +47,7 @@ class Loader:
     rank, world : int
     device : torch.device
     views : tuple of ViewSpec
-        The pictures that are made of each sample; one plain one by default.
+        The images that are made of each sample; one plain one by default.
     agree : callable, optional
         Given the samples that this rank could not read in a step, returns those of all ranks; called once a step, in
         the same order on every rank. By default there are no other ranks.
@@ -56,7 +56,7 @@ class Loader:
 
     Attributes
     ----------
-    set_aside : dict of int to str
+    unreadable : dict of int to str
         Samples that cannot be read -> their keys; the same on all ranks.
     """
 
@@ -82,7 +82,7 @@ class Loader:
         self.plan = make_plan(dataset, config, seed)
         self.views = resolve_views(views, size=config.image_size, rotation=config.rotation, flip=config.flip)
         self._masks = dataset.targets.masks if dataset.targets is not None else ()
-        self.set_aside: dict[int, str] = {}
+        self.unreadable: dict[int, str] = {}
 
     def batches(self, position: int, end: int | None = None) -> Generator[Batch]:
         """Yield this rank's micro-batches from the step that begins at stream position `position`.
@@ -109,7 +109,7 @@ class Loader:
         reader = ShardReader(self.dataset.source, self.dataset.manifest.shards, self.dataset.table, self.meters, limit)
         try:
             while end is None or position < end:
-                # Anew from the start of a step after each image that is set aside; that is rare, so it may be slow.
+                # Anew from the start of a step after each image that is skipped; that is rare, so it may be slow.
                 position = yield from self._until_unreadable(position, end, reader)
         finally:
             reader.close()
@@ -138,7 +138,7 @@ class Loader:
                 step = under_way.popleft()
                 found = self.agree(frozenset(step.piece.sample[decoded.bad].tolist()))
                 if found:
-                    self._put_aside(found)
+                    self._skip_unreadable(found)
                     return step.start
                 yield from step.batches(decoded, self._keys(step.piece), self.micro_batch)
                 position = step.end
@@ -148,7 +148,7 @@ class Loader:
 
     def preview(self, count: int) -> Batch:
         """Return up to `count` samples of the first epoch without augmentation, for figures; the same on every rank."""
-        piece = self.plan.take(0, min(count, len(self.plan)), self.set_aside.keys())
+        piece = self.plan.take(0, min(count, len(self.plan)), self.unreadable.keys())
         reader = ShardReader(
             self.dataset.source, self.dataset.manifest.shards, self.dataset.table, self.meters, OPEN_SHARDS
         )
@@ -189,7 +189,7 @@ class Loader:
         """Draw this rank's part of one global batch after another, and fetch ahead of it."""
         looked = position
         while end is None or position < end:
-            whole = self.plan.take(position, self.batch, self.set_aside.keys())
+            whole = self.plan.take(position, self.batch, self.unreadable.keys())
             if end is not None and whole.end > end:
                 whole = replace(whole[whole.position < end], end=end)
             piece = self.plan.share(whole, self.rank, self.world)
@@ -233,7 +233,7 @@ class Loader:
                 step = step.pinned()
             return step
 
-    def _put_aside(self, found: frozenset[int]) -> None:
+    def _skip_unreadable(self, found: frozenset[int]) -> None:
         """Record unreadable images.
 
         Raises
@@ -242,13 +242,13 @@ class Loader:
             They are too many.
         """
         table, limit = self.dataset.table, self.config.unreadable
-        self.set_aside.update({sample: str(table.key[sample]) for sample in sorted(found)})
-        self.meters.count("set_aside", len(found))
-        if len(self.set_aside) > limit * len(self.dataset.selected):
+        self.unreadable.update({sample: str(table.key[sample]) for sample in sorted(found)})
+        self.meters.count("unreadable", len(found))
+        if len(self.unreadable) > limit * len(self.dataset.selected):
             sample = min(found)
             mask = " with readable masks" if self._masks else ""
             raise UserError(
                 f"sample {table.key[sample]} is not a readable JPEG{mask}; "
-                f"{len(self.set_aside)} of {len(self.dataset.selected)} images cannot be read, more than "
+                f"{len(self.unreadable)} of {len(self.dataset.selected)} images cannot be read, more than "
                 f"data.unreadable={limit:g} allows: copy the dataset again, or preprocess it anew"
             )

@@ -67,7 +67,7 @@ class DevicePrefetcher(Iterator[Batch]):
         if self._stream is None or self._staged is not None or self._error is not None:
             return
         try:
-            # The loader too: DALI's pictures are made on the stream that is current.
+            # The loader too: DALI's images are made on the stream that is current.
             with torch.cuda.stream(self._stream):
                 batch = self._pull()
                 began = time.perf_counter()

@@ -24,7 +24,7 @@ class ShardReader:
     meters : Meters
         Stage ``read``.
     limit : int
-        Shards open at a time; the one used longest ago is closed first. The system bounds maps and files.
+        Shards open at a time; the least recently used one is closed first. The system bounds maps and files.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""A rank's part of a global batch: what the loader knows of it before its pictures are decoded."""
+"""A rank's part of a global batch: what the loader knows of it before its images are decoded."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Step:
     photometric : list of (Tensor or None), float32, (n, K) each
         Parameters of each view's changes of colour.
     target : Tensor or None
-        Labels; masks come with the pictures.
+        Labels; masks come with the images.
     """
 
     start: int
@@ -61,7 +61,7 @@ class Step:
         Parameters
         ----------
         decoded : DecodedBatch
-            The pictures of the step, and its masks.
+            The images of the step, and its masks.
         keys : sequence of str, length n
         size : int
         """
@@ -81,7 +81,7 @@ class Step:
 
 
 def without_bad(decoded: DecodedBatch) -> DecodedBatch:
-    """Return a decoded batch without the pictures that cannot be decoded."""
+    """Return a decoded batch without the images that cannot be decoded."""
     good = torch.from_numpy(~decoded.bad)
     mask = None if decoded.mask is None else decoded.mask[good.to(decoded.mask.device)]
     views = tuple(view[good.to(view.device)] for view in decoded.views)

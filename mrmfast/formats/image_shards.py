@@ -123,18 +123,7 @@ def write_shard(dataset: str | Path, number: int, samples: Iterable[Sample]) -> 
     with write_aside(path, "wb") as file:
         with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
             for sample in samples:
-                metadata = {"participant": sample.participant, **sample.metadata}
-                members = []
-                payloads = [("jpg", sample.jpeg), ("json", json.dumps(metadata, sort_keys=True).encode())]
-                payloads += [(mask_extension(name), sample.masks[name]) for name in sorted(sample.masks)]
-                for extension, payload in payloads:
-                    header = tarfile.TarInfo(f"{sample.key}.{extension}")
-                    header.size = len(payload)
-                    header.mode = 0o600
-                    # USTAR headers are one 512-byte block, so the data starts there.
-                    offset = tar.offset + tarfile.BLOCKSIZE
-                    tar.addfile(header, io.BytesIO(payload))
-                    members.append(Member(extension, offset, len(payload), header.name))
+                members = _add_sample(tar, sample)
                 written.append(members)
                 rows.append(
                     {
@@ -157,6 +146,23 @@ def write_shard(dataset: str | Path, number: int, samples: Iterable[Sample]) -> 
         sha256=file_sha256(path),
     )
     return entry, rows
+
+
+def _add_sample(tar: tarfile.TarFile, sample: Sample) -> list[Member]:
+    """Add the members of a sample to a tar: image, metadata, masks in the order of their names."""
+    metadata = {"participant": sample.participant, **sample.metadata}
+    payloads = [("jpg", sample.jpeg), ("json", json.dumps(metadata, sort_keys=True).encode())]
+    payloads += [(mask_extension(name), sample.masks[name]) for name in sorted(sample.masks)]
+    members = []
+    for extension, payload in payloads:
+        header = tarfile.TarInfo(f"{sample.key}.{extension}")
+        header.size = len(payload)
+        header.mode = 0o600
+        # USTAR headers are one 512-byte block, so the data starts there.
+        offset = tar.offset + tarfile.BLOCKSIZE
+        tar.addfile(header, io.BytesIO(payload))
+        members.append(Member(extension, offset, len(payload), header.name))
+    return members
 
 
 def _mask_rows(sample: Sample, members: list[Member]) -> dict[str, tuple[int, int, int]]:

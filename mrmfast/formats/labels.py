@@ -97,6 +97,17 @@ def read_labels(
         raise UserError(f"data.labels.columns={list(columns)}: kind {kind} takes {need}")
     where, lines = str(path), _lines(Path(path))
     header, cells = _split(where, lines, [identifier, *columns])
+    rows, numbers, texts = _rows(where, header, cells, identifier, columns)
+    if kind == "class":
+        names, values = _classes(where, [row[0] for row in texts], numbers, columns[0], classes)
+        return LabelTable(kind, names, rows, values)
+    return LabelTable(kind, tuple(columns), rows, _numbers(where, kind, texts, numbers, columns))
+
+
+def _rows(
+    where: str, header: list[str], cells: list[tuple[int, list[str]]], identifier: str, columns: Sequence[str]
+) -> tuple[dict[str, int], list[int], list[list[str]]]:
+    """Return the row of each name, and for each row the number of its line and the cells of `columns`."""
     positions = [header.index(name) for name in columns]
     named, rows, numbers = header.index(identifier), dict[str, int](), list[int]()
     texts: list[list[str]] = []
@@ -115,10 +126,7 @@ def read_labels(
         texts.append([row[position] for position in positions])
     if not texts:
         raise UserError(f"{where}: holds no rows; give a table with a header and a row per image or participant")
-    if kind == "class":
-        names, values = _classes(where, [row[0] for row in texts], numbers, columns[0], classes)
-        return LabelTable(kind, names, rows, values)
-    return LabelTable(kind, tuple(columns), rows, _numbers(where, kind, texts, numbers, columns))
+    return rows, numbers, texts
 
 
 def _lines(path: Path) -> list[str]:

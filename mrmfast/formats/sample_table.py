@@ -12,6 +12,7 @@ import zarr
 from zarr.abc.store import Store
 from zarr.codecs import ZstdCodec
 
+from mrmfast.arithmetic import ceil_div
 from mrmfast.atomic import rename_directory
 from mrmfast.errors import ClosedError, UserError
 from mrmfast.formats.checksums import seal
@@ -93,7 +94,7 @@ def write_columns(group: zarr.Group, columns: dict[str, np.ndarray]) -> None:
             name,
             shape=(len(values),),
             chunks=(chunk,),
-            shards=(min(SHARD_ROWS, -(-length // chunk) * chunk),),
+            shards=(min(SHARD_ROWS, ceil_div(length, chunk) * chunk),),
             dtype="str" if values.dtype == object else values.dtype,
             compressors=[ZstdCodec(level=3, checksum=True)],
         )

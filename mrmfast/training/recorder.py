@@ -34,7 +34,7 @@ class StepRecorder:
     def __init__(self, job: Job, log: RunLog | None, interrupted: Interrupt) -> None:
         self.late = LateMetrics()
         self._job, self._log, self._interrupted = job, log, interrupted
-        self._reporter = SetAsideReporter(job.loader, job.state.samples)
+        self._reporter = UnreadableReporter(job.loader, job.state.samples)
         self._bar = tqdm(
             total=job.steps,
             initial=job.state.step,
@@ -122,12 +122,12 @@ def step_entry(job: Job, values: dict[str, float], launched: Launched) -> dict[s
         "lr": rate,
         **({} if norm is None else {"grad_norm": float(norm) if math.isfinite(norm) else None}),
         **({"skipped": engine.skipped_steps} if engine.skipped_steps else {}),
-        **({"set_aside": len(job.loader.set_aside)} if job.loader.set_aside else {}),
+        **({"unreadable": len(job.loader.unreadable)} if job.loader.unreadable else {}),
     }
 
 
-class SetAsideReporter:
-    """Say which images were set aside, each once, and what that made of an epoch.
+class UnreadableReporter:
+    """Say which images were skipped, each once, and what that made of an epoch.
 
     Parameters
     ----------
@@ -142,11 +142,11 @@ class SetAsideReporter:
 
     def lines(self, position: int) -> list[str]:
         """Return what is new since the last call."""
-        new = [key for sample, key in self._loader.set_aside.items() if sample not in self._said]
-        self._said.update(self._loader.set_aside)
-        lines = [f"sample {key} cannot be read and is set aside, {len(self._said)} so far" for key in new]
+        new = [key for sample, key in self._loader.unreadable.items() if sample not in self._said]
+        self._said.update(self._loader.unreadable)
+        lines = [f"sample {key} cannot be read and is skipped, {len(self._said)} so far" for key in new]
         total = len(self._loader.plan)
         if self._said and position // total > self._epoch:
-            lines.append(f"epoch {self._epoch}: {total - len(self._said):,} of {total:,} images, the others set aside")
+            lines.append(f"epoch {self._epoch}: {total - len(self._said):,} of {total:,} images, the others skipped")
         self._epoch = position // total
         return lines

@@ -305,8 +305,9 @@ def test_sound_pictures_stay_where_they_are_decoded(size):
         assert list(memory.items[0]) == [
             value for n in range(3) for value in (3 * turn + n, memory._slots[n].address, size)
         ]
-        assert all(address % 64 == 0 for address in memory.items[0][1::3])
-        assert [number for number, _ in memory.pictures(0)] == [3 * turn + n for n in range(3)]
+        # Rows at whole vectors would be written past the caches by libjpeg-turbo, and the warp would wait for memory.
+        assert all(address % 32 == 16 for address in memory.items[0][1::3])
+        assert [number for number, _ in memory.images(0)] == [3 * turn + n for n in range(3)]
         memory.clear()
 
 

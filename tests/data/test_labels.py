@@ -225,7 +225,7 @@ def test_a_damaged_mask_sets_its_sample_aside(masked, tmp_path, backend):
     config = config_for(path, LabelsConfig("mask"), backend=backend, modalities=[], unreadable=0.1)
     loader = make(config)
     seen = [key for batch in loader.batches(0, 24) for key in batch.keys]
-    assert set(loader.set_aside.values()) == {"000000009"}
+    assert set(loader.unreadable.values()) == {"000000009"}
     assert sorted(seen) == sorted(set(of_key(path)) - {"000000009"})
     with pytest.raises(UserError, match=r"sample 000000009 is not a readable JPEG with readable masks; 1 of 24"):
         list(make(replace(config, unreadable=0.0)).batches(0, 24))

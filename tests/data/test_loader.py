@@ -145,7 +145,7 @@ def test_participants_without_genetics(tmp_path):
     path = write_dataset(tmp_path, participants=6)
     ids = read_sample_table(str(path)).participant.tolist()
     write_dataset(path, genetics=False, ids=[*dict.fromkeys(ids), "2000001"])
-    with pytest.raises(UserError, match=r"2 of 14 images .* without genetics; leave them out with data.unmatched=drop"):
+    with pytest.raises(UserError, match=r"2 of 14 images .* without genetics; exclude them with data.unmatched=drop"):
         open_dataset(config_for(path))
     assert len(open_dataset(config_for(path, unmatched="drop")).selected) == 12
     kept = open_dataset(config_for(path, unmatched="keep"))
@@ -198,7 +198,7 @@ def test_too_many_unreadable_images_stop_the_run(tmp_path, kind, backend):
 
 
 @pytest.mark.parametrize("backend", ["cpu", "dali"])
-def test_unreadable_images_are_set_aside_and_the_stream_fills_their_places(tmp_path, backend):
+def test_unreadable_images_are_skipped_and_the_stream_fills_their_places(tmp_path, backend):
     path = write_dataset(tmp_path)
     config = config_for(path, unreadable=0.2, backend=backend)
     damage(path, 2, 9, 17)
@@ -206,8 +206,8 @@ def test_unreadable_images_are_set_aside_and_the_stream_fills_their_places(tmp_p
     loader = make(config, batch=5, micro=5)
     batches = list(itertools.islice(loader.batches(0), 20))
     assert all(len(batch.keys) == 5 and len(batch.views[0]) == 5 for batch in batches)
-    assert set(loader.set_aside.values()) == lost
-    assert loader.meters.counts["set_aside"] == 3
+    assert set(loader.unreadable.values()) == lost
+    assert loader.meters.counts["unreadable"] == 3
     for epoch in range(4):  # every other image once an epoch
         keys = [k for b in batches for k, of in zip(b.keys, b.epochs, strict=True) if of == epoch]
         assert sorted(keys) == sorted(set(read_sample_table(str(path)).key.tolist()) - lost)
@@ -218,7 +218,7 @@ def test_unreadable_images_are_set_aside_and_the_stream_fills_their_places(tmp_p
         assert torch.equal(before.views[0], after.views[0])
 
 
-def test_ranks_agree_on_what_is_set_aside(tmp_path):
+def test_ranks_agree_on_what_is_unreadable(tmp_path):
     """Three ranks in three threads: one finds the damage, all leave it out, and the global order stays one."""
     path = write_dataset(tmp_path)
     damage(path, 2, 9, 17)

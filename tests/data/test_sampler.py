@@ -113,7 +113,7 @@ def test_every_epoch_is_exact_for_any_ranks_batch_and_resume(case, legs):
 
 @exhaustive
 @given(case=cases(), legs=legs, data=st.data())
-def test_samples_set_aside_are_filled_from_the_stream(case, legs, data):
+def test_skipped_samples_are_filled_from_the_stream(case, legs, data):
     plan, drawable = case.plan(), case.rows().tolist()
     if case.weights is not None:
         drawable = [row for row in drawable if case.weights[row]]

@@ -377,5 +377,5 @@ def test_a_large_photograph_is_reduced_once_per_view(tmp_path):
     numbers_and_sides = [(items[0], items[2]) for items in memory.items]
     assert numbers_and_sides == [(5, 224), (5, 448)]
     assert memory.items[0][1] != memory.items[1][1]
-    reduced, whole = (next(memory.pictures(view))[1] for view in range(2))
+    reduced, whole = (next(memory.images(view))[1] for view in range(2))
     assert np.array_equal(reduced, cv2.resize(whole, (224, 224), interpolation=cv2.INTER_AREA))

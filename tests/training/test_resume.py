@@ -171,7 +171,7 @@ def made_up_job(engine):
 
     job = MagicMock(engine=engine, state=checkpoint.TrainState(), steps=9, utilisation=None)
     job.schedule.optimizer.param_groups = [{"lr": 0.1}]
-    job.loader = MagicMock(plan=range(10), set_aside={}, meters=Meters(), views=(ViewSpec(),))
+    job.loader = MagicMock(plan=range(10), unreadable={}, meters=Meters(), views=(ViewSpec(),))
     job.config = Some(seed=0, batch_size=2, run=Some(log_samples=False))
     job.world = Some(rank=0, size=1, device=torch.device("cpu"))
     batches = DevicePrefetcher(

@@ -132,7 +132,7 @@ def test_two_ranks_agree_at_every_zero_stage(dataset, tmp_path):
         assert len(keys) == len(set(keys)) == 24
 
 
-def test_unreadable_images_within_the_limit_are_set_aside_by_all_ranks(tmp_path):
+def test_unreadable_images_within_the_limit_are_skipped_by_all_ranks(tmp_path):
     torn = write_dataset(tmp_path / "torn")
     table = read_sample_table(str(torn))
     shard = torn / "images/shard-000000.tar"
@@ -140,9 +140,9 @@ def test_unreadable_images_within_the_limit_are_set_aside_by_all_ranks(tmp_path)
     raw[table.offset[3] + 2 : table.offset[3] + table.size[3] - 2] = bytes(int(table.size[3]) - 4)
     shard.write_bytes(raw)
     done = succeed(*tiny_run(tmp_path, torn, steps=7, **{"data.unreadable": 0.05}), ranks=2)
-    assert "sample 000000003 cannot be read and is set aside, 1 so far" in done.stderr
-    assert "epoch 0: 23 of 24 images, the others set aside" in done.stderr
-    assert read_jsonl(tmp_path / "run/metrics.jsonl")[-1]["set_aside"] == 1
+    assert "sample 000000003 cannot be read and is skipped, 1 so far" in done.stderr
+    assert "epoch 0: 23 of 24 images, the others skipped" in done.stderr
+    assert read_jsonl(tmp_path / "run/metrics.jsonl")[-1]["unreadable"] == 1
     for epoch in (0, 1):
         keys = [key for _, of, _, keys in logged_keys(tmp_path / "run") if of == epoch for key in keys]
         assert sorted(keys) == sorted(set(table.key.tolist()) - {"000000003"})

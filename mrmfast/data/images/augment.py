@@ -1,6 +1,6 @@
 """Augmentation parameters as functions of (seed, epoch, sample, view), the same for every decoding backend.
 
-A view is one affine map of the stored picture: crop, rotation and left-right flip together. Its colours are changed
+A view is one affine map of the stored image: crop, rotation and left-right flip together. Its colours are changed
 later, on the device, with the parameters that are drawn here (``mrmfast.ops.photometric``).
 
 Every number is a hash of what it is for (:func:`mrmfast.data.sampling.draws.uniform`). View v takes its numbers from
@@ -25,7 +25,7 @@ ANGLE, FLIP, JITTER, BRIGHTNESS, CONTRAST, SATURATION, HUE, GREY, BLUR, SIGMA, S
 CROP_LEFT, CROP_TOP, CROP_AREA, CROP_RATIO = 11, 12, 16, 32  # the last two: one stream for each of ATTEMPTS
 STREAMS_PER_VIEW = 256
 MAX_VIEWS = 256  # the order of samples draws from the streams from 1 << 16 on
-ATTEMPTS = 10  # of a crop to fit into the picture, as in torchvision
+ATTEMPTS = 10  # of a crop to fit into the image, as in torchvision
 TOLERANCE = 0.05  # pixels of a needed side that float32 matrices may be wrong by
 RATIO = (3 / 4, 4 / 3)  # width to height of a crop
 
@@ -102,20 +102,20 @@ def draw_crops(piece: Slice, area: tuple[float, float], *, seed: int, stream: in
     """Draw boxes as torchvision's ``RandomResizedCrop`` does, but not rounded to whole pixels.
 
     The share of the area is uniform in `area`, the logarithm of width to height uniform in that of ``RATIO``. A box
-    that does not fit is drawn again, ``ATTEMPTS`` times in all; after that the box is the whole picture.
+    that does not fit is drawn again, ``ATTEMPTS`` times in all; after that the box is the whole image.
 
     Parameters
     ----------
     piece : Slice
         n samples with their epochs.
     area : (float, float)
-        Range of the share of the picture's area.
+        Range of the share of the image's area.
     seed, stream : int
 
     Returns
     -------
     ndarray of float64, shape (n, 4)
-        Left, top, width, height, as shares of the picture's side.
+        Left, top, width, height, as shares of the image's side.
     """
 
     def draw(first: int, count: int = 1) -> np.ndarray:
@@ -143,9 +143,9 @@ def warp_matrices(angle: np.ndarray, flip: np.ndarray, size: int, box: np.ndarra
     flip : ndarray of bool, shape (n,)
     size : int
         Side of the square output, pixels; pixel centres lie at halves. The input is measured as if it had the same
-        side: whoever warps a picture of another side scales the matrix.
+        side: whoever warps an image of another side scales the matrix.
     box : ndarray, shape (n, 4), optional
-        Left, top, width, height of the crop, as shares of the side; the whole picture by default.
+        Left, top, width, height of the crop, as shares of the side; the whole image by default.
 
     Returns
     -------
@@ -172,9 +172,9 @@ def warp_matrices(angle: np.ndarray, flip: np.ndarray, size: int, box: np.ndarra
 
 
 def needed_side(matrices: np.ndarray, size: int) -> np.ndarray:
-    """Return how large a picture must be so that no view of it is enlarged.
+    """Return how large an image must be so that no view of it is enlarged.
 
-    A crop of a half of the side needs a picture of twice the view's side; without a crop the view's side is enough.
+    A crop of a half of the side needs an image of twice the view's side; without a crop the view's side is enough.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""From JPEG bytes to augmented pictures: the contract of the image backends, and the choice between them."""
+"""From JPEG bytes to augmented images: the contract of the image backends, and the choice between them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mrmfast.meters import Meters
 
 Backend = Literal["auto", "dali", "cpu"]
 Pixels = Literal["uint8", "float32"]
-LARGEST = 100_000_000  # pixels of a picture that is decoded at all; a header can promise more than memory holds
+LARGEST = 100_000_000  # pixels of an image that is decoded at all; a header can promise more than memory holds
 FUSED = 1.3  # largest reduction that a bilinear warp does without visible aliasing; beyond, pixels are averaged first
 
 
@@ -26,7 +26,7 @@ class DecodeRequest:
     Attributes
     ----------
     jpegs : list of ndarray
-        The bytes of B pictures, uint8.
+        The bytes of B images, uint8.
     matrices : tuple of ndarray, float32, (B, 2, 3)
         One array per view: :func:`mrmfast.data.images.augment.warp_matrices`.
     masks : tuple of list
@@ -46,7 +46,7 @@ class DecodedBatch:
     ----------
     views : tuple of Tensor, uint8 or float32, shape (B, 3, S, S)
         One per view, on the device; uint8 in channels-last memory order, float32 normalised and channels first. A
-        picture that cannot be decoded is black in all views.
+        image that cannot be decoded is black in all views.
     bad : ndarray of bool, shape (B,)
         Which those are: JPEG or mask is incomplete, damaged, or larger than ``LARGEST``.
     mask : Tensor or None, uint8, shape (B, C, S, S)
@@ -70,7 +70,7 @@ class DecodeSpec:
     batch : int
         Largest B.
     stored_size : int
-        Side of the pictures in the shards, pixels.
+        Side of the images in the shards, pixels.
     device : torch.device
         Where the batches are needed.
     threads : int

@@ -1,14 +1,14 @@
-"""The CPU path: libjpeg-turbo decodes a picture once, one fused warp in C makes each view of it.
+"""The CPU path: libjpeg-turbo decodes an image once, one fused warp in C makes each view of it.
 
 Three kinds of threads work on a batch. The feeder thread asks the source for a :class:`DecodeRequest`, takes memory for
-the result and puts chunks of CHUNK pictures into a queue. Decoding threads take chunks: each decodes GROUP pictures
+the result and puts chunks of CHUNK images into a queue. Decoding threads take chunks: each decodes GROUP images
 into memory of its own (:mod:`.decode_memory`) and warps them into their places, view by view (:mod:`.warp`). The thread
 that calls :meth:`CPUImages.run` waits until all chunks of the oldest batch are done. Example: with CHUNK = 8 and two
 decoding threads, a batch of 20 is the chunks 0-7, 8-15 and 16-19. One thread may take the first and the third, the
 other the second, in any order; the result is the same.
 
 Decoder and warp release the interpreter lock, so plain threads suffice: no processes, no copies between them. What
-limits the number of threads is the lock itself: how often a picture takes it, and for how long (``python -m
+limits the number of threads is the lock itself: how often an image takes it, and for how long (``python -m
 benchmarks.loader.threads``). So one call warps a group, and no address is asked for twice. Memory of batches is used
 again once nobody holds them (:mod:`.buffers`).
 """
@@ -32,8 +32,8 @@ from mrmfast.data.images.masks import UNKNOWN, decode_mask
 from mrmfast.data.images.warp import NORMAL, NORMAL_ADDRESS, library, warp, warp_mask
 from mrmfast.meters import Meters
 
-CHUNK = 8  # pictures a task: few enough to share a batch among threads, enough to make hand-overs cheap
-GROUP = 4  # decoded pictures that one call warps: the time of a picture is the same from 1 to 8, the lock is taken less
+CHUNK = 8  # images a task: few enough to share a batch among threads, enough to make hand-overs cheap
+GROUP = 4  # decoded images that one call warps: the time of an image is the same from 1 to 8, the lock is taken less
 
 
 class CPUImages:
@@ -96,7 +96,7 @@ class CPUImages:
         return batch
 
     def _needed_sides(self, request: DecodeRequest) -> Sequence[tuple[int, ...]]:
-        """Return, per picture and view, the side that the whole picture must have."""
+        """Return, per image and view, the side that the whole image must have."""
         if all(view.crop is None for view in self._spec.views):
             return [self._spec.sizes] * len(request.jpegs)
         sides = [needed_side(matrices, size) for matrices, size in zip(request.matrices, self._spec.sizes, strict=True)]
@@ -116,7 +116,7 @@ class CPUImages:
             del task, batch  # the memory of a batch comes back when nobody holds it, and this thread may wait for long
 
     def _chunk(self, memory: DecodeMemory, batch: BatchUnderWay, start: int) -> None:
-        """Decode and warp CHUNK pictures of a batch into their places."""
+        """Decode and warp CHUNK images of a batch into their places."""
         end = min(start + CHUNK, len(batch.request.jpegs))
         decoding = warping = 0.0
         began = time.perf_counter()
@@ -141,11 +141,11 @@ class CPUImages:
         self._meters.add("augment", warping, end - start, start=began - warping)
 
     def _warp(self, memory: DecodeMemory, batch: BatchUnderWay, view: int) -> None:
-        """Warp the pictures of a group into one view of the batch."""
+        """Warp the images of a group into one view of the batch."""
         kernel = library()
         if kernel is None:
-            for number, picture in memory.pictures(view):
-                warp(picture, batch.matrices[view][number], batch.arrays[view][number])
+            for number, image in memory.images(view):
+                warp(image, batch.matrices[view][number], batch.arrays[view][number])
         else:
             kernel.warp_group(
                 memory.count,
@@ -159,7 +159,7 @@ class CPUImages:
             )
 
     def _masks(self, batch: BatchUnderWay, out: np.ndarray, numbers: range) -> None:
-        """Decode and warp the masks of some pictures; one that cannot be decoded makes the sample a bad one."""
+        """Decode and warp the masks of some images; one that cannot be decoded makes the sample a bad one."""
         for number in numbers:
             first = 0
             for pngs, channels in zip(batch.request.masks, self._spec.mask_channels, strict=True):
@@ -173,7 +173,7 @@ class CPUImages:
                     batch.bad[number] |= png is not None
 
     def _blacken(self, batch: BatchUnderWay, number: int) -> None:
-        """Fill the place of a picture that cannot be decoded."""
+        """Fill the place of an image that cannot be decoded."""
         for array in batch.arrays:
             array[number] = NORMAL[3:, None, None] if self._spec.pixels == "float32" else 0
         if batch.mask is not None:

@@ -1,7 +1,7 @@
 """The DALI graph: one decode, one warp per view, nearest neighbour for masks. The only file that imports DALI.
 
 One graph for both kinds of machine: on a GPU the decoder is ``mixed`` and the rest runs there; without one, the same
-operators run on the CPU (``device_id=None``). Crops, angles and flips come in as matrices, so the picture is a function
+operators run on the CPU (``device_id=None``). Crops, angles and flips come in as matrices, so the image is a function
 of (seed, epoch, sample, view) whatever the backend.
 """
 
@@ -31,7 +31,7 @@ Feed = Callable[[], tuple[Any, ...]]
 
 
 def reduces(spec: DecodeSpec) -> list[bool]:
-    """Return per view whether some pictures are averaged down to a side of their own, by the size of their crop."""
+    """Return per view whether some images are averaged down to a side of their own, by the size of their crop."""
     return [view.crop is not None and spec.stored_size > FUSED * (view.size or 0) for view in spec.views]
 
 
@@ -68,17 +68,17 @@ def build_graph(feed: Feed, spec: DecodeSpec, *, gpu: bool) -> list[DataNode]:
     matrices, inputs = inputs[:views], inputs[views:]
     outputs = []
     for view, matrix, reduced in zip(spec.views, matrices, reduces(spec), strict=True):
-        size, pictures = (view.size, view.size), images
+        size, warped = (view.size, view.size), images
         if reduced:
             side = inputs.pop(0)
-            pictures = fn.resize(images, resize_x=side, resize_y=side, interp_type=types.INTERP_LINEAR, antialias=True)
+            warped = fn.resize(images, resize_x=side, resize_y=side, interp_type=types.INTERP_LINEAR, antialias=True)
         elif view.crop is None and spec.stored_size != view.size:
-            pictures = fn.resize(images, size=size, interp_type=types.INTERP_LINEAR, antialias=True)
-        pictures = fn.warp_affine(pictures, matrix=matrix, size=size, fill_value=0, interp_type=types.INTERP_LINEAR)
+            warped = fn.resize(images, size=size, interp_type=types.INTERP_LINEAR, antialias=True)
+        warped = fn.warp_affine(warped, matrix=matrix, size=size, fill_value=0, interp_type=types.INTERP_LINEAR)
         if spec.pixels == "float32":
             mean, std = ([255 * value for value in values] for values in (PIXEL_MEAN, PIXEL_STD))
-            pictures = fn.crop_mirror_normalize(pictures, dtype=types.FLOAT, output_layout="CHW", mean=mean, std=std)
-        outputs.append(pictures)
+            warped = fn.crop_mirror_normalize(warped, dtype=types.FLOAT, output_layout="CHW", mean=mean, std=std)
+        outputs.append(warped)
     for pngs, matrix in zip(inputs[:masks], inputs[masks:], strict=True):
         mask: Any = fn.decoders.image(pngs, device="cpu", output_type=types.ANY_DATA, adjust_orientation=False)
         if gpu:
@@ -139,7 +139,7 @@ class DALIImages:
         return (jpegs, *self._view_inputs(batch.request.matrices), *self._mask_inputs(batch))
 
     def _view_inputs(self, matrices: tuple[np.ndarray, ...]) -> list[np.ndarray]:
-        """Return the matrices for the picture that each view is warped from, then the sides of those averaged down."""
+        """Return the matrices for the image that each view is warped from, then the sides of those averaged down."""
         scaled, sides = [], []
         for matrix, view, reduced in zip(matrices, self._spec.views, reduces(self._spec), strict=True):
             if view.crop is None:
@@ -202,7 +202,7 @@ class DALIImages:
         return torch.from_dlpack(output.as_tensor()).clone().reshape(shape)
 
     def _mark_undecodable(self) -> bool:
-        """Find the pictures and masks that made DALI fail; return whether there are any."""
+        """Find the images and masks that made DALI fail; return whether there are any."""
         found = False
         for batch in self._under_way:
             for number, jpeg in enumerate(batch.request.jpegs):

@@ -1,4 +1,4 @@
-"""What a decoding thread keeps between pictures: memory for a group of decoded pictures, and their addresses."""
+"""What a decoding thread keeps between images: memory for a group of decoded images, and their addresses."""
 
 from __future__ import annotations
 
@@ -12,64 +12,66 @@ import simplejpeg
 from mrmfast.data.images.backend import FUSED, LARGEST
 from mrmfast.data.images.warp import SPARE
 
-ALIGNMENT = 64  # bytes: rows of libjpeg-turbo begin with whole vectors, in every slot and every run alike
+# Bytes. libjpeg-turbo writes rows that begin with a whole vector (32 bytes) past the caches. The warp then reads the
+# image from memory, which costs it up to twice the time. So an image begins half a vector after a cache line.
+ALIGNMENT, OFFSET = 64, 16
 REDUCTION = 64  # pixels of a JPEG for each pixel of libjpeg's smallest scale
 
 
 class Slot:
-    """Memory of one decoded picture, its address, and the array that holds it at present."""
+    """Memory of one decoded image, its address, and the array that holds it at present."""
 
     def __init__(self, pixels: int) -> None:
-        self._whole = np.empty(pixels * 3 + SPARE + ALIGNMENT, dtype=np.uint8)
-        start = -self._whole.ctypes.data % ALIGNMENT
+        self._whole = np.empty(pixels * 3 + SPARE + ALIGNMENT + OFFSET, dtype=np.uint8)
+        start = -self._whole.ctypes.data % ALIGNMENT + OFFSET
         self.buffer = self._whole[start : start + pixels * 3 + SPARE]
         self.address = self.buffer.ctypes.data
-        self.picture = self.buffer[:0]
+        self.image = self.buffer[:0]
 
-    def holds(self, picture: np.ndarray) -> bool:
-        """Tell whether a picture lies here; NumPy names the array that owns the memory as base, not the view of it."""
-        return picture.base is self._whole
+    def holds(self, image: np.ndarray) -> bool:
+        """Tell whether an image lies here; NumPy names the array that owns the memory as base, not the view of it."""
+        return image.base is self._whole
 
     def square(self, side: int) -> np.ndarray:
-        """Return the beginning of the memory as an RGB picture, which the slot then holds."""
-        self.picture = self.buffer[: side * side * 3].reshape(side, side, 3)
-        return self.picture
+        """Return the beginning of the memory as an RGB image, which the slot then holds."""
+        self.image = self.buffer[: side * side * 3].reshape(side, side, 3)
+        return self.image
 
 
 class DecodeMemory:
-    """Decode a group of pictures, one after another, into memory that is used again.
+    """Decode a group of images, one after another, into memory that is used again.
 
-    A picture is decoded once, at the smallest of libjpeg's scales (1/8 to 8/8) that serves all of its views. A view
-    reads the decoded picture itself, or, where that is much larger than the view needs, a copy that is averaged down.
+    An image is decoded once, at the smallest of libjpeg's scales (1/8 to 8/8) that serves all of its views. A view
+    reads the decoded image itself, or, where that is much larger than the view needs, a copy that is averaged down.
 
     Parameters
     ----------
     count : int
-        Pictures of a group.
+        Images of a group.
     side : int
-        Side of the largest square picture that is decoded without parsing its header beforehand, pixels.
+        Side of the largest square image that is decoded without parsing its header beforehand, pixels.
     sizes : sequence of int
         Side of each view, pixels.
 
     Attributes
     ----------
     count : int
-        Pictures decoded since :meth:`clear`.
+        Images decoded since :meth:`clear`.
     items : list of ctypes array of int64
-        Per view, for each picture: its number, the address of the pixels to warp and their side. ``warp_group`` in
+        Per view, for each image: its number, the address of the pixels to warp and their side. ``warp_group`` in
         ``warp.c`` takes them.
     line : int
         Address of the row that the warp works in.
 
     Examples
     --------
-    A JPEG of 512 pixels with two views of 224 pixels: the whole picture needs 224, a crop of half the side needs 448.
+    A JPEG of 512 pixels with two views of 224 pixels: the whole image needs 224, a crop of half the side needs 448.
     libjpeg decodes to 448 (7/8). The second view is warped from that; for the first, 448 is more than 1.3 times 224, so
     a copy is averaged down to 224.
     """
 
     def __init__(self, count: int, side: int, sizes: Sequence[int]) -> None:
-        # A picture that fits has at most LARGEST pixels before it is scaled, so its header needs no look of its own.
+        # An image that fits has at most LARGEST pixels before it is scaled, so its header needs no look of its own.
         self._slots = [Slot(min(side * side, LARGEST // REDUCTION)) for _ in range(count)]
         self._large: list[Slot | None] = [None] * count
         self._reduced: list[list[Slot | None]] = [[None] * count for _ in sizes]
@@ -79,33 +81,33 @@ class DecodeMemory:
         self.count = 0
 
     def decode(self, jpeg: np.ndarray, number: int, needed: Sequence[int]) -> bool:
-        """Decode a picture to RGB and add it to the group; return whether it can be decoded.
+        """Decode an image to RGB and add it to the group; return whether it can be decoded.
 
         Parameters
         ----------
         jpeg : ndarray of uint8
         number : int
-            Of the picture in its batch.
+            Of the image in its batch.
         needed : sequence of int
-            Per view, the side that the whole picture must have so that the view is not enlarged, pixels.
+            Per view, the side that the whole image must have so that the view is not enlarged, pixels.
         """
         least = needed[0] if len(needed) == 1 else max(needed)
         slot = self._slots[self.count]
         try:
-            picture = self._decode(jpeg, slot.buffer, least)
+            image = self._decode(jpeg, slot.buffer, least)
         except ValueError:
             large = self._decode_large(jpeg, least)
             if large is None:
                 return False
-            picture = large
-        height, width = picture.shape[:2]
+            image = large
+        height, width = image.shape[:2]
         decoded: Slot | None = None
         at = 3 * self.count
         for view, side in enumerate(needed):
             if height != width or height > FUSED * side:
-                source, warped = self._reduce(picture, view, side), side
+                source, warped = self._reduce(image, view, side), side
             else:
-                decoded = decoded or self._keep(picture, slot)
+                decoded = decoded or self._keep(image, slot)
                 source, warped = decoded, height
             items = self.items[view]
             items[at], items[at + 1], items[at + 2] = number, source.address, warped
@@ -114,13 +116,13 @@ class DecodeMemory:
 
     def _decode(self, jpeg: np.ndarray, buffer: np.ndarray, least: int) -> np.ndarray:
         # strict: what libjpeg only warns of (a truncated or damaged stream, filled up with grey) is an error here.
-        picture: np.ndarray = simplejpeg.decode_jpeg(
+        image: np.ndarray = simplejpeg.decode_jpeg(
             jpeg, "RGB", min_height=least, min_width=least, buffer=buffer, strict=True
         )
-        return picture
+        return image
 
     def _decode_large(self, jpeg: np.ndarray, least: int) -> np.ndarray | None:
-        """Decode a picture that is larger than a slot; None if it is too large, or no picture at all."""
+        """Decode an image that is larger than a slot; None if it is too large, or no image at all."""
         try:
             height, width, _, _ = simplejpeg.decode_jpeg_header(jpeg)
             if height * width > LARGEST:
@@ -129,32 +131,32 @@ class DecodeMemory:
         except ValueError:
             return None
 
-    def _keep(self, picture: np.ndarray, slot: Slot) -> Slot:
-        """Return the slot that holds a decoded square picture, with SPARE bytes after it."""
-        if slot.holds(picture):
-            slot.picture = picture
+    def _keep(self, image: np.ndarray, slot: Slot) -> Slot:
+        """Return the slot that holds a decoded square image, with SPARE bytes after it."""
+        if slot.holds(image):
+            slot.image = image
             return slot
-        side = len(picture)  # larger than a slot, or converted from CMYK
+        side = len(image)  # larger than a slot, or converted from CMYK
         large = self._large[self.count] = Slot(side * side)
-        large.square(side)[:] = picture
+        large.square(side)[:] = image
         return large
 
-    def _reduce(self, picture: np.ndarray, view: int, side: int) -> Slot:
-        """Average a picture that is much larger than a view needs, or not square, down to the side needed."""
+    def _reduce(self, image: np.ndarray, view: int, side: int) -> Slot:
+        """Average an image that is much larger than a view needs, or not square, down to the side needed."""
         slot = self._reduced[view][self.count]
         if slot is None or len(slot.buffer) < side * side * 3 + SPARE:
             slot = self._reduced[view][self.count] = Slot(side * side)
-        height, width = picture.shape[:2]
+        height, width = image.shape[:2]
         way = cv2.INTER_AREA if height >= side and width >= side else cv2.INTER_LINEAR
-        cv2.resize(picture, (side, side), dst=slot.square(side), interpolation=way)
+        cv2.resize(image, (side, side), dst=slot.square(side), interpolation=way)
         return slot
 
-    def pictures(self, view: int) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield number and pixels of each picture of the group, as a view is warped from them."""
+    def images(self, view: int) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield number and pixels of each image of the group, as a view is warped from them."""
         for place in range(self.count):
             number, address, _ = self.items[view][3 * place : 3 * place + 3]
             slots = (self._slots[place], self._large[place], self._reduced[view][place])
-            yield number, next(slot.picture for slot in slots if slot is not None and slot.address == address)
+            yield number, next(slot.image for slot in slots if slot is not None and slot.address == address)
 
     def clear(self) -> None:
         """Begin a new group."""

@@ -33,27 +33,25 @@ def decode_reference(jpeg: np.ndarray, matrices: Sequence[np.ndarray], sizes: Se
     ValueError
         Not a JPEG.
     """
-    picture = simplejpeg.decode_jpeg(jpeg, "RGB", strict=True)
+    image = simplejpeg.decode_jpeg(jpeg, "RGB", strict=True)
     views = []
     for matrix, size in zip(matrices, sizes, strict=True):
-        height, width = picture.shape[:2]
+        height, width = image.shape[:2]
         needed = int(needed_side(matrix[None], size)[0])
-        reduced = picture
+        reduced = image
         if height != width or height > FUSED * needed:
             larger = height >= needed and width >= needed
-            reduced = cv2.resize(
-                picture, (needed, needed), interpolation=cv2.INTER_AREA if larger else cv2.INTER_LINEAR
-            )
+            reduced = cv2.resize(image, (needed, needed), interpolation=cv2.INTER_AREA if larger else cv2.INTER_LINEAR)
         views.append(warp_reference(reduced, matrix * np.float32(len(reduced) / size), size))
     return views
 
 
-def warp_reference(picture: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:
-    """Warp a picture by bilinear interpolation in float64, black outside.
+def warp_reference(image: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:
+    """Warp an image by bilinear interpolation in float64, black outside.
 
     Parameters
     ----------
-    picture : ndarray, uint8, (H, W, 3)
+    image : ndarray, uint8, (H, W, 3)
     matrix : ndarray, (2, 3)
         From output to input pixels; pixel centres lie at halves.
     size : int
@@ -64,13 +62,13 @@ def warp_reference(picture: np.ndarray, matrix: np.ndarray, size: int) -> np.nda
     """
     rows, columns = np.mgrid[:size, :size] + 0.5
     x, y = (line[0] * columns + line[1] * rows + line[2] - 0.5 for line in matrix.astype(np.float64))
-    framed = np.pad(picture.astype(np.float64), ((1, 2), (1, 2), (0, 0)))
-    left = np.clip(np.floor(x), -1, picture.shape[1]).astype(int)
-    top = np.clip(np.floor(y), -1, picture.shape[0]).astype(int)
+    framed = np.pad(image.astype(np.float64), ((1, 2), (1, 2), (0, 0)))
+    left = np.clip(np.floor(x), -1, image.shape[1]).astype(int)
+    top = np.clip(np.floor(y), -1, image.shape[0]).astype(int)
     across, down = np.clip(x - left, 0, 1)[..., None], np.clip(y - top, 0, 1)[..., None]
     above = framed[top + 1, left + 1] * (1 - across) + framed[top + 1, left + 2] * across
     below = framed[top + 2, left + 1] * (1 - across) + framed[top + 2, left + 2] * across
-    inside = (x > -1) & (x < picture.shape[1]) & (y > -1) & (y < picture.shape[0])
+    inside = (x > -1) & (x < image.shape[1]) & (y > -1) & (y < image.shape[0])
     return np.floor((above * (1 - down) + below * down) * inside[..., None] + 0.5).astype(np.uint8)
 
 
@@ -110,7 +108,7 @@ def warp_mask_reference(mask: np.ndarray, matrix: np.ndarray, size: int) -> np.n
     ----------
     mask : ndarray, uint8, (H, W, C)
     matrix : ndarray of float32, (2, 3)
-        From output to input pixels, both of a picture of the output's size; scaled to H and W in float64.
+        From output to input pixels, both of an image of the output's size; scaled to H and W in float64.
     size : int
 
     Returns

@@ -1,4 +1,4 @@
-// One bilinear warp of an RGB picture: rotation, flip, crop and the last of the resizing in one pass over the output, then
+// One bilinear warp of an RGB image: rotation, flip, crop and the last of the resizing in one pass over the output, then
 // the bytes as they are or normalised floats, while the row is still in the nearest cache.
 // The readable reference is warp_reference in reference.py; coordinates and borders are DALI's warp_affine's.
 #include <math.h>
@@ -194,9 +194,9 @@ void warp(const uint8_t *in, ptrdiff_t width, ptrdiff_t height, const float *mat
 #endif
 }
 
-// A group of pictures of one batch in one call. items: for each its number in the batch, the address of its pixels and
-// its side. matrices and out: those of the whole batch, the pictures of `out` `step` bytes apart. Matrices are between
-// pictures of the output's size; here they are brought to the side of the input.
+// A group of images of one batch in one call. items: for each its number in the batch, the address of its pixels and
+// its side. matrices and out: those of the whole batch, the images of `out` `step` bytes apart. Matrices are between
+// images of the output's size; here they are brought to the side of the input.
 void warp_group(ptrdiff_t count, const int64_t *items, const float *matrices, uint8_t *out, ptrdiff_t step,
                 ptrdiff_t size, const float *scale, uint8_t *line) {
     for (const int64_t *item = items; item < items + 3 * count; item += 3) {
@@ -209,7 +209,7 @@ void warp_group(ptrdiff_t count, const int64_t *items, const float *matrices, ui
 
 // A mask by nearest neighbour: an output pixel takes the input pixel that its centre falls into, 255 outside. In double
 // precision and in the order of warp_mask_reference in reference.py, so that both give the same bytes.
-// in: (height, width, channels). matrix: (2, 3), between pictures of the output's size. out: (channels, size, size).
+// in: (height, width, channels). matrix: (2, 3), between images of the output's size. out: (channels, size, size).
 void warp_mask(const uint8_t *in, ptrdiff_t width, ptrdiff_t height, ptrdiff_t channels, const float *matrix,
                uint8_t *out, ptrdiff_t size) {
     const double across = (double)width / size, down = (double)height / size;

@@ -14,37 +14,37 @@ from mrmfast.batch import PIXEL_MEAN, PIXEL_STD
 from mrmfast.data.images.reference import warp_mask_reference
 from mrmfast.native import POINTER, SSIZE
 
-SPARE = 32  # bytes after a decoded picture that the warp may read
+SPARE = 32  # bytes after a decoded image that the warp may read
 FLAGS = ("-O3", "-march=native", "-std=c11", "-ffp-contract=off")
 # Normalised = byte * scale + shift: three scales, then three shifts.
 NORMAL = np.concatenate([1 / (255 * np.array(PIXEL_STD)), -np.array(PIXEL_MEAN) / PIXEL_STD]).astype(np.float32)
 NORMAL_ADDRESS = NORMAL.ctypes.data
 
 
-def warp(picture: np.ndarray, matrix: np.ndarray, out: np.ndarray) -> None:
-    """Warp one square picture into `out`; the last of the resizing (up or down by ``FUSED``) is part of it.
+def warp(image: np.ndarray, matrix: np.ndarray, out: np.ndarray) -> None:
+    """Warp one square image into `out`; the last of the resizing (up or down by ``FUSED``) is part of it.
 
     Parameters
     ----------
-    picture : ndarray, uint8, (S, S, 3)
+    image : ndarray, uint8, (S, S, 3)
         The start of a buffer with ``SPARE`` bytes after it.
     matrix : ndarray, float32, (2, 3)
-        From output to input pixels, both of a picture of the output's size (:mod:`mrmfast.data.images.augment`).
+        From output to input pixels, both of an image of the output's size (:mod:`mrmfast.data.images.augment`).
     out : ndarray, uint8, (size, size, 3), or float32, (3, size, size)
         Filled: bilinear between pixel centres, black outside; floats normalised by ``PIXEL_MEAN`` and ``PIXEL_STD``.
     """
-    side, size, floats = len(picture), out.shape[1], out.dtype == np.float32
+    side, size, floats = len(image), out.shape[1], out.dtype == np.float32
     kernel = library()
     if side != size:
         matrix = matrix * np.float32(side / size)
     if kernel is not None:
         line = np.empty(size * 3 + SPARE, dtype=np.uint8)
         scale = NORMAL_ADDRESS if floats else None
-        kernel.warp(picture.ctypes.data, side, side, matrix.ctypes.data, out.ctypes.data, size, scale, line.ctypes.data)
+        kernel.warp(image.ctypes.data, side, side, matrix.ctypes.data, out.ctypes.data, size, scale, line.ctypes.data)
         return
     at_corners = matrix.astype(np.float64)  # OpenCV counts from pixel centres
     at_corners[:, 2] += (at_corners[:, :2].sum(1) - 1) / 2
-    pixels = cv2.warpAffine(picture, at_corners, (size, size), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+    pixels = cv2.warpAffine(image, at_corners, (size, size), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
     out[:] = pixels.transpose(2, 0, 1) * NORMAL[:3, None, None] + NORMAL[3:, None, None] if floats else pixels
 
 
@@ -55,7 +55,7 @@ def warp_mask(mask: np.ndarray, matrix: np.ndarray, out: np.ndarray) -> None:
     ----------
     mask : ndarray, uint8, (H, W, C), contiguous
     matrix : ndarray, float32, (2, 3), contiguous
-        From output to input pixels, both of a picture of the output's size.
+        From output to input pixels, both of an image of the output's size.
     out : ndarray, uint8, (C, size, size), contiguous
         Filled: nearest neighbour, 255 outside.
     """

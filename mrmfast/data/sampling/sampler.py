@@ -1,7 +1,7 @@
 """Which sample when: a pure function of seed and position, the same for any number of ranks.
 
 The stream is the concatenation of epoch orders. A step takes the next samples of it, across epoch ends, and a rank
-takes its share. The whole state is one integer, the position: entries of the stream consumed, with those set aside.
+takes its share. The whole state is one integer, the position: entries of the stream consumed, with those skipped.
 Nothing is padded, dropped or repeated, so every epoch holds each of its entries exactly once.
 
 What an epoch holds is :mod:`.epoch`'s, its shuffle :mod:`.order`'s. Nothing is listed: a
@@ -132,27 +132,27 @@ class Plan:
         count : int
             How many.
         without : set of int
-            Samples to leave out, because they cannot be read; the stream fills their place. All ranks must hold the
+            Samples to exclude, because they cannot be read; the stream fills their place. All ranks must hold the
             same set.
 
         Returns
         -------
         Slice
-            `count` samples; its `end` is `position`, plus `count`, plus the entries left out among them.
+            `count` samples; its `end` is `position`, plus `count`, plus the entries excluded among them.
 
         Raises
         ------
         UserError
-            All are to be left out.
+            All are to be excluded.
         """
         if len(without) >= self._sampling.distinct and without >= set(self._sampling.drawn().tolist()):
             raise UserError(f"none of the {self._sampling.distinct:,} images can be read; check the dataset's files")
         taken = self._read(position, count)
         while without:
-            left_out = np.array([sample in without for sample in taken.sample.tolist()], dtype=bool)
-            if not left_out.any():
+            skipped = np.array([sample in without for sample in taken.sample.tolist()], dtype=bool)
+            if not skipped.any():
                 break
-            taken = taken[~left_out] + self._read(taken.end, int(left_out.sum()))
+            taken = taken[~skipped] + self._read(taken.end, int(skipped.sum()))
         return taken
 
     def share(self, piece: Slice, rank: int, world: int) -> Slice:
@@ -173,7 +173,7 @@ class Plan:
         ----------
         position : int
         count : int
-            How far to look, in entries of the stream. Samples set aside are not known here: each moves what follows
+            How far to look, in entries of the stream. Samples skipped are not known here: each moves what follows
             by one.
         rank, world : int
         batch : int

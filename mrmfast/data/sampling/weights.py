@@ -48,7 +48,7 @@ def read_weights(path: str | Path, table: SampleTable, selected: np.ndarray) -> 
             continue
         weight = _weight(line[1]) if len(line) == 2 else None
         if weight is None:
-            raise UserError(f"{path}, line {number}: not a {column} and a finite weight of at least 0; mend the line")
+            raise UserError(f"{path}, line {number}: not a {column} and a finite weight of at least 0; fix the line")
         if line[0].strip() in known:
             raise UserError(f"{path}, line {number}: a {column} given before; leave one of the lines")
         known[line[0].strip()] = weight

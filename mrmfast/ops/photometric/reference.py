@@ -61,7 +61,7 @@ def brightness(pixels_BCHW: Tensor, factor_B: Tensor) -> Tensor:
 
 
 def contrast(pixels_BCHW: Tensor, factor_B: Tensor) -> Tensor:
-    """Move away from the mean grey of the picture (factor above 1), or toward it."""
+    """Move away from the mean grey of the image (factor above 1), or toward it."""
     mean_B111 = _grey(pixels_BCHW).mean((1, 2, 3), keepdim=True)
     return _blend(pixels_BCHW, mean_B111, factor_B)
 
@@ -102,8 +102,8 @@ def blur(pixels_BCHW: Tensor, sigma_B: Tensor, radius: int) -> Tensor:
     """
     samples, channels, height, width = pixels_BCHW.shape
     radius = min(radius, height - 1, width - 1)  # a mirror cannot show more than there is
-    place = torch.arange(-radius, radius + 1, device=sigma_B.device, dtype=sigma_B.dtype)
-    weight = torch.exp(-0.5 * (place / sigma_B.clamp(min=1e-3)[:, None]).square())
+    offset = torch.arange(-radius, radius + 1, device=sigma_B.device, dtype=sigma_B.dtype)
+    weight = torch.exp(-0.5 * (offset / sigma_B.clamp(min=1e-3)[:, None]).square())
     weight = (weight / weight.sum(1, keepdim=True)).repeat_interleave(channels, 0)
     # One channel a group, so that each sample has its own kernel.
     flat = pixels_BCHW.reshape(1, samples * channels, height, width)
