@@ -1,4 +1,4 @@
-"""``python -m preprocess COMMAND``: from raw files to a dataset folder. ``mrmfast preprocess COMMAND`` is the same."""
+"""``python -m preprocess COMMAND``: raw files -> dataset folder. ``mrmfast preprocess COMMAND`` is the same command."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PROGRAM = "python -m preprocess"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Parse the command line and run one command; return the exit status (2: an error of the user)."""
+    """Parse the command line and run one command; return the exit status (2: a user error)."""
     argv = sys.argv[1:] if argv is None else argv
     arguments = argparse.Namespace()
 
@@ -26,8 +26,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def parse(argv: list[str], arguments: argparse.Namespace) -> None:
-    """Fill `arguments`; only the chosen command declares its own, so that only its module is imported."""
-    parser = ArgumentParser(prog=PROGRAM, description="Raw files in, a dataset folder out.")
+    """Fill `arguments`; only the module of the chosen command is imported and declares its arguments."""
+    parser = ArgumentParser(prog=PROGRAM, description="Convert raw files into a dataset folder.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, entry in COMMANDS.items():
         examples = "\n  ".join(("examples:", *entry.examples)).format(program=PROGRAM)
@@ -46,6 +46,6 @@ def parse(argv: list[str], arguments: argparse.Namespace) -> None:
 if __name__ == "__main__":
     limit_threads(sys.argv[1] if len(sys.argv) > 1 else "")
     status = main()
-    # The process ends here, and looking for garbage among all the objects of libraries would take a tenth of a second.
+    # The process ends here; a garbage collection of all library objects would take 0.1 s.
     gc.freeze()
     sys.exit(status)

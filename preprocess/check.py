@@ -1,9 +1,11 @@
-"""``python -m preprocess check DATASET``: read every byte of a dataset folder and compare it with its checksums.
+"""``python -m preprocess check DATASET``: compare every byte of a dataset folder with its checksums.
 
-``dataset.json`` seals itself and holds the SHA-256 of every tar and of the ``checksums.json`` of every Zarr folder,
-which holds that of every file in it; a tar's DALI index is compared with the tar. So a flipped byte in any chunk or
-metadata file is found. Joins: every image's participant is looked up in the genetics. Every problem is printed, files
-named, and the exit status is 1 (2 where there is no dataset to check).
+``dataset.json`` contains a checksum of its own content, the SHA-256 of every tar, and the SHA-256 of the
+``checksums.json`` of every Zarr folder. Each ``checksums.json`` contains the SHA-256 of every file of its folder. A
+DALI index is compared with its tar. A flipped byte in any chunk or metadata file is therefore detected.
+
+The command also looks up the participants of the images in the genetics. It prints every problem with the file's name.
+The exit status is 0 without problems, 1 with problems, and 2 if there is no dataset to check.
 """
 
 from __future__ import annotations
@@ -34,17 +36,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the command; return 0 where all checksums match, 1 where anything is damaged.
+    """Run the command; return 0 if all checksums match, 1 if a file is damaged.
 
     Raises
     ------
     UserError
-        There is no dataset.
+        The folder is not a dataset.
     """
     dataset: Path = arguments.dataset
     path = dataset / NAME
     if not path.is_file():
-        raise UserError(f"{path}: does not exist; give a dataset folder that python -m preprocess wrote")
+        raise UserError(f"{path}: does not exist; give a dataset folder written by python -m preprocess")
     problems: list[str] = []
     notes: list[str] = []
     remedy = f"; {REMEDY}"
@@ -63,14 +65,15 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"damaged: {problem}{remedy}")
     for note in notes:
         print(f"check: {note}")
-    print(f"check: {dataset}: {f'{len(problems)} problems' if problems else 'all files are as they were written'}")
+    count = f"{len(problems)} problem{'' if len(problems) == 1 else 's'}"
+    print(f"check: {dataset}: {count if problems else 'OK: all checksums match'}")
     return 1 if problems else 0
 
 
 def _manifest(path: Path) -> Manifest:
     text = path.read_bytes()
     manifest = Manifest.from_json(text, str(path))
-    # Its seal covers the fields, this every byte: equal manifests are equal bytes.
+    # The manifest's checksum covers its fields; this comparison covers every byte.
     if manifest.to_json().encode() != text:
         raise UserError(f"{path}: was changed; {REMEDY}")
     return manifest
@@ -112,16 +115,16 @@ def _index_of(path: Path) -> bytes:
 
 
 def _joins(dataset: Path, manifest: Manifest) -> tuple[list[str], list[str]]:
-    """Compare counts and ids across the parts of a sound dataset; return problems, and lines worth knowing."""
+    """Compare counts and ids across the parts of an undamaged dataset; return problems and notes."""
     problems: list[str] = []
-    notes = ["participants' ids are pseudonyms"] if manifest.pseudonyms else []
+    notes = ["participant IDs are pseudonyms"] if manifest.pseudonyms else []
     images: set[str] = set()
     if manifest.shards:
         table = read_sample_table(str(dataset))
         images = set(table.participant.tolist())
         problems += _id_damage(manifest, dataset / INDEX, images)
         if len(table) != manifest.samples:
-            problems.append(f"{dataset / INDEX}: lists {len(table)} images, {NAME} says {manifest.samples}")
+            problems.append(f"{dataset / INDEX}: lists {len(table)} images, {NAME} has {manifest.samples}")
         problems += _sample_damage(dataset, manifest, table.shard, table.offset, table.size)
         notes.append(f"{len(table)} images of {len(images)} participants")
     for name, entry in manifest.genetics.items():
@@ -129,23 +132,23 @@ def _joins(dataset: Path, manifest: Manifest) -> tuple[list[str], list[str]]:
         shape = (entry["participants"], packed_width(entry["kind"], entry["n_features"]))
         ids = np.asarray(group["participants"][:]).tolist()  # type: ignore[index]  # an array, not a group
         if group["rows"].shape != shape or len(ids) != shape[0]:  # type: ignore[union-attr]
-            problems.append(f"{dataset / STORE / name}: is not of the size that {NAME} says")
+            problems.append(f"{dataset / STORE / name}: has another size than in {NAME}")
         problems += _id_damage(manifest, dataset / STORE / name, ids)
-        joined = f", {len(images.intersection(ids))} of {len(images)} with images have it" if images else ""
+        joined = f", for {len(images.intersection(ids))} of the {len(images)} with images" if images else ""
         notes.append(f"{name}: {len(ids)} participants x {entry['n_features']} features{joined}")
     return problems, notes
 
 
-def _id_damage(manifest: Manifest, where: Path, ids: Iterable[str]) -> list[str]:
-    """Where the manifest names a key, every id must be a pseudonym."""
+def _id_damage(manifest: Manifest, path: Path, ids: Iterable[str]) -> list[str]:
+    """Return a problem if the manifest names a key and an id is not a pseudonym."""
     plain = sum(SHAPE.fullmatch(identifier) is None for identifier in ids) if manifest.pseudonyms else 0
-    return [f"{where}: holds {plain} ids that are no pseudonyms, {NAME} says that all are"] if plain else []
+    return [f"{path}: {plain} IDs are not pseudonyms, but {NAME} requires pseudonyms"] if plain else []
 
 
 def _sample_damage(
     dataset: Path, manifest: Manifest, shard: np.ndarray, offset: np.ndarray, size: np.ndarray
 ) -> list[str]:
-    """Every row of the sample table must point at the image that its tar holds there."""
+    """Return a problem for every tar whose images are not where the sample table says."""
     problems = []
     for number, entry in enumerate(manifest.shards):
         with tarfile.open(dataset / entry.path) as tar:

@@ -9,15 +9,15 @@ from mrmfast.command import Entry
 COMMANDS = {
     "simulate": Entry(
         "preprocess.simulate",
-        "write a simulated biobank (photographs, genotypes, scores, phenotypes)",
+        "write a simulated biobank (fundus images, genotypes, scores, phenotypes)",
         ("{program} simulate --out RAW --participants 64",),
     ),
     "fundus": Entry(
         "preprocess.images.fundus.command",
-        "fundus photographs -> image shards",
+        "fundus images -> image shards",
         (
-            "{program} fundus PHOTOGRAPHS --out DATASET",
-            "{program} fundus PHOTOGRAPHS --out DATASET --participant-table participants.csv",
+            "{program} fundus IMAGES --out DATASET",
+            "{program} fundus IMAGES --out DATASET --participant-table participants.csv",
         ),
     ),
     "pathology": Entry(
@@ -32,7 +32,7 @@ COMMANDS = {
     ),
     "snps": Entry(
         "preprocess.genetics.snps.command",
-        "genotypes (bed, PGEN, BGEN, VCF) -> packed SNPs",
+        "genotypes (.bed, .pgen, .bgen, VCF) -> packed SNPs",
         (
             "{program} snps GENOTYPES --reference a2 --out DATASET",
             "{program} snps ukb.bgen --fasta GRCh38.fa --variants hm3.txt --out DATASET",
@@ -45,28 +45,28 @@ COMMANDS = {
     ),
     "burden": Entry(
         "preprocess.genetics.burden.command",
-        "VEP-annotated VCF -> one bit per gene",
+        "rare harmful variants (VEP-annotated VCF, or genotypes + annotations) -> one bit per gene",
         ("{program} burden ANNOTATED.vcf.gz --out DATASET --max-maf 0.01",),
     ),
     "expression": Entry(
         "preprocess.genetics.expression.command",
-        "TCGA expression, copy number, mutations -> genetics",
+        "TCGA table -> RNA expression, copy number and mutations",
         ("{program} expression TCGA_TABLE.csv --out DATASET",),
     ),
     "report": Entry(
         "preprocess.report.page",
-        "one HTML page about the genetics of a dataset",
+        "write an HTML page about the genetics of a dataset",
         ("{program} report DATASET",),
     ),
     "check": Entry(
         "preprocess.check",
-        "compare every byte of a dataset with its checksums",
+        "compare all files of a dataset with their checksums",
         ("{program} check DATASET",),
     ),
 }
 
 
 def limit_threads(command: str) -> None:
-    """Keep NumPy's BLAS to one thread, before NumPy is imported: it starts one per core, and only pgs uses them."""
+    """Limit NumPy's BLAS to one thread, before the import of NumPy: only pgs uses more threads."""
     if command != "pgs":
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

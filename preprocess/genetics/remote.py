@@ -1,6 +1,7 @@
-"""Sources and datasets on an object store: sources are fetched, a dataset is written here and published complete.
+"""Sources and datasets on an object store: sources are fetched; a dataset is written locally and published complete.
 
-The client is that of training (:mod:`mrmfast.storage`): the same schemes, credentials, endpoint, retries and messages.
+The client is the same as in training (:mod:`mrmfast.storage`): same schemes, credentials, endpoint, retries and
+messages.
 """
 
 from __future__ import annotations
@@ -26,31 +27,31 @@ from mrmfast.storage.config import FetchConfig
 from mrmfast.storage.object_store import MissingError, ObjectEntry
 from preprocess.genetics.genotypes.files import format_of
 
-# What belongs to a genotype file named NAME.bed and so on.
+# Suffixes of the companion files of a genotype file (NAME.bed and so on).
 COMPANIONS = (".bim", ".fam", ".pvar", ".psam", ".sample")
 
 
 def is_url(location: str | Path) -> bool:
-    """Whether a source or target lies on an object store."""
+    """Whether a source or target is on an object store."""
     return "://" in str(location)
 
 
 def location(text: str) -> Path | str:
-    """Parse a command-line argument: a local path, or a URL as it is (a Path would swallow one slash)."""
+    """Parse a command-line argument: a local path, or a URL as a string (a Path would drop one slash)."""
     return text if is_url(text) else Path(text)
 
 
 @contextmanager
 def staged(arguments: argparse.Namespace) -> Iterator[argparse.Namespace]:
-    """Give a command local folders, and publish its dataset when it ends without an error.
+    """Give a command local folders, and publish the dataset when the command ends without an error.
 
-    Local folders of a URL are named by it, in the cache folder (``MRMFAST_CACHE``): a rerun finds what was fetched and
-    the parts that are done. They are left there; the message at the end says where.
+    The URL determines the name of a local folder in the cache folder (``MRMFAST_CACHE``): a rerun finds fetched files
+    and finished parts. The local folders are not removed; the message at the end names them.
 
     Parameters
     ----------
     arguments : Namespace
-        With ``src`` and ``out``, paths or URLs.
+        Holds ``src`` and ``out``, paths or URLs.
 
     Yields
     ------
@@ -70,7 +71,7 @@ def staged(arguments: argparse.Namespace) -> Iterator[argparse.Namespace]:
         return
     local.out = _folder(str(arguments.out))
     with _connected(str(arguments.out)) as client:
-        # Splits and modalities that are there already bind this run too; the remote manifest is the true one.
+        # Existing splits and modalities bind this run too: the remote manifest is authoritative.
         try:
             _download(client, client.entry(NAME), local.out / NAME)
         except MissingError:
@@ -80,10 +81,11 @@ def staged(arguments: argparse.Namespace) -> Iterator[argparse.Namespace]:
 
 
 def fetch(url: str, folder: Path) -> Path:
-    """Copy a genotype file and its companions, or every file of a remote folder; copies that are current are kept.
+    """Copy a genotype file and its companions, or every file of a remote folder; current copies are kept.
 
-    A copy is current if the store's mark of it (ETag, or time of change) and its size are those noted beside it: a
-    corrected .bed has the size of the wrong one. Local files that are gone from the store are removed.
+    A copy is current if size and mark (ETag, or modification time) of the remote file equal those recorded with the
+    copy; the size alone is not enough, because a corrected .bed has the size of the old one. Local files that no longer
+    exist in the store are removed.
 
     Returns
     -------
@@ -93,7 +95,7 @@ def fetch(url: str, folder: Path) -> Path:
     Raises
     ------
     UserError
-        There is nothing there, or it cannot be read.
+        The URL holds no file, or a file cannot be read.
     """
     parent, _, name = url.rstrip("/").rpartition("/")
     is_file = format_of(Path(name)) is not None
@@ -108,7 +110,7 @@ def fetch(url: str, folder: Path) -> Path:
         with tqdm(total=total, desc="fetch", unit="B", unit_scale=True, disable=None) as bar:
             for entry in outdated:
                 path = folder / entry.name
-                # Without a mark until it is complete: a run that is killed in between must not leave an old one.
+                # The mark is written after the file: a killed run must not leave an old mark.
                 _mark_of(path).unlink(missing_ok=True)
                 _download(client, entry, path, bar)
                 with write_aside(_mark_of(path)) as file:
@@ -117,7 +119,7 @@ def fetch(url: str, folder: Path) -> Path:
 
 
 def publish(dataset: Path, client: Client) -> None:
-    """Copy reports and genetics of a dataset to a URL; the manifest goes last, so readers see all or nothing."""
+    """Copy reports and genetics of a dataset to a URL; the manifest is written last, so readers see all or nothing."""
     listed = [*sorted((dataset / STORE).rglob("*")), *sorted((dataset / "reports").rglob("*"))]
     paths = [path for path in listed if path.is_file()]
     with tqdm(total=len(paths), desc="publish", unit="file", disable=None) as bar:
@@ -151,7 +153,7 @@ def _file_and_companions(client: Client, url: str, name: str) -> list[ObjectEntr
 
 
 def _mark(entry: ObjectEntry) -> str:
-    """Return what changes with a remote file."""
+    """Return a text that changes with the remote file."""
     return f"{entry.size} {entry.mark}"
 
 
@@ -170,7 +172,7 @@ def _is_current(path: Path, entry: ObjectEntry) -> bool:
 
 
 def _remove_others(folder: Path, names: set[str]) -> None:
-    """Remove fetched files that are not in the store any more; a dataset that is written there stays."""
+    """Remove fetched files that are no longer in the store; a dataset in the folder stays."""
     for path in folder.iterdir():
         if path.is_file() and not path.name.startswith(".") and path.name not in {*names, NAME}:
             path.unlink()

@@ -1,4 +1,4 @@
-"""What the image commands share on the command line: arguments, the job, and the summary at the end."""
+"""Shared by the image commands: command-line arguments, the job, and the summary."""
 
 from __future__ import annotations
 
@@ -62,47 +62,45 @@ def add_job_arguments(parser: argparse.ArgumentParser, source_help: str, pattern
     parser.add_argument("source", type=Path, metavar="SRC", help=source_help)
     parser.add_argument("--out", type=Path, required=True, metavar="DATASET", help="dataset folder")
     parser.add_argument(
-        "--size", type=integer(16), default=224, help="output image size, pixels (default: %(default)s)"
+        "--size", type=integer(16), default=224, help="output image size in pixels (default: %(default)s)"
     )
     parser.add_argument(
         "--samples-per-shard", type=integer(1), default=1024, help="images per tar file (default: %(default)s)"
     )
-    parser.add_argument(
-        "--workers", type=integer(1), default=2, help="processes of this machine (default: %(default)s)"
-    )
+    parser.add_argument("--workers", type=integer(1), default=2, help="number of processes (default: %(default)s)")
     parallel.add_scheduler_argument(parser)
     add_split_arguments(parser)
     parser.add_argument(
         "--participant-pattern",
         default=pattern,
         metavar="REGEX",
-        help="matched at the start of a file name, with a group (?P<participant>...); "
-        "a name that does not match is its own participant (default: %(default)s)",
+        help="regular expression for the start of a file name, with a group (?P<participant>...); "
+        "a file whose name does not match is a separate participant (default: %(default)s)",
     )
     parser.add_argument(
         "--participant-table",
         type=Path,
         metavar="CSV",
-        help="columns file,participant[,eye]; replaces the pattern",
+        help="table with the columns file,participant[,eye]; replaces the pattern",
     )
     add_argument(parser)
     parser.add_argument(
         "--accept-unreadable",
         action="store_true",
-        help="finish with status 0 although some files cannot be read",
+        help="exit with status 0 even if some files cannot be read",
     )
 
 
 def find_participants(
     arguments: argparse.Namespace, command: str, files: list[str]
 ) -> tuple[list[SourceFile], dict[str, int]]:
-    """Find the participant of each file, as the arguments say, and print how many names have none.
+    """Find the participant of each file; print the number of file names without a participant ID.
 
     Returns
     -------
     list of SourceFile
     dict
-        That number, for report and manifest.
+        The same number, for report and manifest.
     """
     sources, unmatched = ParticipantRule(arguments.participant_pattern, arguments.participant_table).apply(files)
     if unmatched:
@@ -115,7 +113,7 @@ def find_participants(
 
 @dataclass(frozen=True)
 class ImageCommand:
-    """What distinguishes one image command from another.
+    """The parts of a job that are specific to one image command.
 
     Attributes
     ----------
@@ -123,9 +121,9 @@ class ImageCommand:
     process, schema, brightness_percent, files_per_part
         See :class:`preprocess.images.job.ImageJob`.
     choices : dict
-        The command's own arguments that decide the bytes.
+        Specific arguments that determine the output bytes.
     counts : dict
-        The command's own counts for report and manifest.
+        Specific counts for report and manifest.
     """
 
     name: str
@@ -144,13 +142,13 @@ def run_image_command(command: ImageCommand, arguments: argparse.Namespace, sour
     ----------
     command : ImageCommand
     arguments : Namespace
-        Of a parser with :func:`add_job_arguments`.
+        Parsed by a parser with :func:`add_job_arguments`.
     sources : list of SourceFile
 
     Returns
     -------
     int
-        Exit status: 0, or 3 if files could not be read and this was not accepted.
+        Exit status: 0, or 3 if files could not be read and --accept-unreadable was not given.
     """
     job = ImageJob(
         command=command.name,

@@ -1,4 +1,4 @@
-"""Finalise image preprocessing: decide what needs all parts, then write shards, table, manifest and report."""
+"""Last step of image preprocessing: apply the brightness limits, then write shards, table, manifest and report."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def finalise(job: ImageJob, parts: list[Part], arguments: argparse.Namespace) ->
     ----------
     job : ImageJob
     parts : list of Part
-        All of them, all done.
+        All parts; all must be done.
     arguments : Namespace
         ``workers`` and ``scheduler``: :func:`preprocess.parallel.run_parts`.
 
@@ -41,7 +41,7 @@ def finalise(job: ImageJob, parts: list[Part], arguments: argparse.Namespace) ->
     Raises
     ------
     UserError
-        No file gave an image that can be kept.
+        No image is kept.
     """
     records = [json.loads(part.record.read_bytes()) for part in parts]
     images = [(part.payload, row) for part, record in zip(parts, records, strict=True) for row in record["rows"]]
@@ -73,14 +73,14 @@ def finalise(job: ImageJob, parts: list[Part], arguments: argparse.Namespace) ->
 
 
 def brightness_limits(rows: list[dict[str, Any]], percent: float) -> dict[int, str]:
-    """Choose the darkest and the brightest images, each eye by itself.
+    """Choose the darkest and the brightest images, separately for each eye.
 
     Parameters
     ----------
     rows : list of dict
-        With ``sums`` (red, green, blue) and ``metadata``; images without an eye are a group of their own.
+        With ``sums`` (red, green, blue) and ``metadata``; images without an eye form a separate group.
     percent : float
-        Share to exclude at each end; the number is rounded down.
+        Percentage to exclude at each end; the number of images is rounded down.
 
     Returns
     -------
@@ -100,11 +100,11 @@ def brightness_limits(rows: list[dict[str, Any]], percent: float) -> dict[int, s
 
 
 def pixel_statistics(rows: list[dict[str, Any]], job: ImageJob) -> dict[str, Any]:
-    """Mean and standard deviation of red, green and blue, 0..1, of training participants' stored images only."""
+    """Return mean and standard deviation of red, green and blue, 0..1, over stored training images only."""
     train = [row for row in rows if job.splits.of(row["participant"]) == "train"]
     if not train:
         return {"of": "train", "images": 0, "mean": None, "std": None}
-    # Python's integers are exact, so neither order nor number of images changes the last digit.
+    # Python's integers are exact: the order of the images does not change the result.
     count = len(train) * job.image_size**2
     sums = [sum(row["sums"][channel] for row in train) for channel in range(3)]
     squares = [sum(row["squares"][channel] for row in train) for channel in range(3)]
@@ -162,7 +162,7 @@ def _write_images(
         for number, start in enumerate(starts)
     ]
     sizes = [len(task.images) for task in tasks]
-    # Copying releases the interpreter lock, and no decoder runs here that a file could crash.
+    # Threads are safe for a single shard: copying releases the interpreter lock, and no decoder runs in this step.
     shards = parallel.run_parts(
         _write_shard, None, tasks, sizes, arguments, f"{job.command}: shards", "image", processes=len(tasks) > 1
     )

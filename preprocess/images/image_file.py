@@ -1,4 +1,4 @@
-"""Read image files whole, and encode finished images."""
+"""Reads complete image files, and encodes finished images."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _REDUCED = {
 
 
 def read_image(path: Path, smallest_side: int = 0) -> tuple[np.ndarray, int]:
-    """Read an image file whole, scaled down while decoding where that is safe.
+    """Read a complete image file; a JPEG may be downscaled while decoding.
 
     Parameters
     ----------
@@ -34,14 +34,14 @@ def read_image(path: Path, smallest_side: int = 0) -> tuple[np.ndarray, int]:
     Returns
     -------
     ndarray of uint8, shape (height, width, 3), BGR
-        Turned upright by its EXIF orientation.
+        Rotated by the EXIF orientation.
     int
         The reduction used: 1, 2, 4 or 8.
 
     Raises
     ------
     Unreadable
-        Missing, no permission, not an image, cut short, or not 8 bits a channel.
+        The file is missing, has no read permission, is not an image, is truncated, or has not 8 bits per channel.
     """
     try:
         data = path.read_bytes()
@@ -49,25 +49,25 @@ def read_image(path: Path, smallest_side: int = 0) -> tuple[np.ndarray, int]:
         raise Unreadable(os.strerror(error.errno or 0)) from error
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of odd metadata; the pixels decide here
+            warnings.simplefilter("ignore")  # Pillow warns of unusual metadata; only the pixels matter
             with Image.open(io.BytesIO(data)) as header:
                 if header.format in ("JPEG", "MPO"):
                     return _read_jpeg(data, min(header.size), smallest_side)
                 # Pillow, unlike OpenCV, refuses PNG and TIFF files that end early.
                 header.load()
                 if header.mode[0] in "IF":
-                    raise Unreadable("more than 8 bits a channel; convert it to 8-bit RGB")
+                    raise Unreadable("more than 8 bits per channel; convert it to 8-bit RGB")
                 upright = ImageOps.exif_transpose(header).convert("RGB")
                 return np.ascontiguousarray(np.asarray(upright)[:, :, ::-1]), 1
     except (Unreadable, MemoryError):
         raise
-    except Exception as error:  # decoders raise nearly anything on a damaged file
+    except Exception as error:  # decoders raise many exception types on a damaged file
         raise Unreadable(f"not a whole image ({type(error).__name__})") from error
 
 
 def _read_jpeg(data: bytes, shorter_side: int, smallest_side: int) -> tuple[np.ndarray, int]:
     if not _jpeg_ends(data):
-        raise Unreadable("cut short: the JPEG has no end marker")
+        raise Unreadable("truncated: the JPEG has no end marker")
     allowed = [r for r in _REDUCED if smallest_side and shorter_side >= r * smallest_side]
     reduction = max(allowed, default=1)
     image = cv2.imdecode(np.frombuffer(data, np.uint8), _REDUCED[reduction])
@@ -77,10 +77,10 @@ def _read_jpeg(data: bytes, shorter_side: int, smallest_side: int) -> tuple[np.n
 
 
 def _jpeg_ends(data: bytes) -> bool:
-    """Tell whether a JPEG's compressed data is followed by an end marker.
+    """Whether an end marker follows the compressed data of a JPEG.
 
-    OpenCV fills a truncated JPEG with grey and only warns. The header's segments are stepped over because an embedded
-    thumbnail has an end marker of its own.
+    OpenCV fills a truncated JPEG with grey and only warns. The segments of the header are skipped, because an embedded
+    thumbnail has its own end marker.
     """
     position = 2
     while position + 4 <= len(data) and data[position] == 0xFF:

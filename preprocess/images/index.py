@@ -1,8 +1,8 @@
-"""``python -m preprocess index DATASET``: a dataset of WebDataset tars that another tool wrote, without rewriting them.
+"""``python -m preprocess index DATASET``: makes a dataset of the WebDataset tars of another tool, unchanged.
 
-Random access needs files beside the tars, which are added: a DALI index per tar, the table of all samples, the manifest
-with checksums. Tars are read member by member and never unpacked or changed: with ``--pseudonymise`` the table joins
-with genetics under pseudonyms, and the ids in the tars stay there.
+The command writes the files for random access: a DALI index per tar, the table of all samples, and the manifest with
+checksums. The tars are read member by member and are never unpacked or changed. With ``--pseudonymise`` the table joins
+with genetics by pseudonyms, but the tars still contain the original ids.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ IMAGE_EXTENSIONS = ("jpg", "jpeg")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``index``."""
-    parser.add_argument("dataset", metavar="DATASET", type=Path, help="folder with the tars, anywhere below it")
+    parser.add_argument("dataset", metavar="DATASET", type=Path, help="folder with the tars, searched recursively")
     parser.add_argument(
         "--tars", default="**/*.tar", metavar="GLOB", help="which tar files to index (default: %(default)s)"
     )
@@ -47,7 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--participant-pattern",
         metavar="REGEX",
-        help="take the participant from the sample's key instead: group (?P<participant>...), from the key's start",
+        help="regular expression for the start of a sample's key, with a group (?P<participant>...); replaces "
+        "--participant-field",
     )
     add_split_arguments(parser)
     add_argument(parser)
@@ -59,8 +60,8 @@ def run(arguments: argparse.Namespace) -> int:
     Raises
     ------
     UserError
-        No tars, a damaged or compressed tar, a sample without a JPEG or without a participant, or images that are not
-        square and of one size.
+        There is no tar, a tar is damaged or compressed, a sample has no JPEG or no participant, or the images are not
+        square or differ in size.
     """
     dataset: Path = arguments.dataset
     tars = sorted(path for path in dataset.glob(arguments.tars) if path.is_file())
@@ -79,9 +80,9 @@ def run(arguments: argparse.Namespace) -> int:
     schema = {"jpg": "RGB image, image_size x image_size"}
     pseudonyms.claim(dataset)
     finalise_images(dataset, shards, image_size=size.pixels, schema=schema, statistics={"found": samples})
-    print(f"index: {samples} images of {len(tars)} tars; {dataset} is a dataset now")
+    print(f"index: {samples} images of {len(tars)} tars; {dataset} is now a dataset")
     if pseudonyms.key:
-        print("index: the tars themselves still hold the ids they came with: keep the folder private", file=sys.stderr)
+        print("index: the tars still contain the original IDs: keep the folder private", file=sys.stderr)
     return 0
 
 
@@ -90,7 +91,7 @@ def _index_tar(
 ) -> tuple[Shard, list[dict[str, Any]]]:
     """Write the DALI index of a tar; return its manifest entry and its rows of the sample table.
 
-    Keys are running numbers from `first`: keys show up in logs, and those of another tool may hold ids.
+    Keys are numbers from `first` on: keys appear in logs, and keys of another tool may contain ids.
     """
     rows: list[dict[str, Any]] = []
     samples: list[list[Member]] = []
@@ -128,12 +129,14 @@ def _pattern(text: str | None) -> re.Pattern[str] | None:
 
 
 def _samples(path: Path) -> Iterator[tuple[list[Member], Member, bytes, dict[str, Any]]]:
-    """Yield each sample's members, which of them is the image, its JPEG and its metadata."""
+    """Yield each sample's members, the member of the image, the JPEG, and the metadata."""
     try:
         with tarfile.open(path, "r:") as tar:
             samples = list(tar_samples(tar))
     except tarfile.TarError as error:
-        raise UserError(f"{path}: not a plain, whole tar ({error}); unpack compression, or copy it again") from error
+        raise UserError(
+            f"{path}: not a complete, uncompressed tar ({error}); decompress it, or copy it again"
+        ) from error
     with open(path, "rb") as file:
         for members in samples:
             by_extension = {member.extension: member for member in members}
@@ -146,7 +149,7 @@ def _samples(path: Path) -> Iterator[tuple[list[Member], Member, bytes, dict[str
 
 
 def _metadata(path: Path, file: IO[bytes], member: Member | None) -> dict[str, Any]:
-    """Return the fields of a sample's .json; none where there is no .json, or it holds something else."""
+    """Return the fields of a sample's .json; empty if there is no .json or its content is not an object."""
     if member is None:
         return {}
     try:
@@ -164,17 +167,17 @@ def _bytes(file: IO[bytes], member: Member) -> bytes:
 
 
 class _OneSize:
-    """The side that all images of a dataset must have, pixels; 0 before the first image."""
+    """The common size of all images of a dataset in pixels; 0 before the first image."""
 
     pixels = 0
 
     def check(self, path: Path, member: Member, jpeg: bytes) -> None:
-        """Compare an image with those before it.
+        """Compare the size of an image with the images before.
 
         Raises
         ------
         UserError
-            It is no JPEG, not square, or of another size.
+            The image is not a JPEG, is not square, or has another size.
         """
         side = _side(path, member, jpeg)
         if self.pixels and side != self.pixels:
@@ -204,7 +207,7 @@ def _side(path: Path, member: Member, jpeg: bytes) -> int:
 
 @dataclass(frozen=True)
 class _Identify:
-    """Finds the participant of a sample: in a field of its .json, or by a pattern in its key."""
+    """Finds the participant of a sample in a field of its .json, or by a pattern in its key."""
 
     field: str
     pattern: re.Pattern[str] | None

@@ -1,4 +1,4 @@
-"""What an image preprocessor is asked to do, and the record of it in the dataset folder."""
+"""The job of an image command, and the record of the job in the dataset folder."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ RECORD = "images/preprocess.json"
 
 @dataclass(frozen=True)
 class ImageJob:
-    """All that decides the bytes of a dataset's images.
+    """Everything that determines the bytes of a dataset's images.
 
     Attributes
     ----------
     command : str
         Names the report, ``reports/COMMAND.json``.
     root, dataset : Path
-        Where the source files are; the dataset folder.
+        Folder of the source files; dataset folder.
     sources : list of SourceFile
         Sorted; numbers count from 0.
     process : callable
         From a file's path and its SourceFile to an Outcome; raises Unreadable or Excluded. Must be picklable.
     arguments : dict
-        What the user chose, JSON values only; a rerun must choose the same.
+        The user's arguments, JSON values only; a rerun must have the same arguments.
     image_size : int
         Side of the stored images, pixels.
     samples_per_shard : int
@@ -73,7 +73,7 @@ class ImageJob:
 
     @property
     def report(self) -> Path:
-        """Where the report goes."""
+        """Path of the report."""
         return self.dataset / "reports" / f"{self.command}.json"
 
 
@@ -88,7 +88,7 @@ def begin(job: ImageJob) -> dict[str, Any]:
     Raises
     ------
     UserError
-        The dataset was begun with another command, other arguments, files or participants.
+        The dataset was created with another command, other arguments, files or participants.
     """
     listing = [[source.shown, source.participant, source.metadata] for source in job.sources]
     request = {
@@ -110,18 +110,18 @@ def begin(job: ImageJob) -> dict[str, Any]:
 
 
 def _check_record(record: dict[str, Any], request: dict[str, Any], path: Path) -> None:
-    """Raise an error where a dataset was begun with another request than this one."""
+    """Raise an error if the dataset was created with another request."""
     remedy = f"repeat the first run's arguments, use another --out, or delete {path.parent} to start again"
     if record["command"] != request["command"]:
-        raise UserError(f"{path}: was begun by the command {record['command']}, not {request['command']}; {remedy}")
+        raise UserError(f"{path}: was created by the command {record['command']}, not {request['command']}; {remedy}")
     for name in sorted(record["arguments"].keys() | request["arguments"].keys()):
         before, now = record["arguments"].get(name), request["arguments"].get(name)
         if before != now:
-            raise UserError(f"{path}: was begun with {name} = {before}, not {now}; {remedy}")
+            raise UserError(f"{path}: was created with {name} = {before}, not {now}; {remedy}")
     if record["files_sha256"] != request["files_sha256"]:
         raise UserError(
-            f"{path}: was begun with {record['files']} files; now there are {request['files']}, or their names or "
-            f"participants changed; put the files back, use another --out, or delete {path.parent} to start again"
+            f"{path}: was created from {record['files']} files; {request['files']} found now, or their names or "
+            f"participants changed; restore the files, use another --out, or delete {path.parent} to start again"
         )
 
 
@@ -131,7 +131,7 @@ def record_finished(job: ImageJob) -> None:
 
 
 def is_complete(job: ImageJob, record: dict[str, Any]) -> bool:
-    """Tell whether the dataset was finished, and its files are all there.
+    """Whether the dataset was finished and all its files exist.
 
     Raises
     ------
@@ -166,6 +166,6 @@ def _write_record(job: ImageJob, **fields: Any) -> None:
 
 
 def _sources_digest(job: ImageJob) -> str:
-    """Digest of the files' names and sizes: tells a rerun whether the finished dataset is still theirs."""
+    """Return a digest of the files' names and sizes, which detects changed sources of a finished dataset."""
     sizes = [[source.shown, size_and_time(job.root / source.file)[0]] for source in job.sources]
     return hashlib.sha256(json.dumps(sizes).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""What an image preprocessor makes of one source file: images, an exclusion by quality control, or nothing readable."""
+"""The outcome of one source file: images, an exclusion by quality control, or an unreadable file."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 
 
 class Unreadable(Exception):  # noqa: N818 - a verdict on a file
-    """A file that should be an image and cannot be read; the message says why, without naming the file."""
+    """An image file cannot be read; the message is the reason, without the file's name."""
 
 
 class Excluded(Exception):  # noqa: N818 - a verdict on a file
-    """A readable file that quality control excludes; the message is the reason, used as a counter's name."""
+    """Quality control excludes a readable file; the message is the reason and the name of its counter."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class ProcessedImage:
     ----------
     pixels : ndarray of uint8, shape (size, size, 3), BGR
     metadata : dict
-        Goes into the sample's JSON beside the participant.
+        Added to the sample's JSON with the participant.
     suffix : str
-        Appended to the file's number to make the key, where one file gives several images.
+        Appended to the file's number in the key if one file gives several images.
     """
 
     pixels: np.ndarray
@@ -36,7 +36,7 @@ class ProcessedImage:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one file became: its images, and counts worth reporting."""
+    """The images of one file, and counts for the report."""
 
     images: list[ProcessedImage]
     note: dict[str, Any] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Whose image a file is: from its name by a pattern, or from a table."""
+"""The participant of an image file, from a pattern of the file name or from a table."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from preprocess.images.sources import EYES, SourceFile
 
 @dataclass(frozen=True)
 class ParticipantRule:
-    """How the participant of a file is found.
+    """The rule that finds the participant of a file.
 
     Attributes
     ----------
     pattern : str
         Regular expression matched at the start of the file name, with a group ``participant`` and optional further
-        groups. A name that does not match is its own participant.
+        groups. A file whose name does not match is a separate participant.
     table : Path or None
         CSV with the columns file, participant and, optionally, eye; replaces the pattern.
     """
@@ -35,12 +35,12 @@ class ParticipantRule:
         list of SourceFile
             In the order of `files`.
         int
-            How many files did not match and are their own participant.
+            Number of files that did not match and are separate participants.
 
         Raises
         ------
         UserError
-            The pattern is no regular expression or lacks the group; the table is unusable or lacks files.
+            The pattern is not a regular expression or lacks the group; the table is invalid or lacks files.
         """
         if self.table:
             return _from_table(self.table, files), 0
@@ -82,7 +82,7 @@ def _from_table(table: Path, files: list[str]) -> list[SourceFile]:
     if len(sources) < len(files):
         raise UserError(
             f"{table}: has no line for {len(files) - len(sources)} of the {len(files)} image files; "
-            "add them (file = path below SRC, or the bare name) or move these files away"
+            "add the lines (file = path below SRC, or the bare name) or move these files away"
         )
     return sources
 
@@ -102,7 +102,7 @@ def _read_table(table: Path) -> dict[str, dict[str, str]]:
         if not (row["file"] and row["participant"]) or (eye and eye not in EYES):
             raise UserError(f"{table}: line {line} lacks a file or participant, or its eye is not left or right")
         if by_file.setdefault(row["file"], row) is not row:
-            raise UserError(f"{table}: line {line} names a file a second time; remove one of the lines")
+            raise UserError(f"{table}: line {line} repeats a file of an earlier line; remove one of the lines")
     return by_file
 
 

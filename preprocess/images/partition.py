@@ -1,7 +1,8 @@
-"""The sorted list of source files is cut into parts; a worker processes one part after another.
+"""Partition of the sorted list of source files into parts; a worker processes one part after another.
 
-A part is two files: the encoded images end to end, and a JSON that lists them, written last, each aside and renamed.
-A part whose source files are unchanged is never processed twice.
+A part has two files: the concatenated encoded images, and a JSON record that lists the images. The record is written
+last. Each file is written under a temporary name and renamed. A part with unchanged source files is not processed
+again.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ FILES_PER_PART = 64
 
 @dataclass(frozen=True)
 class Part:
-    """Consecutive source files, and the two files that become of them.
+    """Consecutive source files, and the two files of the part.
 
     Attributes
     ----------
     root : Path
         Source folder.
     stem : Path
-        The part's files without their suffixes.
+        Path of the part's files without suffix.
     sources : list of SourceFile
     """
 
@@ -45,17 +46,17 @@ class Part:
 
     @property
     def payload(self) -> Path:
-        """The encoded images, end to end."""
+        """The concatenated encoded images."""
         return self.stem.with_suffix(".jpegs")
 
     @property
     def record(self) -> Path:
-        """What is in the payload and what is not; its presence means that the part is done."""
+        """The list of images in the payload and of skipped files; its presence means that the part is done."""
         return self.stem.with_suffix(".json")
 
     @property
     def current(self) -> Path:
-        """Names the file that is being processed, so that one that kills its worker is known."""
+        """Contains the name of the file being processed: identifies a file that kills its worker."""
         return self.stem.with_suffix(".current")
 
     def state(self) -> list[list[int]]:
@@ -63,7 +64,7 @@ class Part:
         return [size_and_time(self.root / source.file) for source in self.sources]
 
     def is_done(self) -> bool:
-        """Tell whether the part is stored and its source files are still those it was made of."""
+        """Whether the part is stored and its source files are unchanged."""
         if not self.record.exists():
             return False
         record = json.loads(self.record.read_bytes())
@@ -71,7 +72,7 @@ class Part:
 
 
 def size_and_time(path: Path) -> list[int]:
-    """Return size and modification time of a file, -1 where the file cannot be inspected."""
+    """Return size and modification time of a file; -1 for both if the file cannot be inspected."""
     try:
         status = path.stat()
     except OSError:
@@ -90,7 +91,7 @@ def cut_into_parts(root: Path, dataset: Path, sources: list[SourceFile], files_p
 
 @dataclass
 class _Contents:
-    """What the source files of a part became."""
+    """The images and the skipped files of a part."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     excluded: list[dict[str, str]] = field(default_factory=list)
@@ -118,7 +119,7 @@ class _Contents:
         self.size += len(jpeg)
 
     def record(self) -> dict[str, Any]:
-        """Return what the part's record holds besides the state of the source files."""
+        """Return the content of the part's record except the state of the source files."""
         return {
             "bytes": self.size,
             "rows": self.rows,
@@ -129,7 +130,7 @@ class _Contents:
 
 
 def process_part(process: Callable[[Path, SourceFile], Outcome], part: Part) -> None:
-    """Process the files of a part: store their images, then the record.
+    """Process the files of a part: store the images, then the record.
 
     Parameters
     ----------
@@ -162,7 +163,7 @@ def process_part(process: Callable[[Path, SourceFile], Outcome], part: Part) -> 
 
 @contextmanager
 def _current_file(part: Part) -> Iterator[Callable[[str], None]]:
-    """Yield a function that writes down which file is being processed; the note is removed at the end."""
+    """Yield a function that records the name of the file being processed; the record is removed at the end."""
     part.current.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(part.current, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
 
@@ -179,5 +180,5 @@ def _current_file(part: Part) -> Iterator[Callable[[str], None]]:
 
 
 def describe_crash(part: Part) -> str:
-    """Return where the name of the file stands that a worker was processing; names hold participants' ids."""
+    """Describe the file that a worker was processing by the path of its record: file names may contain ids."""
     return f"the file named in {part.current}"

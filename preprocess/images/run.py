@@ -1,8 +1,8 @@
 """Image preprocessing in parts: begin, process one part after another, finalise.
 
-Finalise makes the decisions that need all parts (the brightness limits), copies the kept images into shards and writes
-table, manifest and report. Every byte depends on the source files and the arguments alone, so a run that was killed
-and repeated, or that used more workers or a cluster, gives the same dataset.
+The last step applies the brightness limits, which need all parts, copies the kept images into shards, and writes table,
+manifest and report. Every byte depends only on the source files and the arguments: a killed and repeated run, a run
+with more workers and a run on a cluster give the same dataset.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def run_job(job: ImageJob, arguments: argparse.Namespace, *, accept_unreadable: 
     arguments : Namespace
         ``workers`` and ``scheduler``: :func:`preprocess.parallel.run_parts`.
     accept_unreadable : bool
-        Unreadable files are counted in the report but are no reason for status 3.
+        Unreadable files are counted in the report but do not cause status 3.
 
     Returns
     -------
@@ -44,7 +44,7 @@ def run_job(job: ImageJob, arguments: argparse.Namespace, *, accept_unreadable: 
     Raises
     ------
     UserError
-        The dataset was begun with other arguments, another run is writing it, or no file is usable.
+        The dataset was created with other arguments, another run is writing it, or no file is usable.
     """
     (job.dataset / "images").mkdir(parents=True, exist_ok=True)
     lock = FileLock(job.dataset / "images" / ".preprocess.lock")
@@ -57,7 +57,7 @@ def run_job(job: ImageJob, arguments: argparse.Namespace, *, accept_unreadable: 
                 _process(job, parts, arguments)
                 job.pseudonyms.check(job.dataset)  # genetics may have been written meanwhile
                 report = finalise(job, parts, arguments)
-                # While files are unreadable the parts stay, so that a rerun processes only what was replaced.
+                # The parts are kept while files are unreadable: a rerun processes only replaced files.
                 if not report["unreadable"] or accept_unreadable:
                     record_finished(job)
                     shutil.rmtree(job.dataset / PARTS)

@@ -1,4 +1,4 @@
-"""The source files of an image preprocessor: which files they are, and what may be written down about them."""
+"""The source files of an image command, and their names in reports."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class SourceFile:
         Path relative to the source folder, with forward slashes.
     participant : str
     metadata : dict
-        What the name or the participant table says (``eye``, ``slide``).
+        Metadata from the file name or the participant table (``eye``, ``slide``).
     alias : str
-        What stands for the path in all that is written, where paths hold ids that must not be.
+        Replaces the path in all output if paths may contain ids.
     """
 
     number: int
@@ -43,7 +43,7 @@ class SourceFile:
 
     @property
     def shown(self) -> str:
-        """What reports call the file."""
+        """Name of the file in reports."""
         return self.alias or self.file
 
 
@@ -58,14 +58,14 @@ def find_files(
     suffixes : tuple of str
         Lower case, with the dot; matched without regard to case. Files whose names begin with a dot are skipped.
     is_mask : callable
-        Tells of a relative path whether it is a mask, which is no image.
+        Whether a relative path is a mask; masks are skipped.
 
     Returns
     -------
     list of str
         Relative paths with forward slashes.
     int
-        How many masks were skipped.
+        Number of skipped masks.
 
     Raises
     ------
@@ -95,9 +95,9 @@ def _walk(root: Path) -> list[PurePosixPath]:
 
 
 def pseudonymised(sources: list[SourceFile], pseudonyms: Pseudonyms) -> list[SourceFile]:
-    """Replace ids, also where they are part of a slide's or another name, and number the files; without a key nothing.
+    """Replace ids by pseudonyms and file names by numbers; without a key, return the sources unchanged.
 
-    A slide's name is replaced whether or not it holds the id: it leads to the patient like one.
+    Ids inside other metadata are replaced too. A slide's name is always replaced, because it identifies the patient.
     """
     if not pseudonyms.key:
         return sources

@@ -1,11 +1,11 @@
 """Run the parts of a job with Dask: on threads or processes of this machine, or on a Dask cluster.
 
-A part writes its own file aside and renames it, and a part whose file exists is not run again. The bytes of a part
-depend on its task alone, so a job gives the same bytes for any number of workers, and after any number of kills and
+A part writes its file under a temporary name and renames it. A part whose file exists is not run again. The bytes of a
+part depend only on its task: a job gives the same bytes for any number of workers, and after any number of kills and
 reruns.
 
-Threads serve code that releases the interpreter lock (NumPy, C kernels). Processes serve code that holds it, and code
-that may crash on a damaged file: the part of a worker that was killed runs once more, alone, and only a second crash
+Threads are for code that releases the interpreter lock (NumPy, C kernels). Processes are for code that holds the lock,
+and for code that may crash on a damaged file. The part of a killed worker runs once more, alone; only a second crash
 ends the job.
 """
 
@@ -42,32 +42,32 @@ def run_parts(
     Parameters
     ----------
     part : callable
-        At module level.
+        A function at module level.
     job : object
-        What all parts share; sent to each worker of a cluster once.
+        The input that all parts share; sent once to each worker of a cluster.
     tasks : list
     sizes : list of int
-        How far each task moves the bar.
+        Progress of each task.
     arguments : Namespace
         With ``workers`` (1: in this process) and ``scheduler`` (None: this machine).
     label, unit : str
-        Of the bar.
+        Label and unit of the progress bar.
     processes : bool
         Run on processes of this machine, not on threads.
     done : int
-        Where the bar starts: the size of parts that an earlier run finished.
+        Start of the progress bar: the size of parts that an earlier run finished.
     describe : callable
-        What a worker was doing with a task when it was killed, for the message.
+        Returns a description of a task for the error message of a killed worker.
 
     Returns
     -------
     list
-        What the parts returned, in the order of `tasks`.
+        Results of the parts, in the order of `tasks`.
 
     Raises
     ------
     UserError
-        A part's own error, a part that kills its worker each time, or a cluster that does not answer.
+        A part raised an error, a part kills its worker each time, or the cluster does not answer.
     """
     names = [f"part-{number}" for number in range(len(tasks))]
     calls = {name: Call(part, job, task) for name, task in zip(names, tasks, strict=True)}

@@ -13,10 +13,10 @@ Part = Callable[[Any, Any], Any]
 
 @dataclass(frozen=True)
 class Call:
-    """One part as a function without arguments: Dask would look for keys of its graph inside those of a task.
+    """One part as a function without arguments; Dask would search arguments for keys of its graph.
 
-    Returns an error of the user or of the disk as a value: Dask would wrap it in an exception of its own, whose text
-    is a traceback.
+    A user error or a disk error is returned as a value, because Dask would wrap the error in an exception whose text is
+    a traceback.
     """
 
     part: Part
@@ -67,5 +67,5 @@ class Run:
         task = self._describe(self.calls[name].task)
         return UserError(
             f"{self._label}: {task} killed its worker process each time; move a damaged file away, "
-            "or take fewer --workers where memory is short, and run the same command again: it resumes"
+            "or use fewer --workers if memory is short, and rerun the same command, which resumes"
         )

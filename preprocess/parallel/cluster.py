@@ -20,7 +20,7 @@ def run_on_cluster(run: Run, scheduler: str) -> None:
     UserError
         No scheduler answers, the cluster lost its workers, or a call killed each worker that ran it.
     """
-    from distributed import Client, as_completed  # a second to import, and only clusters need it
+    from distributed import Client, as_completed  # the import takes a second; only clusters need it
     from distributed.client import FutureCancelledError
     from distributed.scheduler import KilledWorker
 
@@ -43,15 +43,15 @@ def run_on_cluster(run: Run, scheduler: str) -> None:
                 raise run.crash(futures[future]) from error
             except FutureCancelledError as error:
                 raise UserError(
-                    f"--scheduler {scheduler}: the cluster lost its workers or its scheduler; start them again, then "
-                    "run the same command again: it resumes"
+                    f"--scheduler {scheduler}: the cluster lost its workers or its scheduler; start them again and "
+                    "rerun the same command, which resumes"
                 ) from error
 
 
 def _share(client: Any, job: Any) -> Any:
-    """Return a job to submit with each call: a large one as a reference to one copy per worker.
+    """Return the job to submit with each call: for a large job, a reference to one copy per worker.
 
-    A small one goes with each call, because the copies are gone when all workers die at once.
+    A small job is sent with each call, because the copies are lost if all workers die at once.
     """
     small = len(cloudpickle.dumps(job)) < SMALL_JOB
     return job if small else client.scatter(job, broadcast=True, hash=False)

@@ -1,6 +1,6 @@
 """Calls on threads or processes of this machine, by the schedulers of Dask.
 
-Dask is imported where it is used: it takes a quarter of a second, and a mistake of the user is told before.
+Dask is imported on use: the import takes 0.25 s, and user errors are reported before.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ def run_on_threads(run: Run, workers: int) -> None:
 
 
 def run_on_processes(run: Run, workers: int) -> None:
-    """Run all calls; after a worker was killed, run the calls that were under way again, one after another.
+    """Run all calls; if a worker is killed, run the unfinished calls again, one after another.
 
-    A killed worker takes the whole pool with it, so any of these calls may be to blame. Alone, a call that merely ran
-    beside the crash finishes, and so does one whose worker was killed from outside.
+    A killed worker ends the whole pool, so any of the running calls may be the cause. A call that did not cause the
+    crash finishes when it runs alone, and so does a call whose worker was killed from outside.
 
     Raises
     ------
@@ -52,7 +52,7 @@ def run_on_processes(run: Run, workers: int) -> None:
 
 
 def _run_graph(run: Run, graph: dict[str, tuple[Call]], pool: _Pool) -> list[str]:
-    """Run calls until all are finished or a worker was killed; return those that were under way then."""
+    """Run calls until all are finished or a worker is killed; return the calls that were running then."""
     pool.submit(int)  # starts the processes, which import their libraries while this one imports Dask
     from dask.callbacks import Callback
     from dask.multiprocessing import get
@@ -81,12 +81,12 @@ class _Pool(ProcessPoolExecutor):
 
 
 def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which stops the pool in one line
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and stops the pool
     threading.Thread(target=_die_with_parent, daemon=True).start()
 
 
 def _die_with_parent() -> None:
-    """End this worker when the parent is gone: after a SIGKILL nobody else would."""
+    """End this worker when the parent has died, e.g. by SIGKILL."""
     parent = multiprocessing.parent_process()
     assert parent is not None, "runs in a worker"
     parent.join()

@@ -10,6 +10,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from mrmfast.arithmetic import ceil_div
 from preprocess.report.statistics import EDGES, Statistics
 
 BLUE, GREY, RED = "#2f6690", "#9aa5b1", "#c8553d"
@@ -36,8 +37,8 @@ def histogram(values: np.ndarray, title: str, x: str, y: str, log: bool = False,
         figure = Figure(figsize=(3.15, 2.3), layout="constrained")
         axes = figure.subplots()
         if np.issubdtype(values.dtype, np.integer) and len(values):
-            # Whole steps: fractions of one would leave gaps that mean nothing.
-            step = -(-(int(np.ptp(values)) + 1) // bins)
+            # Integer steps: fractional bins would show meaningless gaps.
+            step = ceil_div(int(np.ptp(values)) + 1, bins)
             axes.hist(values, bins=(np.arange(values.min(), values.max() + step + 1, step) - 0.5).tolist(), color=BLUE)
         else:
             axes.hist(values, bins=bins, color=BLUE)
@@ -48,15 +49,15 @@ def histogram(values: np.ndarray, title: str, x: str, y: str, log: bool = False,
         return _svg(figure)
 
 
-def agreement(theirs: np.ndarray, ours: np.ndarray, x: str, y: str) -> str:
-    """Draw frequencies in the store against the source's; a flipped variant lies on the falling diagonal."""
+def agreement(source: np.ndarray, store: np.ndarray, x: str, y: str) -> str:
+    """Draw frequencies in the store against the source; a flipped variant is on the falling diagonal."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(3.15, 3.2), layout="constrained")
         axes = figure.subplots()
         axes.plot([0, 1], [0, 1], color=GREY, lw=0.8)
         axes.plot([0, 1], [1, 0], color=GREY, lw=0.8, ls=":")
-        # As pixels: thousands of points would make the page megabytes.
-        axes.scatter(theirs, ours, s=4, color=BLUE, alpha=0.5, linewidths=0, rasterized=True)
+        # Rasterized: thousands of vector points would take megabytes.
+        axes.scatter(source, store, s=4, color=BLUE, alpha=0.5, linewidths=0, rasterized=True)
         axes.set(xlabel=x, ylabel=y, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
         axes.set_title("Allele frequencies", loc="left")
         return _svg(figure)
@@ -74,7 +75,7 @@ def distributions(statistics: Statistics) -> str:
         axes.imshow(share, aspect="auto", extent=(EDGES[0], EDGES[-1], len(share), 0), cmap="Blues")
         axes.set(xlabel="stored value", ylabel="feature, in stored order")
         axes.set_title(f"all {len(share)}", loc="left")
-        grid = right.subplots(-(-len(shown) // 3), 3, squeeze=False, sharex=True).ravel()
+        grid = right.subplots(ceil_div(len(shown), 3), 3, squeeze=False, sharex=True).ravel()
         for axes, number in zip(grid, shown, strict=False):
             axes.stairs(statistics.histogram[number], EDGES, fill=True, color=BLUE)
             axes.set_title(str(statistics.features.name[number])[:22], loc="left", fontsize=7)
@@ -87,5 +88,5 @@ def distributions(statistics: Statistics) -> str:
 def _svg(figure: Figure) -> str:
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    # Without the XML prologue the element can stand inside HTML.
+    # HTML accepts the element only without the XML prologue.
     return re.sub(r"^.*?(?=<svg)", "", buffer.getvalue(), count=1, flags=re.DOTALL)

@@ -1,4 +1,4 @@
-"""What the report shows of a stored modality, counted shard by shard so that memory does not grow with the cohort."""
+"""Counts of a stored modality for the report, shard by shard, so that memory does not grow with the cohort."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tqdm import tqdm
 from mrmfast.formats.genetics import FEATURE_COLUMNS, STORE, Encoding, FeatureTable
 
 EDGES = np.linspace(-6, 6, 121)  # standard deviations
-ROWS = 2048  # unpacked at a time: 18,574 genes are 38 MB
+ROWS = 2048  # rows unpacked at a time: 38 MB for 18,574 genes
 
 
 @dataclass
@@ -22,14 +22,14 @@ class Statistics:
 
     Attributes
     ----------
-    name, kind, participants, features
+    name, encoding, participants, features
     missing_per_feature, missing_per_participant : ndarray of int64
     sum_per_feature : ndarray of float64, shape (n_features,)
-        Copies, bits or values of those not missing.
+        Sum of copies, bits or values that are not missing.
     sum_per_participant : ndarray of int64, shape (participants,)
-        Bits set (binary only, else zeros).
+        Number of set bits (binary only, otherwise zeros).
     histogram : ndarray of int64, shape (n_features, 120)
-        Values in :data:`EDGES`, outliers in the outermost bins (float only, else empty).
+        Counts of values in the bins of :data:`EDGES`, outliers in the outermost bins (float only, otherwise empty).
     """
 
     name: str
@@ -44,7 +44,7 @@ class Statistics:
 
     @property
     def frequency(self) -> np.ndarray:
-        """Frequency of the allele or bit counted among those not missing, NaN where all are; shape (n_features,)."""
+        """Frequency of the counted allele or bit, shape (n_features,); NaN for a feature without values."""
         known = (self.participants - self.missing_per_feature).astype(float)
         known[known == 0] = np.nan
         return self.sum_per_feature / known / (2 if self.encoding == "genotype" else 1)
@@ -56,7 +56,7 @@ def collect(dataset: Path, name: str) -> Statistics:
     features = FeatureTable(**{c: np.asarray(group["features"][c][:]) for c in FEATURE_COLUMNS})
     kind, rows, count = group.attrs["kind"], group["rows"], len(features)
     people = rows.shape[0]
-    found = Statistics(
+    statistics = Statistics(
         name,
         kind,
         people,
@@ -72,30 +72,32 @@ def collect(dataset: Path, name: str) -> Statistics:
             shard = rows[start : start + rows.shards[0]]
             for first in range(0, len(shard), ROWS):
                 part = shard[first : first + ROWS]
-                _add(found, slice(start + first, start + first + len(part)), part)
+                _add(statistics, slice(start + first, start + first + len(part)), part)
                 bar.update(len(part))
-    return found
+    return statistics
 
 
-def _add(found: Statistics, place: slice, packed: np.ndarray) -> None:
-    count = len(found.features)
-    if found.encoding == "binary":
+def _add(statistics: Statistics, rows: slice, packed: np.ndarray) -> None:
+    count = len(statistics.features)
+    if statistics.encoding == "binary":
         bits = np.unpackbits(packed, axis=1, bitorder="little", count=count)
-        found.sum_per_feature += bits.sum(axis=0)
-        found.sum_per_participant[place] = bits.sum(axis=1)
+        statistics.sum_per_feature += bits.sum(axis=0)
+        statistics.sum_per_participant[rows] = bits.sum(axis=1)
         return
-    if found.encoding == "genotype":
+    if statistics.encoding == "genotype":
         codes = (packed[:, :, None] >> np.array([0, 2, 4, 6], np.uint8)) & 3
         codes = codes.reshape(len(packed), -1)[:, :count]
         missing = codes == 3
-        found.sum_per_feature += np.where(missing, 0, codes).sum(axis=0)
+        statistics.sum_per_feature += np.where(missing, 0, codes).sum(axis=0)
     else:
         values = packed.astype(np.float32)
         missing = np.isnan(values)
         values[missing] = 0
-        found.sum_per_feature += values.sum(axis=0, dtype=float)
+        statistics.sum_per_feature += values.sum(axis=0, dtype=float)
         bins = np.clip(np.digitize(values, EDGES) - 1, 0, len(EDGES) - 2)
         flat = (bins + np.arange(count) * (len(EDGES) - 1))[~missing]
-        found.histogram += np.bincount(flat, minlength=found.histogram.size).reshape(found.histogram.shape)
-    found.missing_per_feature += missing.sum(axis=0)
-    found.missing_per_participant[place] = missing.sum(axis=1)
+        statistics.histogram += np.bincount(flat, minlength=statistics.histogram.size).reshape(
+            statistics.histogram.shape
+        )
+    statistics.missing_per_feature += missing.sum(axis=0)
+    statistics.missing_per_participant[rows] = missing.sum(axis=1)

@@ -1,4 +1,4 @@
-"""Write the files in order: genome, scores, rare variants, traits and phenotypes, photographs, truth."""
+"""Write the files in order: genome, scores, rare variants, traits and phenotypes, images, truth."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ _VCF_BYTES_PER_CALL = 0.05
 
 
 def simulate(out: Path, settings: Settings, workers: int) -> None:
-    """Write a data set to ``out``, or finish one begun with equal settings.
+    """Write a data set to ``out``, or complete an unfinished data set with equal settings.
 
     Raises
     ------
     UserError
-        If ``workers`` is below 1 or ``out`` holds anything but an unfinished or finished run with these settings.
+        ``workers`` is below 1, or ``out`` has other content than a run with these settings.
     """
     if workers < 1:
         raise UserError(f"--workers is {workers}: give 1 or more")
     if _claim(out, settings):
-        shutil.rmtree(out / _WORK, ignore_errors=True)  # in case the last run ended between truth.json and this
-        print(f"{out} is complete with these arguments: kept as it is")
+        shutil.rmtree(out / _WORK, ignore_errors=True)  # if the last run was killed after writing truth.json
+        print(f"{out} is already complete with these arguments; nothing to do")
         return
     print(f"writing about {estimate_bytes(settings) / 1e6:,.0f} MB to {out}")
     for folder in ("fundus", "genotypes", "pgs", "burden"):
@@ -53,7 +53,7 @@ def simulate(out: Path, settings: Settings, workers: int) -> None:
 
     absent = {score.pgs_id: scores.write_score(out / "pgs", seed, score, genome) for score in score_list}
     described = traits.describe(plan, genome, score_list, planted_genes)
-    del genome  # 100 bytes a SNP, and each chromosome is drawn again where it is written
+    del genome  # 100 bytes per SNP; each chromosome is drawn again when it is written
 
     sums = _write_genotypes(out, settings, counts, ids, plan, workers)
     carriers = _write_burden(out, settings, genes, planted, ids)
@@ -104,7 +104,7 @@ def _write_traits(out: Path, seed: int, ids: np.ndarray, values: dict[str, np.nd
 
 
 def estimate_bytes(settings: Settings) -> int:
-    """About how many bytes a run with these settings writes."""
+    """Estimate the number of bytes that a run with these settings writes."""
     people = settings.participants
     photographs_bytes = 2 * people * _JPEG_BYTES
     genotype_bytes = settings.snps * (people / 4 + 40) + 22 * 20 * people
@@ -113,23 +113,23 @@ def estimate_bytes(settings: Settings) -> int:
 
 
 def _claim(out: Path, settings: Settings) -> bool:
-    """Make sure that ``out`` is ours to write; True if it is complete already."""
-    wanted: dict[str, Any] = {"format": _FORMAT, "arguments": settings.to_dict()}
+    """Check that ``out`` is empty or a run with these settings; return whether the run is complete."""
+    request: dict[str, Any] = {"format": _FORMAT, "arguments": settings.to_dict()}
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: give --out a folder")
     for path, complete in ((out / _TRUTH, True), (out / _WORK / "settings.json", False)):
         if path.exists():
-            found = json.loads(path.read_text())
-            if {key: found.get(key) for key in wanted} == wanted:
+            record = json.loads(path.read_text())
+            if {key: record.get(key) for key in request} == request:
                 return complete
             raise UserError(
-                f"{out} holds a simulation with other arguments ({found.get('arguments')}): "
-                "give the same ones, another --out, or delete the folder"
+                f"{out} holds a simulation with other arguments ({record.get('arguments')}); "
+                "use the same arguments or another --out, or delete the folder"
             )
     if out.exists() and any(path.name != _WORK for path in out.iterdir()):
         raise UserError(f"{out} is not empty and not a simulation: give --out a new folder")
     (out / _WORK).mkdir(parents=True, exist_ok=True)
-    write_json(out / _WORK / "settings.json", wanted)
+    write_json(out / _WORK / "settings.json", request)
     return False
 
 
@@ -140,7 +140,7 @@ def _save(path: Path, array: np.ndarray) -> None:
 
 @dataclass(frozen=True)
 class _Genome:
-    """What the chromosomes share."""
+    """The input that all chromosomes share."""
 
     out: Path
     seed: int
@@ -158,7 +158,7 @@ def _write_one_chromosome(genome: _Genome, task: tuple[int, int, dict[int, np.nd
 def _write_genotypes(
     out: Path, settings: Settings, counts: list[int], ids: np.ndarray, plan: traits.Plan, workers: int
 ) -> np.ndarray:
-    """Write the chromosomes still missing; returns everyone's SNP sums, float64, shape (rows, N)."""
+    """Write the missing chromosomes; return the SNP sums of all participants, float64, shape (rows, N)."""
     tasks = [
         (number, snps, plan.weights.get(number, {}))
         for number, snps in enumerate(counts, start=1)
@@ -181,7 +181,7 @@ def _write_genotypes(
 def _write_burden(
     out: Path, settings: Settings, genes: list[rare_variants.Gene], planted: list[int], ids: np.ndarray
 ) -> np.ndarray:
-    """Write the VCF if it is missing; returns the carriers of planted genes, bool, shape (genes, N)."""
+    """Write the VCF if it is missing; return the carriers of planted genes, bool, shape (genes, N)."""
     kept = out / _WORK / "carriers.npy"
     if not kept.exists():
         path = out / "burden" / "rare.vep.vcf.gz"

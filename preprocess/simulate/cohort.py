@@ -1,9 +1,9 @@
-"""Who is in the simulated cohort, and the seeded streams that everything is drawn from.
+"""The participants of the simulated cohort, and the seeded random streams.
 
-Every random number comes from :func:`stream`, keyed by the seed, what it is for and (where it applies) the variant or
-participant. A vector over participants is always filled in participant order from a fresh stream, so its first *n*
-entries do not depend on how long it is: participant *i* has the same genome, traits and photographs in a cohort of 64
-and in one of 100,000.
+Every random number comes from :func:`stream`. The key of a stream is the seed, the purpose and, if applicable, the
+variant or participant. A vector over participants is always filled in participant order from a new stream, so the first
+*n* entries do not depend on its length: participant *i* has the same genome, traits and images in a cohort of 64 and in
+a cohort of 100,000.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from mrmfast.arithmetic import ceil_div
 from mrmfast.errors import UserError
 
 # SNPs of UK Biobank's genotyping array on chromosomes 1-22 (784,256 in all).
@@ -31,8 +32,8 @@ CHROMOSOME_LENGTHS = (
 EYES = ("left", "right")
 BAD_KINDS = ("black", "overexposed", "not_fundus")
 
-# One photograph of each bad kind in every 32 participants (64 photographs): 1.56 % each, and each kind is certain to
-# occur from 32 participants on, without the draw depending on the cohort's size.
+# One image of each bad kind in every 32 participants (64 images): 1.56 % each. Each kind occurs in cohorts of at least
+# 32 participants, and the draw does not depend on the cohort's size.
 _BAD_BLOCK = 32
 
 _FIRST_ID = 1_000_000
@@ -42,7 +43,7 @@ MAX_PARTICIPANTS = 500_000
 
 @dataclass(frozen=True)
 class Settings:
-    """What determines the bytes written: two runs with equal settings write equal files."""
+    """The settings that determine the bytes: two runs with equal settings write equal files."""
 
     participants: int
     seed: int
@@ -61,7 +62,7 @@ class Settings:
         for name, (low, high) in limits.items():
             value = getattr(self, name)
             if not low <= value <= high:
-                raise UserError(f"--{name} is {value}: give a whole number from {low} to {high}")
+                raise UserError(f"--{name} must be an integer from {low} to {high} (got {value})")
 
     def to_dict(self) -> dict[str, int]:
         """Return the settings as plain JSON values."""
@@ -76,18 +77,18 @@ def stream(seed: int, purpose: str, *keys: int) -> np.random.Generator:
     seed
         The run's seed.
     purpose
-        What the stream is for; part of its identity.
+        Purpose of the stream, a part of its key.
     keys
-        Further parts of its identity, such as chromosome and variant index; each >= 0.
+        Further parts of the key, such as chromosome and variant index; each >= 0.
     """
     return np.random.default_rng([seed, zlib.crc32(purpose.encode()), *keys])
 
 
 def sparse_hits(rng: np.random.Generator, chance: float, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Bernoulli trials told by their successes: the cost follows the hits, not the trials.
+    """Draw the successes of Bernoulli trials; the cost is proportional to the successes, not to the trials.
 
-    Gaps between successes are geometric, by inversion; the gap and the spare number of one hit are drawn together, so
-    the hits below *n* are the same whatever ``size`` >= *n* is.
+    Gaps between successes are geometric, drawn by inversion. The gap and the spare number of one success are drawn
+    together, so the successes below *n* are the same for every ``size`` >= *n*.
 
     Returns
     -------
@@ -111,10 +112,10 @@ def sparse_hits(rng: np.random.Generator, chance: float, size: int) -> tuple[np.
 
 
 def participant_ids(seed: int, participants: int) -> np.ndarray:
-    """Seven-digit ids in the manner of UK Biobank, int64, shape (participants,).
+    """Return seven-digit ids like those of UK Biobank, int64, shape (participants,).
 
-    The fifth power of an affine map modulo a prime p, where 5 does not divide p - 1: no collisions, no visible order,
-    and the id of participant *i* depends on the seed and *i* alone.
+    An id is the fifth power of an affine map modulo a prime p, where 5 does not divide p - 1. The ids have no
+    collisions and no visible order. The id of participant *i* depends only on the seed and *i*.
     """
     rng = stream(seed, "ids")
     factor, offset = int(rng.integers(1, _ID_PRIME)), int(rng.integers(_ID_PRIME))
@@ -134,9 +135,9 @@ def divide_snps(total: int) -> list[int]:
 
 
 def bad_photographs(seed: int, participants: int) -> dict[tuple[int, str], str]:
-    """Which photographs are bad: (participant index, eye) -> kind, in participant order."""
+    """Return the bad images: (participant index, eye) -> kind, in participant order."""
     chosen: dict[tuple[int, str], str] = {}
-    for block in range(-(-participants // _BAD_BLOCK)):
+    for block in range(ceil_div(participants, _BAD_BLOCK)):
         picks = stream(seed, "bad photographs", block).permutation(2 * _BAD_BLOCK)[: len(BAD_KINDS)]
         for pick, kind in sorted(zip(picks.tolist(), BAD_KINDS, strict=True)):
             index = block * _BAD_BLOCK + pick // 2

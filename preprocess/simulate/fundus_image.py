@@ -1,8 +1,8 @@
-"""One fundus photograph, drawn from visible traits.
+"""One fundus image, drawn from visible traits.
 
-Everything is drawn for a right eye (optic disc on the right) in the square round the field of view, in field radii;
-left eyes are mirrored. Colours are RGB in [0, 1], float32, in planes (3, side, side): a quarter of the time that
-interleaved channels take.
+All images are drawn as a right eye (optic disc on the right) in the square around the field of view, with lengths in
+field radii; left eyes are mirrored. Colours are RGB in [0, 1], float32, with shape (3, side, side): channel planes take
+a quarter of the time of interleaved channels.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from preprocess.simulate import vessels
 
 @dataclass(frozen=True)
 class Camera:
-    """A camera: photograph size and field radius in pixels (cropped above and below where 2 * radius > height)."""
+    """A camera: image size and field radius in pixels; the field is cropped above and below if 2 * radius > height."""
 
     width: int
     height: int
@@ -45,26 +45,26 @@ _SHIFT = 4
 
 
 def _noise(side: int, cells: int, rng: np.random.Generator) -> np.ndarray:
-    """Smooth noise of standard deviation about 0.7, float32, shape (side, side)."""
+    """Return smooth noise with a standard deviation of about 0.7, float32, shape (side, side)."""
     return cv2.resize(
         rng.standard_normal((cells, cells), dtype=np.float32), (side, side), interpolation=cv2.INTER_CUBIC
     )
 
 
 def _distance(grid: tuple[np.ndarray, np.ndarray], centre: np.ndarray) -> np.ndarray:
-    """Squared distance to a point, float32, shape (side, side)."""
+    """Return the squared distance to a point, float32, shape (side, side)."""
     x, y = grid
     return (x - np.float32(centre[0])) ** 2 + (y - np.float32(centre[1])) ** 2
 
 
 def _blend(image: np.ndarray, mask: np.ndarray, colour: np.ndarray) -> None:
-    """Lay a colour over the image in place where the mask (side, side) is 1."""
+    """Blend a colour into the image, in place, where the mask (side, side) is 1."""
     for plane, level in zip(image, colour, strict=True):
         plane += mask * (level - plane)
 
 
 def _absorb(image: np.ndarray, mask: np.ndarray, share: np.ndarray) -> None:
-    """Take a share of the light (per channel) away in place where the mask is 1."""
+    """Reduce the light by a share per channel, in place, where the mask is 1."""
     for plane, level in zip(image, share, strict=True):
         plane *= 1 - mask * level
 
@@ -72,14 +72,14 @@ def _absorb(image: np.ndarray, mask: np.ndarray, share: np.ndarray) -> None:
 def _background(
     grid: tuple[np.ndarray, np.ndarray], pigmentation: float, disc: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """Choroid and pigment epithelium: fair eyes show choroidal vessels, dark ones fine grain."""
+    """Draw choroid and pigment epithelium: choroidal vessels in fair eyes, fine grain in dark eyes."""
     side = grid[0].shape[1]
     colour = _FAIR + np.float32(pigmentation) * (_DARK - _FAIR)
     cloud = 0.05 * _noise(side, 5, rng) + 0.025 * _noise(side, 14, rng) + 0.018 * _noise(side, side // 7, rng)
-    # Choroidal vessels: where smooth noise crosses zero, in patches, out of focus.
+    # Choroidal vessels are the zero crossings of smooth noise, in patches and blurred.
     ridges = np.exp(-((_noise(side, 26, rng) / 0.4) ** 2)) * (0.5 + 0.5 * np.tanh(_noise(side, 5, rng)))
     shade = 1 + cloud + np.float32(0.15 * (1 - pigmentation) ** 1.5) * (ridges - 0.3)
-    # Nerve fibres are thickest round the disc and lend it a sheen.
+    # Nerve fibres are thickest around the disc and make it brighter.
     shade += np.float32(0.14) * np.exp(_distance(grid, disc) * np.float32(-1 / (2 * 0.3**2)))
     return shade[None] * colour[:, None, None]
 
@@ -96,7 +96,7 @@ def _optic_disc(
     image: np.ndarray, grid: tuple[np.ndarray, np.ndarray], disc: np.ndarray, size: float, cup: float,
     rng: np.random.Generator,
 ) -> None:  # fmt: skip
-    """Lay the disc over the image; ``size`` is its radius in field radii, ``cup`` the cup-to-disc ratio."""
+    """Draw the optic disc; ``size`` is its radius in field radii, ``cup`` the cup-to-disc ratio."""
     radius = image.shape[1] / 2
     reach = int(2 * size * radius) + 4
     column, row = (int((c + 1) * radius) for c in disc)
@@ -117,7 +117,7 @@ def _optic_disc(
 def _blob(
     mask: np.ndarray, centre: np.ndarray, size: float, ragged: float, shade: float, rng: np.random.Generator
 ) -> None:
-    """Fill a ragged round patch; ``size`` in field radii."""
+    """Fill an irregular round patch; ``size`` in field radii."""
     radius = mask.shape[0] / 2
     angles = np.linspace(0, 2 * np.pi, 12, endpoint=False)
     reach = size * (1 + ragged * rng.standard_normal(12))
@@ -133,7 +133,7 @@ def _lesions(
     drusen: int,
     rng: np.random.Generator,
 ) -> None:
-    """Microaneurysms, haemorrhages and exudates (``lesions`` in all), and drusen round the macula."""
+    """Draw microaneurysms, haemorrhages and exudates (``lesions`` in total), and drusen around the macula."""
     side = image.shape[1]
     red, bright, soft = (np.zeros((side, side), np.uint8) for _ in range(3))
     cluster = fovea + rng.normal(0, 0.2, 2)
@@ -158,7 +158,7 @@ def _lesions(
 
 
 def _illuminate(image: np.ndarray, grid: tuple[np.ndarray, np.ndarray], rng: np.random.Generator) -> None:
-    """Vignetting, an off-centre flash and haze from one side."""
+    """Apply vignetting, an off-centre flash, and haze from one side."""
     x, y = grid
     tilt = rng.uniform(-0.13, 0.13, 2).astype(np.float32)
     square = _distance(grid, rng.uniform(-0.2, 0.2, 2))
@@ -181,7 +181,7 @@ def _field(grid: tuple[np.ndarray, np.ndarray], notch: bool) -> np.ndarray:
 
 
 def render_field(traits: dict[str, float], radius: int, notch: bool, rng: np.random.Generator) -> np.ndarray:
-    """Draw the square round the field of a right eye.
+    """Draw the square around the field of a right eye.
 
     Parameters
     ----------
@@ -222,7 +222,7 @@ def render_field(traits: dict[str, float], radius: int, notch: bool, rng: np.ran
 
 
 def photograph(traits: dict[str, float], eye: str, camera: Camera, rng: np.random.Generator) -> np.ndarray:
-    """Take a photograph as stored: uint8, BGR (OpenCV's order), shape (camera.height, camera.width, 3)."""
+    """Return an image as stored: uint8, BGR (OpenCV's order), shape (camera.height, camera.width, 3)."""
     field = render_field(traits, camera.radius, camera.notch, rng)
     planes = [cv2.convertScaleAbs(plane, alpha=255 * tint) for plane, tint in zip(field, camera.tint, strict=True)]
     small = np.maximum(cv2.merge(planes[::-1]), 2)

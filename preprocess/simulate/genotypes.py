@@ -1,9 +1,10 @@
 """Common SNPs: one PLINK 1 file set per autosome, streamed SNP by SNP.
 
-The model is Li and Stephens (2003): each haplotype is a mosaic of a panel of 100 founders and changes founder with a
-fixed chance per SNP. In the panel, SNPs come in blocks; within a block founders have one (circular) order and the
-minor allele of a SNP sits on a run of it, as clades sit on a genealogy: neighbours correlate as in real haplotype
-blocks, and the covariance of any two SNPs is known exactly (:func:`moments`).
+The model is that of Li and Stephens (2003): each haplotype is a mosaic of a panel of 100 founders and changes founder
+with a fixed probability per SNP. The SNPs of the panel form blocks. Within a block the founders have one circular
+order, and the carriers of a SNP's minor allele are consecutive founders of this order, similar to clades of a
+genealogy. Neighbouring SNPs correlate as in real haplotype blocks, and the covariance of any two SNPs is known exactly
+(:func:`moments`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 from bed_reader import create_bed
 
+from mrmfast.arithmetic import ceil_div
 from mrmfast.atomic import commit_file, partial_path
 from preprocess.simulate.cohort import CHROMOSOME_LENGTHS, sparse_hits, stream
 
@@ -58,21 +60,21 @@ class Chromosome:
         return self.panel.mean(axis=1)
 
     def name(self, index: int) -> str:
-        """Make up an rs number, unique over the genome."""
+        """Return a simulated rs number, unique in the genome."""
         return f"rs9{self.number:02d}{index:07d}"
 
 
 def make_chromosome(seed: int, number: int, snps: int) -> Chromosome:
     """Draw positions, alleles and founder panel of one autosome; independent of the participants."""
     rng = stream(seed, "chromosome", number)
-    blocks = -(-snps // _BLOCK)
-    place_in_order = rng.random((blocks, FOUNDERS)).argsort(axis=1).astype(np.int16)
+    blocks = ceil_div(snps, _BLOCK)
+    rank_of_founder = rng.random((blocks, FOUNDERS)).argsort(axis=1).astype(np.int16)
     run_starts = rng.integers(0, FOUNDERS, (blocks, _RUNS_PER_BLOCK), dtype=np.int16)
     block = np.arange(snps) // _BLOCK
     start = run_starts[block, rng.integers(0, _RUNS_PER_BLOCK, snps)]
     # Rare minor alleles are more common than common ones; 1 to 50 founders of 100 carry the minor allele.
     carriers = 1 + np.floor(50 * rng.random(snps) ** 1.5).astype(np.int16)
-    minor = (place_in_order[block] - start[:, None]) % FOUNDERS < carriers[:, None]
+    minor = (rank_of_founder[block] - start[:, None]) % FOUNDERS < carriers[:, None]
     panel = (minor ^ (rng.random(snps) < _ALT_IS_MAJOR)[:, None]).astype(np.uint8)
 
     spacing = CHROMOSOME_LENGTHS[number - 1] / (snps + 1)
@@ -87,7 +89,7 @@ def make_chromosome(seed: int, number: int, snps: int) -> Chromosome:
 
 
 def moments(chromosome: Chromosome, indices: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
-    """Work out population mean and variance of a weighted sum of ALT counts over SNPs of one chromosome.
+    """Compute population mean and variance of a weighted sum of ALT counts over SNPs of one chromosome.
 
     Two SNPs d apart on a haplotype share their founder with probability (1 - SWITCH_CHANCE)**d, otherwise they are
     independent; a genotype is two independent haplotypes.
@@ -116,10 +118,10 @@ def write_chromosome(
     weights: dict[int, np.ndarray],
     rows: int,
 ) -> np.ndarray:
-    """Write ``chr{number}.bed/.bim/.fam`` and return what its SNPs add to each weighted sum.
+    """Write ``chr{number}.bed/.bim/.fam`` and return the contribution of its SNPs to each weighted sum.
 
-    Column 5 of the .bim (A1) is ALT, column 6 (A2) is REF, and A1 is counted. The sums use the true genotypes, also
-    where the call is written as missing.
+    Column 5 of the .bim (A1) is ALT, column 6 (A2) is REF, and A1 is counted. The sums use the true genotypes,
+    also for calls that are written as missing.
 
     Parameters
     ----------
@@ -128,7 +130,7 @@ def write_chromosome(
     weights
         SNP index -> weight per ALT copy in each sum, shape (rows,).
     rows
-        How many sums there are.
+        Number of sums.
 
     Returns
     -------

@@ -22,17 +22,17 @@ _MISSING = {
 
 
 def draw_age(seed: int, participants: int) -> np.ndarray:
-    """Age at recruitment in whole years, 40 to 70, more of them old than young, float64, shape (participants,)."""
+    """Return age at recruitment in whole years, 40 to 70, skewed to high ages, float64, shape (participants,)."""
     return np.floor(40 + 31 * stream(seed, "age").random(participants) ** 0.85)
 
 
 def draw_phenotypes(
     seed: int, age: np.ndarray, vessel_width: np.ndarray, vessel_tortuosity: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Field name -> values, float64 with NaN where missing, shape (N,).
+    """Return field name -> values, float64, NaN if missing, shape (N,).
 
-    Narrow and tortuous retinal vessels go with high blood pressure (Wong and Mitchell, N Engl J Med 2004), which is
-    what links photographs to these fields.
+    Narrow and tortuous retinal vessels are associated with high blood pressure (Wong and Mitchell, N Engl J Med 2004).
+    This association links the images to these fields.
     """
     people = len(age)
     normal = {name: stream(seed, "phenotype", n).standard_normal(people) for n, name in enumerate(("bmi", "bp", "dbp"))}
@@ -68,7 +68,7 @@ def draw_phenotypes(
 
 
 def write_phenotypes(path: Path, ids: np.ndarray, fields: dict[str, np.ndarray]) -> None:
-    """Write ``eid`` and the fields, one row a participant in ascending order of id; missing values are empty."""
+    """Write ``eid`` and the fields, one row per participant in ascending order of id; missing values are empty."""
 
     def rows() -> Iterator[list[str]]:
         for index in np.argsort(ids).tolist():

@@ -1,4 +1,4 @@
-"""Both photographs of every participant, drawn by a pool of processes; a photograph that exists is kept."""
+"""Both fundus images of every participant, drawn by a pool of processes; existing images are kept."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PEOPLE_PER_PART = 8
 
 @dataclass(frozen=True)
 class Sitting:
-    """One participant before the camera; ``bad`` names the kind of each spoiled eye."""
+    """The input of both images of one participant; ``bad`` has the kind of each bad image by eye."""
 
     index: int
     eid: int
@@ -31,13 +31,13 @@ class Sitting:
 
 
 def photograph_name(eid: int, eye: str) -> str:
-    """Return the file name of a photograph."""
+    """Return the file name of an image."""
     return f"{eid}_{eye}_0.jpg"
 
 
 def take(folder: Path, seed: int, sitting: Sitting) -> None:
-    """Draw and write what is missing of one participant's two photographs."""
-    cv2.setNumThreads(1)  # the pool already fills the cores
+    """Draw and write the missing images of one participant."""
+    cv2.setNumThreads(1)  # the pool already uses all cores
     camera = CAMERAS[int(stream(seed, "camera", sitting.index).integers(len(CAMERAS)))]
     for number, eye in enumerate(EYES):
         path = folder / photograph_name(sitting.eid, eye)
@@ -53,7 +53,7 @@ def take(folder: Path, seed: int, sitting: Sitting) -> None:
 
 
 def take_part(job: tuple[Path, int], sittings: list[Sitting]) -> None:
-    """Draw and write what is missing of some participants' photographs; `job` is the folder and the seed."""
+    """Draw and write the missing images of several participants; `job` is the folder and the seed."""
     for sitting in sittings:
         take(*job, sitting)
 
@@ -66,7 +66,7 @@ def _sittings(seed: int, ids: np.ndarray, traits: dict[str, np.ndarray]) -> Iter
 
 
 def take_all(folder: Path, seed: int, ids: np.ndarray, traits: dict[str, np.ndarray], workers: int) -> None:
-    """Write ``{id}_{eye}_0.jpg`` for everyone.
+    """Write ``{id}_{eye}_0.jpg`` for all participants.
 
     Parameters
     ----------

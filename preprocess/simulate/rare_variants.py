@@ -1,9 +1,9 @@
-"""Rare coding variants: one VCF annotated as Ensembl VEP does, with everyone's genotypes, streamed row by row.
+"""Rare coding variants: one VCF with annotations like Ensembl VEP's and the genotypes of all participants.
 
 A burden score flags carriers of probably harmful rare variants (loss of function on a protein-coding transcript, or
-missense predicted harmful; minor allele below 1 %). Beside those the file holds what must not be counted: benign
-missense, synonymous, transcripts bound for nonsense-mediated decay, common alleles, and ALT alleles that nearly
-everyone carries (rare REF is not rare ALT).
+missense predicted to be harmful; minor allele frequency below 1 %). The file also has variants that must not count:
+benign missense and synonymous variants, transcripts subject to nonsense-mediated decay, common alleles, and ALT alleles
+that nearly everyone carries (a rare REF allele is not a rare ALT allele).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from preprocess.simulate.cohort import CHROMOSOME_LENGTHS, Settings, sparse_hits, stream
 from preprocess.simulate.files import write_gzip
 
-# Planted genes: many very rare harmful alleles, so that 1 - (1 - 0.001)**(2 * 60) = 11 % of people carry one.
+# Planted genes have many very rare harmful alleles: 1 - (1 - 0.001)**(2 * 60) = 11 % of participants are carriers.
 PLANTED_GENES = 3
 _PLANTED_HARMFUL = 60
 _PLANTED_FREQUENCY = 0.001
@@ -31,7 +31,7 @@ _CSQ_FIELDS = (
     "SIFT", "PolyPhen",
 )  # fmt: skip
 
-# kind: (consequences to draw from, IMPACT, BIOTYPE). SIFT falls and PolyPhen rises with harm.
+# kind: (consequences to draw from, IMPACT, BIOTYPE). More harmful variants have lower SIFT and higher PolyPhen.
 _KINDS = {
     "lof": (("stop_gained", "frameshift_variant", "splice_donor_variant"), "HIGH", "protein_coding"),
     "missense_harmful": (("missense_variant",), "MODERATE", "protein_coding"),
@@ -68,9 +68,9 @@ class Gene:
 
     @property
     def carrier_share(self) -> float:
-        """Population share of people with at least one harmful rare allele."""
-        spared = [(1 - v.alt_frequency) ** 2 for v in self.variants if v.kind in HARMFUL]
-        return 1 - float(np.prod(spared))
+        """Population fraction of carriers of at least one harmful rare allele."""
+        non_carriers = [(1 - v.alt_frequency) ** 2 for v in self.variants if v.kind in HARMFUL]
+        return 1 - float(np.prod(non_carriers))
 
 
 def _kinds_of(number: int, planted: bool, rng: np.random.Generator) -> list[str]:
@@ -138,10 +138,10 @@ def make_genes(settings: Settings) -> tuple[list[Gene], list[int]]:
     for number, chromosome in enumerate(chromosomes):
         rng = stream(settings.seed, "gene", number)
         symbol, ensembl = f"SIMG{number + 1:04d}", f"ENSG00009{number + 1:06d}"
-        place = number - chromosomes.index(chromosome)
+        rank = number - chromosomes.index(chromosome)
         spacing = CHROMOSOME_LENGTHS[chromosome] // (chromosomes.count(chromosome) + 1)
         kinds = _kinds_of(number, number in planted, rng)
-        positions = (place + 1) * spacing + np.sort(rng.choice(5000, len(kinds), replace=False)) * 4
+        positions = (rank + 1) * spacing + np.sort(rng.choice(5000, len(kinds), replace=False)) * 4
         variants = []
         for position, kind in zip(positions.tolist(), rng.permutation(kinds).tolist(), strict=True):
             consequence = str(rng.choice(_KINDS[kind][0]))
@@ -170,7 +170,7 @@ def _header(names: list[str]) -> bytes:
 
 
 def write_vcf(path: Path, seed: int, genes: list[Gene], planted: list[int], ids: np.ndarray) -> np.ndarray:
-    """Write the VCF; its samples stand in ascending order of id, which is not the order of the .fam files.
+    """Write the VCF; its samples are in ascending order of id, which differs from the order of the .fam files.
 
     Parameters
     ----------
@@ -180,8 +180,8 @@ def write_vcf(path: Path, seed: int, genes: list[Gene], planted: list[int], ids:
     Returns
     -------
     carriers
-        Who carries a harmful rare allele of each planted gene, bool, shape (len(planted), N), in cohort order, from
-        the true genotypes.
+        Carriers of a harmful rare allele of each planted gene, from the true genotypes, bool, shape (len(planted), N),
+        in cohort order.
     """
     people = len(ids)
     column_of = np.empty(people, dtype=np.int64)

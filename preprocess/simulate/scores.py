@@ -1,6 +1,7 @@
 """Polygenic scores as PGS Catalog scoring files (format 2.0, harmonised to GRCh38).
 
-Some rows name REF as the effect allele and about 2 % name variants that the genotypes lack, as real files do.
+As in real files, REF is the effect allele of some rows, and about 2 % of the rows have variants that the genotypes
+lack.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Score:
     weight
         Weight per copy of the effect allele as printed in the file, float64, shape (K,).
     effect_is_ref
-        Where the effect allele is REF, bool, shape (K,).
+        Whether the effect allele is REF, bool, shape (K,).
     """
 
     pgs_id: str
@@ -71,7 +72,7 @@ class Score:
 
     @property
     def constant(self) -> float:
-        """What the REF rows add for everyone."""
+        """The constant that the REF rows add to every participant's score."""
         return float(2 * self.weight[self.effect_is_ref].sum())
 
 
@@ -101,7 +102,7 @@ def make_scores(settings: Settings, counts: list[int]) -> list[Score]:
 
 
 def write_score(folder: Path, seed: int, score: Score, genome: list[Chromosome]) -> int:
-    """Write ``{pgs_id}_hmPOS_GRCh38.txt.gz``; returns how many rows the genotypes lack."""
+    """Write ``{pgs_id}_hmPOS_GRCh38.txt.gz``; return the number of rows without a variant in the genotypes."""
     rng = stream(seed, "score rows", score.number)
     rows: list[tuple[int, int, str, str, str, float]] = []
     for number, index, weight, ref_counts in zip(

@@ -1,4 +1,4 @@
-"""Photographs that quality control must throw out: black, overexposed, or not of a fundus."""
+"""Images that quality control must exclude: black, overexposed, or not of a fundus."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import numpy as np
 
 
 def _black(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Leave the flash out: sensor noise and at best a trace of the field."""
+    """Simulate a missing flash: sensor noise and a weak trace of the field of view."""
     return np.clip(image * 0.02 + rng.normal(2, 1.2, image.shape), 0, 255).astype(np.uint8)
 
 
 def _overexposed(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Far too much light: the field burns out and glare veils the rest of the sensor."""
+    """Simulate overexposure: the field of view is saturated and glare covers the rest of the sensor."""
     glare = cv2.GaussianBlur(image, (0, 0), image.shape[0] / 12).astype(np.float32)
     return np.clip(image * 4.5 + glare * 1.5 + rng.uniform(90, 130), 0, 255).astype(np.uint8)
 
 
 def _not_fundus(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Show a sheet of paper on a desk, caught by mistake."""
+    """Draw a sheet of paper on a desk."""
     height, width = image.shape[:2]
     shade = cv2.resize(
         rng.uniform(60, 130, (3, 4, 3)).astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC
@@ -38,5 +38,5 @@ _SPOIL = {"black": _black, "overexposed": _overexposed, "not_fundus": _not_fundu
 
 
 def spoil(image: np.ndarray, kind: str, rng: np.random.Generator) -> np.ndarray:
-    """Turn a good photograph into a bad one of the named kind (one of ``cohort.BAD_KINDS``), uint8, same shape."""
+    """Convert a good image into a bad image of a kind of ``cohort.BAD_KINDS``, uint8, same shape."""
     return _SPOIL[kind](image, rng)

@@ -1,9 +1,9 @@
-"""Visible traits: what the photographs show, and what of it the genome plants.
+"""Traits that are visible in the images, and the genetic effects on them.
 
-A trait is drawn on a scale of mean 0 and variance 1 as a sum of independent parts (SNPs, one polygenic score, carrier
-flags of genes, age, noise) whose shares of the variance are declared below, then brought to its own unit and clipped.
-Shares are exact in the population that the model describes: means and variances come from frequencies and linkage,
-never from the cohort at hand, so participant *i* keeps the same traits in a cohort of any size.
+A standardised trait (mean 0, variance 1) is a sum of independent parts: SNPs, one polygenic score, carrier status of
+genes, age, and noise. The table below has each part's share of the variance. The trait is then scaled to its unit and
+clipped. The shares are exact in the population: means and variances come from allele frequencies and linkage, never
+from the simulated cohort. So participant *i* has the same traits in a cohort of any size.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Trait:
     Attributes
     ----------
     score, genes
-        Places of the score and of the planted genes that affect it.
+        Indices of the score and of the planted genes that affect the trait.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Trait:
 
     @property
     def noise_share(self) -> float:
-        """What no part explains."""
+        """Share of the variance that no part explains."""
         return 1 - self.snp_share - self.score_share - self.gene_share - self.age_share
 
 
@@ -82,7 +82,7 @@ class Plan:
     weights
         Chromosome number -> SNP index -> weight per ALT copy in each row, shape (rows,).
     row_of
-        Trait name -> its row.
+        Trait name -> row.
     mean, sd
         Population moments of each row, shape (rows,).
     """
@@ -95,18 +95,18 @@ class Plan:
 
 
 def _pick_causal(trait: Trait, settings: Settings, genome: list[Chromosome]) -> tuple[np.ndarray, np.ndarray]:
-    """Chromosome numbers and indices, shape (K,), of SNPs that the later every-100th step keeps; common if possible."""
+    """Return chromosome numbers and indices, shape (K,), of SNPs that ``snps`` selects; common SNPs if possible."""
     kept = [(c.number, i) for c in genome for i in range(0, len(c.positions), KEEP_EVERY)]
     frequency = np.concatenate([c.alt_frequency[::KEEP_EVERY] for c in genome])
     common = np.flatnonzero(np.minimum(frequency, 1 - frequency) >= _CAUSAL_MAF)
     rng = stream(settings.seed, "causal SNPs", TRAITS.index(trait))
-    places = np.sort(rng.permutation(common if len(common) else len(kept))[:_CAUSAL_SNPS])
-    chosen = np.array([kept[place] for place in places])
+    indices = np.sort(rng.permutation(common if len(common) else len(kept))[:_CAUSAL_SNPS])
+    chosen = np.array([kept[index] for index in indices])
     return chosen[:, 0], chosen[:, 1]
 
 
 def make_plan(settings: Settings, genome: list[Chromosome], scores: list[Score]) -> Plan:
-    """Draw causal SNPs and weights, and work out the exact moments of every row."""
+    """Draw causal SNPs and weights, and compute the exact moments of every row."""
     rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     plan = Plan({})
     for trait in TRAITS:
@@ -114,7 +114,7 @@ def make_plan(settings: Settings, genome: list[Chromosome], scores: list[Score])
             numbers, indices = _pick_causal(trait, settings, genome)
             rng = stream(settings.seed, "causal weights", TRAITS.index(trait))
             frequency = np.array([genome[n - 1].panel[i].mean() for n, i in zip(numbers, indices, strict=True)])
-            # Weights of about equal variance, so that no single SNP is the whole trait.
+            # The SNPs explain about equal variance, so that no single SNP dominates the trait.
             size = rng.uniform(0.7, 1.3, len(numbers)) * rng.choice((-1.0, 1.0), len(numbers))
             plan.row_of[trait.name] = len(rows)
             rows.append((numbers, indices, size / np.sqrt(2 * frequency * (1 - frequency))))
@@ -127,19 +127,19 @@ def make_plan(settings: Settings, genome: list[Chromosome], scores: list[Score])
     for row, (numbers, indices, weights) in enumerate(rows):
         variance = 0.0
         for number in np.unique(numbers).tolist():
-            here = numbers == number
-            mean, part = moments(genome[number - 1], indices[here], weights[here])
+            on_chromosome = numbers == number
+            mean, part = moments(genome[number - 1], indices[on_chromosome], weights[on_chromosome])
             plan.mean[row] += mean
             variance += part
             table = plan.weights.setdefault(number, {})
-            for index, weight in zip(indices[here].tolist(), weights[here], strict=True):
+            for index, weight in zip(indices[on_chromosome].tolist(), weights[on_chromosome], strict=True):
                 table.setdefault(index, np.zeros(len(rows)))[row] += weight
         plan.sd[row] = np.sqrt(variance)
     return plan
 
 
 def _gene_effect(trait: Trait, gene: Gene) -> float:
-    """Effect of being a carrier, in SD of the trait: genes share the trait's gene variance equally."""
+    """Return the effect of carrier status in SD of the trait: all genes of a trait explain equal variance."""
     share = gene.carrier_share
     return float(np.sqrt(trait.gene_share / len(trait.genes) / (share * (1 - share))))
 
@@ -147,7 +147,7 @@ def _gene_effect(trait: Trait, gene: Gene) -> float:
 def realise(
     settings: Settings, plan: Plan, sums: np.ndarray, genes: list[Gene], carriers: np.ndarray, age: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Everyone's traits in their units.
+    """Return the traits of all participants in their units.
 
     Parameters
     ----------

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-# Main trunks in the frame of the disc: (towards the fovea, upwards), in disc-fovea distances. Temporal trunks arch
-# round the macula, nasal ones leave it.
+# Main trunks in the frame of the disc: (towards the fovea, upwards), in disc-fovea distances. Temporal trunks
+# curve around the macula, nasal trunks lead away from it.
 _TEMPORAL = np.array([(0.0, 0.0), (0.06, 0.22), (0.28, 0.58), (0.75, 0.82), (1.35, 0.78), (2.1, 0.55)])
 _NASAL = np.array([(0.0, 0.0), (-0.06, 0.22), (-0.3, 0.5), (-0.65, 0.85), (-1.1, 1.3)])
 _VEIN_WIDTH = 0.0205  # at the disc; the central retinal vein is about a tenth of the disc's width
@@ -24,14 +24,14 @@ _SHIFT = 4  # fractional bits of OpenCV's drawing coordinates
 
 @dataclass(frozen=True)
 class Branch:
-    """A stretch of vessel: points (x, y), float64, shape (P, 2), and widths, shape (P,)."""
+    """A segment of a vessel: points (x, y), float64, shape (P, 2), and widths, shape (P,)."""
 
     points: np.ndarray
     widths: np.ndarray
 
 
 def _smooth_path(corners: np.ndarray) -> np.ndarray:
-    """Draw a curve through soft corners, resampled at _STEP."""
+    """Return a curve with rounded corners, resampled at _STEP."""
     for _ in range(3):  # Chaikin's corner cutting
         cut = np.empty((2 * len(corners) - 2, 2))
         cut[0::2] = 0.75 * corners[:-1] + 0.25 * corners[1:]
@@ -43,7 +43,7 @@ def _smooth_path(corners: np.ndarray) -> np.ndarray:
 
 
 def _bend(points: np.ndarray, tortuosity: float, width: float, rng: np.random.Generator) -> np.ndarray:
-    """Push a path sideways in waves; thin vessels wind more tightly."""
+    """Displace a path sideways in waves; thin vessels have shorter waves."""
     arc = np.arange(len(points)) * _STEP
     step = np.empty_like(points)
     step[1:] = points[1:] - points[:-1]
@@ -63,7 +63,7 @@ def _shoot(
     tortuosity: float,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """Grow a free branch that keeps a steady slight curve."""
+    """Return a free branch with a constant slight curvature."""
     steps = max(4, int(length / _STEP))
     headings = heading + np.cumsum(rng.normal(0, 0.03) + rng.normal(0, 0.055, steps))
     path = start + np.cumsum(_STEP * np.column_stack([np.cos(headings), np.sin(headings)]), axis=0)
@@ -71,7 +71,7 @@ def _shoot(
 
 
 def _visible(points: np.ndarray, fovea: np.ndarray) -> int:
-    """How many points from the start lie within the field and off the fovea."""
+    """Return the number of points from the start that are inside the field and outside the fovea."""
     stop = (np.hypot(*(points - fovea).T) < _FOVEA_FREE) | (np.hypot(*points.T) > 1.03)
     return int(stop.argmax()) if stop.any() else len(points)
 
@@ -79,7 +79,7 @@ def _visible(points: np.ndarray, fovea: np.ndarray) -> int:
 def grow(
     disc: np.ndarray, fovea: np.ndarray, width: float, tortuosity: float, vein: bool, rng: np.random.Generator
 ) -> list[Branch]:
-    """Grow the arterial or the venous tree of one eye.
+    """Return the arterial or the venous tree of one eye.
 
     Parameters
     ----------
@@ -136,7 +136,7 @@ def grow(
 
 
 def paint(branches: list[Branch], radius: int, share: float = 1.0) -> np.ndarray:
-    """How much vessel lies on each pixel of the square round the field.
+    """Return the vessel coverage of each pixel of the square around the field.
 
     Parameters
     ----------
@@ -161,7 +161,7 @@ def paint(branches: list[Branch], radius: int, share: float = 1.0) -> np.ndarray
         for first in range(0, len(pixels) - 1, 5):
             pieces.append((thickness[first], pixels[first : first + 6]))
     for thickness, line in sorted(pieces, key=lambda piece: piece[0]):  # thick over thin
-        # Blood absorbs by depth: a vessel thinner than five drawn pixels is paler as well.
+        # Absorption depends on the depth of blood: a vessel thinner than five drawn pixels is also paler.
         shade = int(255 * min(1.0, 0.28 + 0.145 * thickness))
         cv2.polylines(canvas, [line], False, shade, max(1, round(thickness)), cv2.LINE_AA, _SHIFT)
     small = cv2.resize(canvas, (2 * radius, 2 * radius), interpolation=cv2.INTER_AREA)

@@ -275,7 +275,7 @@ def test_stock_tars_join_under_pseudonyms(stock_tars, tmp_path_factory, capsys):
     key = tmp_path_factory.mktemp("key") / "key"
     key.write_text("0123456789abcdef0123456789abcdef")
     assert preprocess(["index", str(stock_tars), "--pseudonymise", str(key)]) == 0
-    assert "the tars themselves still hold the ids" in capsys.readouterr().err
+    assert "the tars still contain the original IDs" in capsys.readouterr().err
     expected = Pseudonyms.read(key).of(f"p{number // 2}" for number in range(10))
     assert read_sample_table(str(stock_tars)).participant.tolist() == expected.tolist()
     assert preprocess(["index", str(stock_tars)]) == 2

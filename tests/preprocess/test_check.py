@@ -22,7 +22,7 @@ def test_a_sound_dataset_passes(sound, capsys):
     assert main(["check", str(sound)]) == 0
     out = capsys.readouterr().out
     assert "24 images of 12 participants" in out
-    assert "snps: 12 participants x 37 features, 12 of 12 with images have it" in out
+    assert "snps: 12 participants x 37 features, for 12 of the 12 with images" in out
 
 
 def test_a_flipped_byte_is_found_in_every_file(sound, tmp_path, capsys):

@@ -331,14 +331,14 @@ def test_a_thumbnails_end_marker_does_not_hide_a_truncated_jpeg(tmp_path: Path) 
     path.write_bytes(body[:2] + segment + body[2:])
     assert read_image(path)[0].shape == (220, 280, 3)
     path.write_bytes(body[:2] + segment + body[2:-500])
-    with pytest.raises(Unreadable, match="cut short"):
+    with pytest.raises(Unreadable, match="truncated"):
         read_image(path)
 
 
 def test_changed_arguments_are_refused(photographs: Path, dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = fingerprint(dataset)
     assert fundus(photographs, dataset, "--size", "32") == 2
-    assert "was begun with size = 64, not 32" in capsys.readouterr().err
+    assert "was created with size = 64, not 32" in capsys.readouterr().err
     assert fundus(photographs, dataset, "--split-seed", "1") == 2
     assert fundus(photographs, dataset, "--participant-pattern", r"(?P<participant>\d)") == 2
     assert main(["pathology", str(photographs), "--out", str(dataset)]) == 2

@@ -154,8 +154,8 @@ def test_all_commands_store_pseudonyms_alone(tmp_path, raw, keyfile, capsys):
     preprocess("expression", folder / "t.csv", *out, *keep)
     preprocess("report", tmp_path / "ds")
     preprocess("check", tmp_path / "ds")
-    assert "participants' ids are pseudonyms" in capsys.readouterr().out
-    assert "ids are pseudonyms" in (tmp_path / "ds/reports/genetics.html").read_text()
+    assert "participant IDs are pseudonyms" in capsys.readouterr().out
+    assert "participant IDs are pseudonyms" in (tmp_path / "ds/reports/genetics.html").read_text()
     pseudonyms = Pseudonyms.read(keyfile)
     stored = pseudonyms.of(PEOPLE[:-2]).tolist()
     for name in ("snps", "pgs", "burden"):
@@ -203,4 +203,4 @@ def test_check_finds_ids_that_are_none(tmp_path, capsys):
     pseudonyms.claim(tmp_path / "ds")
     write_dataset(tmp_path / "ds", genetics=False, ids=["7001000", *pseudonyms.of(["7001001"]).tolist()])
     assert main(["check", str(tmp_path / "ds")]) == 1
-    assert "index.zarr: holds 1 ids that are no pseudonyms" in capsys.readouterr().out
+    assert "index.zarr: 1 IDs are not pseudonyms" in capsys.readouterr().out

@@ -78,8 +78,8 @@ def test_a_flipped_reference_is_pointed_out(tmp_path):
     write_ledger(tmp_path, "snps", columns, right)
     text = page(tmp_path)
     assert "frequency of the other allele" not in text
-    assert "Left out: 1 of 7 lines" in text
-    assert re.search(r"turned to the reference</td><td class=\"n\">6<", text)
+    assert "Excluded: 1 of 7 rows" in text
+    assert re.search(r"kept SNPs with swapped alleles</td><td class=\"n\">6<", text)
     write_ledger(tmp_path, "snps", columns, [(1, f"rs{i}", 0, "kept", 1 - true[i]) for i in range(6)])
     assert "6 SNPs have the frequency of the other allele" in page(tmp_path)
 
@@ -90,11 +90,11 @@ def test_excluded_scores_are_listed_with_reasons(tmp_path):
     (tmp_path / "reports").mkdir()
     entries = [
         {"score": "PGS1", "file": "PGS1.txt", "status": "used", "reason": "", "rows": 7, "matched": 5},
-        {"score": "PGS2", "file": "PGS2.txt", "status": "left out", "reason": "positions in <another> build"},
+        {"score": "PGS2", "file": "PGS2.txt", "status": "excluded", "reason": "positions in <another> build"},
     ]
     (tmp_path / "reports" / "pgs.json").write_text(json.dumps({"scores": entries}))
     text = page(tmp_path)
-    assert "Scores left out: 1" in text
+    assert "Excluded scores: 1" in text
     assert "positions in &lt;another&gt; build" in text
 
 
@@ -120,13 +120,13 @@ def test_the_ledger_of_expression_is_found_for_each_of_its_modalities(tmp_path):
     for section, (name, features) in zip(sections[1:], (("rna", 2), ("cnv", 1), ("mutations", 3)), strict=True):
         assert section.startswith(f'"{name}"')
         assert f'<tr><td>kept</td><td class="n">{features}</td></tr>' in section
-        assert f"Left out: 0 of {features} lines of the ledger" in section
+        assert f"Excluded: 0 of {features} rows of the ledger" in section
 
 
 @pytest.mark.parametrize("damage", ["{", None])
 def test_damaged_inputs_are_named(tmp_path, capsys, damage):
     assert main(["report", str(tmp_path)]) == 2
-    assert "lists no genetics" in capsys.readouterr().err
+    assert "has no genetics" in capsys.readouterr().err
     dataset = write_dataset(tmp_path / "ds")
     (dataset / "reports").mkdir()
     for name in ["pgs.json"] if damage else ["snps_variants.tsv.gz", "pgs_variants.parquet"]:

@@ -1,4 +1,4 @@
-"""Which variant harms which gene: regenie's annotation, set-list and mask files, or VEP's sites.
+"""Pairs of a variant and the gene it damages: from regenie's annotation, set-list and mask files, or from VEP's sites.
 
 regenie's formats (https://rgcgithub.github.io/regenie/options/#gene-based-testing): annotations are lines of variant,
 gene, category (or variant, gene, domain, category); a set list is gene, chromosome, position, comma-joined variants; a
@@ -30,10 +30,10 @@ class Annotations:
     Attributes
     ----------
     pairs : DataFrame
-        ``variant`` (row of the genotypes; -1 where `fate` says why not), ``label``, ``gene``, ``why``, ``count_ref``
-        (the harmful allele is the genotypes' ``ref``), ``fate`` ("" while undecided).
+        ``variant`` (row of the genotypes; -1 where `fate` holds the reason), ``label``, ``gene``, ``why``,
+        ``count_ref`` (the harmful allele is the genotypes' ``ref``), ``fate`` ("" while undecided).
     genes : dict
-        Known places and symbols of annotated genes, by gene id.
+        Known positions and symbols of annotated genes, by gene id.
     """
 
     pairs: pd.DataFrame
@@ -50,16 +50,16 @@ def read_tables(
     annotations, sets, masks : Path
         Without a set list every annotated pair counts.
     mask : str
-        A name of `masks`, or categories joined by commas.
+        A name in `masks`, or categories joined by commas.
     variants : DataFrame
-        Of the genotypes.
+        The variants of the genotypes.
     count_ref : bool
         The harmful allele is the one that the genotypes call ``ref``.
 
     Raises
     ------
     UserError
-        A file is malformed (names the line), or no category is known.
+        A file is malformed (the message names the line), or no category is known.
     """
     rows = _fields(annotations, (3, 4), "variant gene category")
     pairs = pd.DataFrame(
@@ -86,25 +86,25 @@ def read_tables(
     variant = row_of.reindex(pairs["label"]).fillna(-1).to_numpy(np.int64)
     absent = (variant < 0) & (fate == "")
     fate[absent] = "absent"
-    # Two variants of one name: the table cannot mean both.
+    # Two variants with one id: the table cannot tell which of them is meant.
     fate[absent & pairs["label"].isin(set(ids[repeated])).to_numpy()] = "id_repeats"
     return Annotations(pairs.assign(variant=variant, count_ref=count_ref, fate=fate), genes)
 
 
 def read_vep(path: Path, rule: vep.HarmRule, variants: pd.DataFrame) -> Annotations:
-    """Read VEP's sites and find the variants by place and alleles, whichever of them the genotypes call ``ref``.
+    """Read VEP's sites and find the variants by position and alleles; the alleles may be swapped in the genotypes.
 
     Raises
     ------
     UserError
-        Not annotated by VEP, or damaged.
+        A file is not annotated by VEP, or is damaged.
     """
     row_of: dict[tuple[int, int, str, str], int] = {}
     columns = (variants[name].tolist() for name in ("chromosome", "position", "ref", "alt"))
     for row, key in enumerate(zip(*columns, strict=True)):
         row_of.setdefault(key, row)
     genes: dict[str, Gene] = {}
-    found = []
+    pairs = []
     for file in find_vcfs(path):
         vcf = open_vcf(file, sites=True)
         parser = vep.CsqParser(vep.csq_fields(vcf.raw_header, file), rule)
@@ -112,31 +112,33 @@ def read_vep(path: Path, rule: vep.HarmRule, variants: pd.DataFrame) -> Annotati
             number, csq = autosome(record.CHROM), record.INFO.get("CSQ")
             label = f"{record.CHROM}:{record.POS}:{record.REF}"
             if not number or not csq:
-                found.append((-1, label, "", "", False, "not_annotated" if number else "not_autosomal"))
+                pairs.append((-1, label, "", "", False, "not_annotated" if number else "not_autosomal"))
                 continue
             harmed, coding = parser.parse(csq, record.REF, list(record.ALT))
             for gene, symbol in coding.items():
                 genes.setdefault(gene, Gene(number, record.POS, symbol))
             for alternative, why in zip(record.ALT, harmed, strict=True):
                 if not why:
-                    found.append((-1, f"{label}:{alternative}", "", "", False, "not_harmful"))
+                    pairs.append((-1, f"{label}:{alternative}", "", "", False, "not_harmful"))
                     continue
                 forward = row_of.get((number, record.POS, record.REF, alternative), -1)
                 backward = row_of.get((number, record.POS, alternative, record.REF), -1)
                 row = forward if forward >= 0 else backward
                 for gene, reason in sorted(why.items()):
                     verdict = "absent" if row < 0 else ""
-                    found.append((row, f"{label}:{alternative}", gene, reason, forward < 0 <= row, verdict))
+                    pairs.append((row, f"{label}:{alternative}", gene, reason, forward < 0 <= row, verdict))
         if parser.malformed or parser.allele_unknown:
-            found += [(-1, file.name, "", "", False, "annotations_malformed")] * parser.malformed
-            found += [(-1, file.name, "", "", False, "annotations_allele_unknown")] * parser.allele_unknown
+            pairs += [(-1, file.name, "", "", False, "annotations_malformed")] * parser.malformed
+            pairs += [(-1, file.name, "", "", False, "annotations_allele_unknown")] * parser.allele_unknown
     names = ["variant", "label", "gene", "why", "count_ref", "fate"]
-    return Annotations(pd.DataFrame(found, columns=names), genes)
+    return Annotations(pd.DataFrame(pairs, columns=names), genes)
 
 
 def _categories(masks: Path | None, mask: str | None, known: list[str], annotations: Path) -> set[str]:
     if mask is None:
-        raise UserError(f"--mask: state what of {annotations} counts, e.g. {','.join(known[:2])}, or a name of --masks")
+        raise UserError(
+            f"--mask: name the categories of {annotations} that count, e.g. {','.join(known[:2])}, or a mask of --masks"
+        )
     if masks is None:
         categories = set(mask.split(","))
         if not categories & set(known):
@@ -149,7 +151,13 @@ def _categories(masks: Path | None, mask: str | None, known: list[str], annotati
 
 
 def _fields(path: Path, widths: tuple[int, ...], names: str) -> list[list[str]]:
-    """Split every line of a small table; a line of another width is an error that names it."""
+    """Split every line of a small table.
+
+    Raises
+    ------
+    UserError
+        A line has another number of columns; the message names the line.
+    """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

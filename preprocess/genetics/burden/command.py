@@ -1,15 +1,18 @@
 """``python -m preprocess burden``: harmful rare variants -> one bit per participant and gene.
 
 Rule of the original study: the bit of a protein-coding gene is 1 if the participant carries at least one probably
-harmful rare variant in it. Harmful: VEP IMPACT HIGH on a protein-coding transcript (nonsense-mediated decay transcripts
-excluded), or a missense change that PolyPhen or SIFT calls harmful (:class:`vep.HarmRule`); or what a table says
-(``--annotations`` with ``--mask``, regenie's formats). Rare: minor allele frequency below ``--max-maf`` among the
-participants kept; where the *reference* is the rare allele the variant is excluded, or nearly everyone would carry it.
-A missing genotype counts as 0; in a half-missing one of a VCF the allele that is known counts.
+harmful rare variant in the gene.
 
-SRC is a VCF with genotypes that VEP has annotated, or genotypes of any format (.bed, .pgen, .bgen, VCF) with
-``--annotations``. ``--code copies`` stores the
-largest number of copies of any counted variant (0, 1, 2: regenie's ``max`` mask) instead of the bit.
+- Harmful: VEP IMPACT HIGH on a protein-coding transcript (nonsense-mediated decay transcripts excluded), or a missense
+  variant that PolyPhen or SIFT predicts to be harmful (:class:`vep.HarmRule`). Alternatively a table names the harmful
+  variants (``--annotations`` with ``--mask``, regenie's formats).
+- Rare: minor allele frequency below ``--max-maf`` among the included participants. If the *reference* allele is rare,
+  the variant is excluded: nearly everyone would be a carrier.
+- A missing genotype counts as 0. In a half-missing call of a VCF the known allele counts.
+
+SRC is a VCF with genotypes and VEP annotations, or genotypes of any format (.bed, .pgen, .bgen, VCF) with
+``--annotations``. ``--code copies`` stores the maximum number of copies of any counted variant (0, 1, 2: regenie's
+``max`` mask) instead of the bit.
 """
 
 from __future__ import annotations
@@ -43,40 +46,54 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     command.add_common_arguments(
         parser, f"{ACCEPTED}: a VCF annotated by VEP, or genotypes of any format with --annotations"
     )
-    parser.add_argument("--max-maf", type=float, default=0.01, help="minor allele frequency below this (default 0.01)")
-    parser.add_argument("--min-polyphen", type=float, default=0.8, help="PolyPhen at least this (default 0.8)")
-    parser.add_argument("--max-sift", type=float, default=0.2, help="SIFT at most this; 0 is harmful (default 0.2)")
+    parser.add_argument(
+        "--max-maf",
+        type=float,
+        default=0.01,
+        help="upper limit of the minor allele frequency, exclusive (default 0.01)",
+    )
+    parser.add_argument(
+        "--min-polyphen", type=float, default=0.8, help="minimum PolyPhen score of a missense variant (default 0.8)"
+    )
+    parser.add_argument(
+        "--max-sift",
+        type=float,
+        default=0.2,
+        help="maximum SIFT score of a missense variant; 0 is deleterious (default 0.2)",
+    )
     parser.add_argument(
         "--missense-rule",
         choices=("either", "mean", "none"),
         default="either",
-        help="either prediction suffices (default), the mean of PolyPhen and 1 - SIFT reaches --min-polyphen, or no "
-        "missense change counts",
+        help="which missense variants count: either prediction reaches its threshold (default); the mean of PolyPhen "
+        "and 1 - SIFT reaches --min-polyphen; or none",
     )
     parser.add_argument(
-        "--biotype", default="protein_coding", help="transcripts of this biotype count (default protein_coding)"
+        "--biotype", default="protein_coding", help="biotype of the transcripts that count (default protein_coding)"
     )
     parser.add_argument(
         "--annotations",
         metavar="FILE",
         type=Path,
-        help="what is harmful, where SRC does not say it: a VCF of sites from VEP, or a table of variant, gene, "
-        "category (regenie's)",
+        help="annotations for SRC without VEP annotations: a VCF of sites from VEP, or a regenie annotation file "
+        "(variant, gene, category)",
     )
-    parser.add_argument("--sets", metavar="FILE", type=Path, help="set list: gene, chromosome, position, variants")
-    parser.add_argument("--masks", metavar="FILE", type=Path, help="masks: name, categories")
-    parser.add_argument("--mask", metavar="NAME", help="which of --masks, or categories joined by commas")
+    parser.add_argument(
+        "--sets", metavar="FILE", type=Path, help="regenie set list: gene, chromosome, position, variants"
+    )
+    parser.add_argument("--masks", metavar="FILE", type=Path, help="regenie mask file: name, categories")
+    parser.add_argument("--mask", metavar="NAME", help="a mask name of --masks, or categories joined by commas")
     parser.add_argument(
         "--reference",
         choices=("a1", "a2", "ref-first", "ref-last"),
-        help="with a table: which allele is the reference genome's; for .bed a1 (.bim column 5) or a2 (column 6), for "
-        ".bgen ref-first or ref-last; .pgen and VCF name their own",
+        help="reference allele, with a regenie annotation file: a1 (.bim column 5) or a2 (column 6) for .bed, "
+        "ref-first or ref-last for .bgen; not for .pgen and VCF, which name the reference allele",
     )
     parser.add_argument(
         "--code",
         choices=("carrier", "copies"),
         default="carrier",
-        help="one bit (default), or the largest number of copies of any counted variant",
+        help="stored value: one carrier bit (default), or the maximum number of copies of any counted variant",
     )
 
 
@@ -86,7 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
     Raises
     ------
     UserError
-        An option or a file is at fault, or no variant qualifies.
+        An option or a file is invalid, or no variant counts.
     """
     if not 0 < arguments.max_maf <= 0.5:
         raise UserError(f"--max-maf {arguments.max_maf}: give a frequency above 0, up to 0.5")
@@ -101,7 +118,7 @@ def _run(arguments: argparse.Namespace) -> int:
     hit = tally.hit()
     if not hit:
         raise UserError(
-            f"{arguments.src}: no harmful variant with a frequency below {arguments.max_maf} is carried; "
+            f"{arguments.src}: no participant carries a harmful variant with a frequency below {arguments.max_maf}; "
             "check the annotation (IMPACT, SIFT, PolyPhen, or --mask) or raise --max-maf"
         )
     genes = [tally.genes[key] for key in hit]
@@ -128,7 +145,7 @@ def _run(arguments: argparse.Namespace) -> int:
         "participants": people,
     }
     report |= _counts(tally, hit, features)
-    # The store comes last: where it stands, everything stands, and the next run sweeps what a crash leaves.
+    # The store is written last: if it exists, everything else exists. The next run removes partial files of a crash.
     command.write_report(arguments.out, "burden", report)
     write_modality(
         arguments.out,
@@ -145,7 +162,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _counts(tally: Tally, hit: list[tuple[int, str]], features: FeatureTable) -> dict[str, Any]:
-    """Return what the report says of alleles and genes."""
+    """Return the counts of alleles and genes for the report."""
     genes = [tally.genes[key] for key in hit]
     return {
         "alleles": dict(sorted(tally.fates.items())),
@@ -167,8 +184,8 @@ def _summary(dataset: Path, report: dict[str, Any]) -> None:
     print(f"  participants: {people['withdrawn']} withdrawn samples excluded")
     print(
         f"  counted: {fates['counted']}; excluded: {fates['not_harmful'] + fates['not_in_mask']} not harmful, "
-        f"{fates['too_common']} too common, {fates['alt_is_major']} with a rare reference, "
-        f"{fates['not_carried']} not carried, {fates['not_autosomal']} not autosomal, {fates['absent']} absent"
+        f"{fates['too_common']} too common, {fates['alt_is_major']} with a rare reference allele, "
+        f"{fates['not_carried']} without carriers, {fates['not_autosomal']} not autosomal, {fates['absent']} absent"
     )
     print(f"  genes without a counted variant, excluded: {genes['without_counted_variant']}")
     print(f"  report: {dataset / 'reports' / 'burden.json'}")
@@ -179,20 +196,20 @@ OF_TABLES = ("sets", "masks", "mask", "reference")
 
 
 def _scan(arguments: argparse.Namespace, rule: vep.HarmRule) -> Scanned:
-    """Scan SRC as it is: VCFs with VEP's annotations inside, or genotypes with annotations beside them."""
+    """Scan SRC: VCFs that contain VEP annotations, or genotypes with separate annotations."""
     paths = find_files(arguments.src)
     if arguments.annotations is not None:
         return _scan_genotypes(arguments, rule, paths)
     if format_of(paths[0]) == ".vcf":
         return _scan_annotated_vcfs(arguments, rule, paths)
     raise UserError(
-        f"--annotations: state what is harmful in {arguments.src}: a VCF of its sites from Ensembl VEP, or a table of "
+        f"--annotations: required for {arguments.src}; give a VCF of its sites from Ensembl VEP, or a table of "
         "variant, gene, category"
     )
 
 
 def _scan_annotated_vcfs(arguments: argparse.Namespace, rule: vep.HarmRule, paths: list[Path]) -> Scanned:
-    _refuse(arguments, OF_TABLES, "belongs to a table of --annotations; give one, or leave the option out")
+    _refuse(arguments, OF_TABLES, "applies to a table of --annotations only; give a table, or remove the option")
     samples = list(open_vcf(paths[0]).samples)
     chosen, people = cohort.select(samples, arguments.keep, paths[0])
     ids, everyone = [samples[row] for row in chosen], cohort.everyone(samples)
@@ -204,15 +221,19 @@ def _scan_annotated_vcfs(arguments: argparse.Namespace, rule: vep.HarmRule, path
 
 
 def _scan_genotypes(arguments: argparse.Namespace, rule: vep.HarmRule, paths: list[Path]) -> Scanned:
-    beside: Path = arguments.annotations
+    annotation_path: Path = arguments.annotations
     genotypes = open_genotypes(arguments.src, keep=arguments.keep, cache=command.copies_folder(arguments.out, "burden"))
-    if beside.is_dir() or format_of(beside) == ".vcf":
-        _refuse(arguments, OF_TABLES, "belongs to a table of annotations; VEP's sites name genes and alleles")
-        annotations = annotation_files.read_vep(beside, rule, genotypes.variants)
+    if annotation_path.is_dir() or format_of(annotation_path) == ".vcf":
+        _refuse(
+            arguments,
+            OF_TABLES,
+            "applies to a table of --annotations only; VEP's sites name genes and alleles; remove the option",
+        )
+        annotations = annotation_files.read_vep(annotation_path, rule, genotypes.variants)
     else:
         alt_is_reference = _alt_is_reference(genotypes, arguments.reference)
         annotations = annotation_files.read_tables(
-            *(beside, arguments.sets, arguments.masks, arguments.mask),
+            *(annotation_path, arguments.sets, arguments.masks, arguments.mask),
             *(genotypes.variants, alt_is_reference),
         )
     tally = Tally(len(genotypes.samples), arguments.code == "copies")
@@ -227,13 +248,13 @@ def _alt_is_reference(genotypes: Genotypes, reference: str | None) -> bool:
     Raises
     ------
     UserError
-        ``--reference`` is needed and absent, or given for a format that names its own REF.
+        ``--reference`` is required and missing, or given for a format that names REF.
     """
     file = genotypes.files[0]
     kind = format_of(file.path)
     if kind in (".pgen", ".vcf"):
         if reference is not None:
-            raise UserError(f"--reference: a {kind} names its own REF; leave the option out")
+            raise UserError(f"--reference: a {kind} file names REF; remove the option")
         return False
     return reference_genome.alt_is_reference(file, reference)
 

@@ -1,4 +1,4 @@
-"""Who carries something counted in which gene: bits by gene while variants stream by, by participant when written.
+"""Carriers of counted variants: one bit per gene and participant, held by gene and written by participant.
 
 Memory: genes x participants / 8 bytes once (1.2 GB for 18,574 genes and 500,000 participants), twice with copies.
 """
@@ -16,19 +16,19 @@ PARTICIPANTS_PER_BLOCK = 4096  # a multiple of 8: gene rows are packed along par
 
 @dataclass
 class Gene:
-    """One gene while variants stream by.
+    """One gene and its carriers so far.
 
     Attributes
     ----------
     chromosome : int
     position : int
-        Of its first annotated variant, or as a set list gives it.
+        Position of the first annotated variant, or of the gene in a set list.
     symbol : str
         "" if unknown.
     carriers, homozygous : ndarray of uint8, shape (ceil(samples / 8),) or None
         One bit per participant (lowest first); None until a variant counts.
     variants : int
-        Variants that counted.
+        Number of counted variants.
     """
 
     chromosome: int
@@ -46,9 +46,9 @@ class Tally:
     Parameters
     ----------
     samples : int
-        Participants: bits of a gene.
+        Number of participants, the bits of a gene.
     copies : bool
-        Keep who carries two copies of one variant too.
+        Also record the participants with two copies of one variant.
     """
 
     samples: int
@@ -62,10 +62,10 @@ class Tally:
         Parameters
         ----------
         key : (chromosome, gene id)
-            Of `genes`.
+            A key of `genes`.
         samples : ndarray of int, shape (carriers,)
         homozygous : ndarray of bool, shape (carriers,)
-            Who has two copies of a variant.
+            Whether the carrier has two copies of a variant.
         """
         gene = self.genes[key]
         gene.variants += variants
@@ -79,8 +79,8 @@ class Tally:
 
     def hit(self) -> list[tuple[int, str]]:
         """Return the genes with a counted variant, by chromosome and position."""
-        found = (key for key, gene in self.genes.items() if gene.carriers is not None)
-        return sorted(found, key=lambda key: (key[0], self.genes[key].position, key[1]))
+        hit = (key for key, gene in self.genes.items() if gene.carriers is not None)
+        return sorted(hit, key=lambda key: (key[0], self.genes[key].position, key[1]))
 
     def blocks(self, keys: list[tuple[int, str]]) -> Iterator[np.ndarray]:
         """Yield participants x genes, uint8: 0, 1, and 2 with copies.
@@ -108,7 +108,7 @@ def _set(bits: np.ndarray, samples: np.ndarray) -> None:
 
 
 def fates(frequency: np.ndarray, max_maf: float) -> np.ndarray:
-    """Say which alleles are rare; where the *reference* is rare nearly everyone would carry it.
+    """Return which alleles are rare; where the *reference* allele is rare, nearly everyone would be a carrier of ALT.
 
     See docs/genetics-pitfalls.md#allele-frequency-is-not-maf.
 

@@ -1,7 +1,7 @@
 """Burden from genotypes of any format and annotations: count every annotated allele, then list carriers of rare ones.
 
-A variant of a .pgen is never spread to a byte a participant: pgenlib counts packed genotypes, and lists those who are
-not REF REF as the record stores them. So a rare variant costs its carriers and not its participants.
+A variant of a .pgen is never unpacked to one byte per participant: pgenlib counts packed genotypes, and lists the
+carriers as the record stores them. The cost of a rare variant is proportional to its carriers, not to the participants.
 
 Example: the annotations pair variants with genes, and ``--max-maf`` is 0.01.
 
@@ -34,7 +34,7 @@ CHROMOSOMES = 32  # more than there are codes
 
 @dataclass(frozen=True)
 class CountedAlleles:
-    """The distinct alleles of pairs: each is counted once, however many genes it is paired with.
+    """The distinct alleles of pairs: each allele is counted once, even if several genes are paired with it.
 
     Example: the pairs (v7, BRCA1), (v3, TP53), (v7, NBR1) give the alleles v3 and v7, ``pairs`` [1, 0, 2] and ``start``
     [0, 1, 3].
@@ -68,7 +68,7 @@ class CountedAlleles:
         return len(self.variant)
 
     def block(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the pairs of alleles first..last, and the place of each pair's allele in that block."""
+        """Return the pairs of alleles first..last, and the index of each pair's allele in that block."""
         start = self.start[first : last + 1]
         return self.pairs[start[0] : start[-1]], np.repeat(np.arange(last - first), np.diff(start))
 
@@ -86,9 +86,9 @@ def scan(
     tally : Tally
         Changed in place.
     ledger : text file
-        One line a pair.
+        One line per pair.
     memory : int
-        Bytes that a block of calls may take.
+        Maximum size of a block of calls in bytes.
     """
     pairs = annotations.pairs
     variant, count_ref = pairs["variant"].to_numpy(), pairs["count_ref"].to_numpy(bool)
@@ -118,7 +118,7 @@ def scan(
 
 
 def _exclude(fate: np.ndarray, chromosome: np.ndarray, is_multi_allelic: np.ndarray) -> np.ndarray:
-    """Return the pairs' fates with those decided that need no genotypes."""
+    """Return the fates of the pairs; this decides the fates that need no genotypes."""
     fate = fate.copy()
     fate[(fate == "") & ((chromosome < 1) | (chromosome > 22))] = "not_autosomal"
     fate[(fate == "") & is_multi_allelic] = "multi_allelic"
@@ -139,16 +139,16 @@ def _add_carriers(
     allele: np.ndarray,
     carriers: Carriers,
 ) -> None:
-    """Add the carriers of counted pairs to their genes, all variants of a gene together.
+    """Add the carriers of counted pairs to the genes, all variants of a gene together.
 
     Parameters
     ----------
     variants : DataFrame
-        Of the genotypes.
+        The variants of the genotypes.
     rows : ndarray of int64, shape (pairs,)
         Rows of the annotations.
     allele : ndarray of int64, shape (pairs,)
-        What `carriers` calls the variant of each pair.
+        Index in `carriers` of the variant of each pair.
     carriers : Carriers
     """
     if not len(rows):
@@ -159,7 +159,7 @@ def _add_carriers(
     variant = pairs["variant"].to_numpy()
     chromosome, position = variants["chromosome"].to_numpy()[variant], variants["position"].to_numpy()[variant]
     codes, names = pd.factorize(pairs["gene"].to_numpy(object))
-    # A table may pair one gene with variants of several chromosomes: each is a feature of its own.
+    # A table may pair one gene with variants of several chromosomes: each chromosome gives a separate feature.
     gene = codes * CHROMOSOMES + chromosome
     entry, pair = ranges(
         np.searchsorted(carriers.variant, allele, "left"), np.searchsorted(carriers.variant, allele, "right")
@@ -174,14 +174,14 @@ def _add_carriers(
         key = (int(chromosome[start]), str(names[codes[start]]))
         if key not in tally.genes:
             known = annotations.genes.get(key[1])
-            site = (known.position, known.symbol) if known else (int(position[start]), "")
-            tally.genes[key] = Gene(key[0], *site)
+            located = (known.position, known.symbol) if known else (int(position[start]), "")
+            tally.genes[key] = Gene(key[0], *located)
         entries = entry[edges[number] : edges[number + 1]]
         tally.count(key, carriers.sample[entries], carriers.copies[entries] > 1, count)
 
 
 def ranges(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the numbers of several ranges one after another, and the range that each belongs to.
+    """Return the concatenated numbers of several ranges, and the index of the range of each number.
 
     Example: ``ranges([2, 0], [4, 1])`` is ``([2, 3, 0], [0, 0, 1])``.
     """
@@ -191,30 +191,30 @@ def ranges(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _add_genes_without_carriers(tally: Tally, annotations: Annotations, chromosome: np.ndarray) -> None:
-    """Add the annotated genes without a counted variant; those on X and the like are not looked at.
+    """Add the annotated autosomal genes without a counted variant.
 
     Parameters
     ----------
     chromosome : ndarray of int, shape (pairs,)
-        Where each pair's variant lies; 0 where the genotypes lack it.
+        Chromosome of each pair's variant; 0 if the variant is absent from the genotypes.
     """
     pairs = pd.DataFrame({"chromosome": chromosome, "gene": annotations.pairs["gene"]}).drop_duplicates()
     pairs = pairs[pairs["gene"] != ""]
     located = set(zip(pairs["chromosome"].tolist(), pairs["gene"].tolist(), strict=True))
     with_variant = {name for number, name in located if number}
     keys = {(number, name) for number, name in located if 1 <= number <= 22}
-    # A gene whose variants are all absent lies where the set list or VEP places it, or nowhere that is known.
+    # If all variants of a gene are absent, the set list or VEP gives its chromosome; otherwise it is unknown (0).
     for name in {*pairs["gene"], *annotations.genes} - with_variant:
         known = annotations.genes.get(name)
         if known is None or known.chromosome:
             keys.add((known.chromosome if known else 0, name))
     for key in keys:
-        # Without a counted variant it is no feature: only that it is there matters.
+        # A gene without a counted variant is not a feature: the report only counts it.
         tally.genes.setdefault(key, Gene(key[0], 0))
 
 
 def frequencies(counts: np.ndarray, count_ref: np.ndarray) -> np.ndarray:
-    """Return the frequency of the counted allele among those with a call; 0 where nobody has one.
+    """Return the frequency of the counted allele among participants with a call; 0 without any call.
 
     Example: 6 people without ALT, 3 with one copy, 1 with two, 2 without a call: ALT 5 / 20, REF 15 / 20.
 
@@ -228,6 +228,6 @@ def frequencies(counts: np.ndarray, count_ref: np.ndarray) -> np.ndarray:
     -------
     ndarray of float64, shape (n,)
     """
-    no_copy, one_copy, two_copies = (counts[:, column] for column in range(3))
-    copies = np.where(count_ref, 2 * no_copy + one_copy, 2 * two_copies + one_copy)
-    return copies / np.maximum(1, 2 * (no_copy + one_copy + two_copies))
+    hom_ref, het, hom_alt = (counts[:, column] for column in range(3))
+    copies = np.where(count_ref, 2 * hom_ref + het, 2 * hom_alt + het)
+    return copies / np.maximum(1, 2 * (hom_ref + het + hom_alt))

@@ -1,4 +1,4 @@
-"""Burden from VCFs that VEP has annotated and that hold the genotypes too: one pass over the records."""
+"""Burden from VCFs with genotypes and VEP annotations: one pass over the records."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LEDGER_COLUMNS = ("chromosome", "position", "reference", "alternative", "alt_fre
 
 
 def find_vcfs(source: Path) -> list[Path]:
-    """List the VCF files of a folder in natural order, or return the one file given."""
+    """List the VCF files of a folder in natural order, or return a single file as a list."""
     if not source.is_dir():
         return [source]
     paths = [p for p in source.iterdir() if format_of(p) == ".vcf" and not p.name.startswith(".")]
@@ -54,15 +54,15 @@ def scan(
     ----------
     path : Path
     participants : list of str
-        Who is counted, for frequencies and carriers alike.
+        Participants that count, for frequencies and for carriers.
     everyone : set of str
-        Who is in the first file and has not withdrawn; every file must hold the same people, in any order.
+        Participants of the first file without the withdrawn ones; every file must hold the same set, in any order.
     rule : HarmRule
     max_maf : float
     tally : Tally
         Changed in place.
     ledger : text file
-        One line per allele, and per gene where it counted.
+        One line per allele; for counted alleles one line per allele and gene.
     """
     vcf = open_vcf(path)
     parser = vep.CsqParser(vep.csq_fields(vcf.raw_header, path), rule)
@@ -87,42 +87,42 @@ def _add(
     csq = variant.INFO.get("CSQ") if number else None
     if not number or not csq:
         for alternative in alternatives or ["."]:
-            _note(tally, ledger, variant, alternative, "not_annotated" if number else "not_autosomal")
+            _exclude(tally, ledger, variant, alternative, "not_annotated" if number else "not_autosomal")
         return
     harmed, genes = parser.parse(csq, variant.REF, alternatives)
     for gene, symbol in genes.items():
         tally.genes.setdefault((number, gene), Gene(number, variant.POS, symbol))
-    # Genotypes are decoded only where something is harmful: most of the time goes there.
+    # Decoding genotypes takes most of the time: only records with a harmful allele are decoded.
     calls = alleles_of(variant, path)[order] if any(harmed) else None
     for index, (alternative, why) in enumerate(zip(alternatives, harmed, strict=True), start=1):
         if not why or calls is None:
-            _note(tally, ledger, variant, alternative, "not_harmful")
+            _exclude(tally, ledger, variant, alternative, "not_harmful")
             continue
         called = int((calls >= 0).sum())  # negative: missing, or absent (haploid)
         carried = calls == index
         frequency = int(carried.sum()) / called if called else 0.0
-        verdict = str(fates(np.array(frequency), max_maf))
-        if verdict != "counted":
-            _note(tally, ledger, variant, alternative, verdict, frequency)
+        fate = str(fates(np.array(frequency), max_maf))
+        if fate != "counted":
+            _exclude(tally, ledger, variant, alternative, fate, frequency)
             continue
-        tally.fates[verdict] += 1
+        tally.fates[fate] += 1
         carriers = np.flatnonzero(carried.any(axis=1))
         homozygous = carried[carriers].sum(axis=1) > 1
         for gene, reason in sorted(why.items()):
             tally.count((number, gene), carriers, homozygous)
             tally.fates[f"counted_{reason}"] += 1
-            _write(ledger, variant, alternative, verdict, frequency, gene, reason)
+            _write(ledger, variant, alternative, fate, frequency, gene, reason)
 
 
-def _note(
-    tally: Tally, ledger: IO[str], variant: Any, alternative: str, verdict: str, frequency: float | None = None
+def _exclude(
+    tally: Tally, ledger: IO[str], variant: Any, alternative: str, fate: str, frequency: float | None = None
 ) -> None:
-    tally.fates[verdict] += 1
-    _write(ledger, variant, alternative, verdict, frequency, "", "")
+    tally.fates[fate] += 1
+    _write(ledger, variant, alternative, fate, frequency, "", "")
 
 
 def _write(
-    ledger: IO[str], variant: Any, alternative: str, verdict: str, frequency: float | None, gene: str, why: str
+    ledger: IO[str], variant: Any, alternative: str, fate: str, frequency: float | None, gene: str, why: str
 ) -> None:
     shown = "" if frequency is None else f"{frequency:.6g}"
-    ledger.write(f"{variant.CHROM}\t{variant.POS}\t{variant.REF}\t{alternative}\t{shown}\t{verdict}\t{gene}\t{why}\n")
+    ledger.write(f"{variant.CHROM}\t{variant.POS}\t{variant.REF}\t{alternative}\t{shown}\t{fate}\t{gene}\t{why}\n")

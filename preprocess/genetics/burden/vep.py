@@ -1,6 +1,6 @@
-"""Annotations of Ensembl VEP in a VCF's ``CSQ`` field: which alternative allele harms which gene, and why.
+"""Annotations of Ensembl VEP in a VCF's ``CSQ`` field: the genes that each alternative allele damages, and the reason.
 
-Field order is read from the header (https://www.ensembl.org/info/docs/tools/vep/vep_formats.html#vcfout).
+The header gives the order of the fields (https://www.ensembl.org/info/docs/tools/vep/vep_formats.html#vcfout).
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ class HarmRule:
     Attributes
     ----------
     polyphen : float
-        Least PolyPhen score (0 benign .. 1 damaging).
+        Minimum PolyPhen score (0 benign .. 1 damaging).
     sift : float
-        Largest SIFT score. SIFT's scale runs the other way (0 deleterious .. 1 tolerated): the paper's ">= 0.8" is
+        Maximum SIFT score. SIFT's scale is reversed (0 deleterious .. 1 tolerated): the paper's ">= 0.8" is
         1 - SIFT >= 0.8, so SIFT <= 0.2.
     combine : {"either", "mean"}
         ``either`` prediction suffices, or, as in the code of the burden pipeline the study used (faatpipe), the
         ``mean`` of PolyPhen and 1 - SIFT, both given, reaches `polyphen`; with ``none`` no missense change counts.
     biotype : str
-        Transcripts that count.
+        Biotype of the transcripts that count.
     """
 
     polyphen: float = 0.8
@@ -39,7 +39,7 @@ class HarmRule:
     biotype: str = "protein_coding"
 
     def is_harmful(self, sift: float | None, polyphen: float | None) -> bool:
-        """Apply the rule to one transcript's predictions; None is no prediction."""
+        """Apply the rule to the predictions of one transcript; None means no prediction."""
         if self.combine == "none":
             return False
         if self.combine == "mean":
@@ -48,23 +48,23 @@ class HarmRule:
         return (polyphen is not None and polyphen >= self.polyphen) or (sift is not None and sift <= self.sift)
 
 
-def csq_fields(raw_header: str, where: Path) -> list[str]:
+def csq_fields(raw_header: str, path: Path) -> list[str]:
     """Return the names of the ``CSQ`` sub-fields, in order.
 
     Raises
     ------
     UserError
-        The VCF was not annotated by VEP, or without a needed field.
+        The VCF was not annotated by VEP, or a required field is missing.
     """
     line = next((line for line in raw_header.splitlines() if re.match(r"##INFO=<ID=CSQ,", line)), None)
     if line is None:
-        raise UserError(f"{where}: has no CSQ annotation; run Ensembl VEP with --vcf --sift b --polyphen b --biotype")
-    found = re.search(r"Format: ([^\">]+)", line)
-    fields = found.group(1).strip().split("|") if found else []
+        raise UserError(f"{path}: has no CSQ annotation; run Ensembl VEP with --vcf --sift b --polyphen b --biotype")
+    layout = re.search(r"Format: ([^\">]+)", line)
+    fields = layout.group(1).strip().split("|") if layout else []
     lacking = [name for name in NEEDED if name not in fields]
     if lacking or not {"Allele", "ALLELE_NUM"} & set(fields):
         raise UserError(
-            f"{where}: CSQ lacks {', '.join(lacking) or 'Allele'}; run a recent Ensembl VEP with "
+            f"{path}: CSQ lacks {', '.join(lacking) or 'Allele'}; run a recent Ensembl VEP with "
             "--vcf --sift b --polyphen b --biotype"
         )
     return fields
@@ -72,20 +72,20 @@ def csq_fields(raw_header: str, where: Path) -> list[str]:
 
 def prediction(text: str) -> float | None:
     """Return the number in ``deleterious(0.03)`` or ``0.03``; None if there is none."""
-    found = re.search(r"\(?(\d*\.?\d+(?:[eE][-+]?\d+)?)\)?$", text)
-    return float(found.group(1)) if found else None
+    number = re.search(r"\(?(\d*\.?\d+(?:[eE][-+]?\d+)?)\)?$", text)
+    return float(number.group(1)) if number else None
 
 
 def allele_labels(reference: str, alternatives: list[str]) -> list[set[str]]:
-    """How VEP may write each alternative allele in ``Allele``.
+    """Return the labels that VEP may write for each alternative allele in ``Allele``.
 
-    VEP drops the first base if all alleles of the site share it (an empty rest is ``-``), and with ``--minimal`` every
-    base that an alternative shares with the reference at either end.
+    VEP drops the first base if all alleles of the site share it (an empty allele is ``-``). With ``--minimal`` VEP
+    drops every base that an alternative shares with the reference at either end.
 
     Returns
     -------
     list of set of str
-        For each alternative; where two could be meant, a label is left to neither.
+        For each alternative; an ambiguous label belongs to no alternative.
     """
     alleles = [reference, *alternatives]
     share = len({allele[:1] for allele in alleles}) == 1 and any(len(allele) != len(reference) for allele in alleles)
@@ -125,17 +125,17 @@ class CsqParser:
         self.allele_unknown = 0
 
     def parse(self, csq: str, reference: str, alternatives: list[str]) -> tuple[list[dict[str, str]], dict[str, str]]:
-        """Find the genes that each alternative allele harms.
+        """Find the genes that each alternative allele damages.
 
-        Only transcripts of the rule's biotype count; transcripts subject to nonsense-mediated decay do not (their
-        biotype is ``nonsense_mediated_decay``, their consequence ``NMD_transcript_variant``).
+        Only transcripts of the rule's biotype count. Transcripts subject to nonsense-mediated decay do not count
+        (biotype ``nonsense_mediated_decay``, consequence ``NMD_transcript_variant``).
 
         Returns
         -------
         list of dict
-            For each alternative: gene -> ``loss_of_function`` or ``missense`` (the former wins).
+            For each alternative: gene -> ``loss_of_function`` or ``missense`` (loss of function takes precedence).
         dict
-            Every gene with such a transcript here -> its symbol ("" if not given).
+            Every gene with a transcript that counts -> its symbol ("" if not given).
         """
         harmed: list[dict[str, str]] = [{} for _ in alternatives]
         genes: dict[str, str] = {}
@@ -155,7 +155,7 @@ class CsqParser:
             why = self._why(values, consequences)
             if why is None:
                 continue
-            number = self._which(values, labels)
+            number = self._alternative(values, labels)
             if number is None:
                 self.allele_unknown += 1
             elif harmed[number].get(gene) != LOF:
@@ -173,9 +173,9 @@ class CsqParser:
         sift, polyphen = (prediction(self._value(values, name)) for name in ("SIFT", "PolyPhen"))
         return MISSENSE if self.rule.is_harmful(sift, polyphen) else None
 
-    def _which(self, values: list[str], labels: list[set[str]]) -> int | None:
+    def _alternative(self, values: list[str], labels: list[set[str]]) -> int | None:
         number = self._value(values, "ALLELE_NUM")
         if number.isdigit() and 1 <= int(number) <= len(labels):
             return int(number) - 1
         allele = self._value(values, "Allele")
-        return next((place for place, names in enumerate(labels) if allele in names), None)
+        return next((index for index, names in enumerate(labels) if allele in names), None)

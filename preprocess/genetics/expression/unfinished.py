@@ -1,4 +1,4 @@
-"""What a killed ``expression`` run leaves: some of its modalities, which the rerun writes anew."""
+"""Removes the modalities of a killed ``expression`` run; the rerun writes all modalities again."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mrmfast.formats.manifest import read_manifest
 
 
 def clear_unfinished(dataset: Path, modalities: list[str], unit: str) -> None:
-    """Remove what a killed run of the same unit left behind.
+    """Remove the modalities that a killed run of the same unit wrote.
 
     Raises
     ------
@@ -30,9 +30,9 @@ def clear_unfinished(dataset: Path, modalities: list[str], unit: str) -> None:
         except (OSError, ValueError, KeyError):
             is_ours = False
         if complete or not is_ours:
-            raise UserError(f"{final}: exists already; remove that folder to make it anew")
+            raise UserError(f"{final}: already exists; remove this folder to rebuild it")
     for name in present:
-        # Renamed first: a reader must not meet half a modality, and a second kill must not leave one.
+        # Renamed first: neither a reader nor a second kill may leave an incomplete modality in the store.
         aside = dataset / f".{name}.zarr.unfinished"
         shutil.rmtree(aside, ignore_errors=True)
         os.rename(dataset / STORE / name, aside)

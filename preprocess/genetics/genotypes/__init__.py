@@ -1,9 +1,13 @@
 """One reader of genotypes for ``snps``, ``pgs`` and ``burden``.
 
-A reading order: :class:`.base.GenotypeFile` says what every format offers, :mod:`.plink1`, :mod:`.pgen`, :mod:`.bgen`
-and :mod:`.vcf` implement it, :func:`.files.open_file` chooses among them, :class:`.reader.Genotypes` joins the files of
-a cohort by participant, and :func:`.reference.orient` decides which allele is the reference (``snps`` alone needs
-that; weights and annotations name their alleles).
+Suggested reading order:
+
+1. :class:`.base.GenotypeFile` is the interface of every format.
+2. :mod:`.plink1`, :mod:`.pgen`, :mod:`.bgen` and :mod:`.vcf` implement the interface.
+3. :func:`.files.open_file` chooses the implementation.
+4. :class:`.reader.Genotypes` joins the files of a cohort by participant.
+5. :func:`.reference.orient` decides which allele is the reference. Only ``snps`` needs this decision; weights and
+   annotations name their alleles.
 """
 
 from preprocess.genetics.genotypes.base import Carriers, GenotypeFile, as_dosages

@@ -1,9 +1,10 @@
-"""What every genotype file offers, whatever its format: :class:`GenotypeFile`.
+"""The interface of a genotype file of any format: :class:`GenotypeFile`.
 
-One module a format implements it: :mod:`.plink1` (.bed), :mod:`.pgen`, :mod:`.bgen`, :mod:`.vcf`. A format must
-implement :meth:`GenotypeFile.hard_calls`; it overrides the other methods where it knows a faster way or holds more
-(dosages). The words: *samples* are the rows of a file, *participants* those of them that are kept; *columns* number
-the variants of one file; *copies* are of the file's ``alt``.
+One module per format implements the interface: :mod:`.plink1` (.bed), :mod:`.pgen`, :mod:`.bgen`, :mod:`.vcf`. A format
+must implement :meth:`GenotypeFile.hard_calls`. A format overrides the other methods if it has a faster way or dosages.
+
+Terms: *samples* are the rows of a file; *participants* are the included samples; *columns* are the indices of the
+variants of one file; *copies* are copies of the file's ``alt`` allele.
 """
 
 from __future__ import annotations
@@ -18,17 +19,17 @@ import pandas as pd
 from preprocess.genetics.genotypes import twobit
 
 MISSING = -1
-# plink2's --hard-call-threshold and the grid on which .pgen stores dosages, in steps of 1/16384.
+# plink2's --hard-call-threshold in steps of 1/16384, the resolution of dosages in a .pgen.
 DOSAGE_STEPS, CALL_DISTANCE = 16384, 1638
 
 
 class Carriers(NamedTuple):
-    """Who does not have 0 copies of the counted allele; entries in the order of the variants asked for.
+    """Samples with at least one copy of the counted allele, or without a call; one entry per variant and sample.
 
     Attributes
     ----------
     variant : ndarray of int64, shape (entries,)
-        Which of the variants asked for, ascending.
+        Index into the requested variants, ascending.
     sample : ndarray of int64, shape (entries,)
     copies : ndarray of int8, shape (entries,)
         1 or 2; negative: the call is missing.
@@ -40,13 +41,13 @@ class Carriers(NamedTuple):
 
     @classmethod
     def of_calls(cls, calls: np.ndarray) -> Carriers:
-        """List the carriers in calls, int8 of shape (variants, samples)."""
+        """Return the carriers of calls, int8 of shape (variants, samples)."""
         variant, sample = np.nonzero(calls)
         return cls(variant, sample, calls[variant, sample])
 
     @classmethod
     def joined(cls, parts: list[Carriers]) -> Carriers:
-        """Join lists and sort them by variant."""
+        """Concatenate lists of carriers and sort the entries by variant."""
         if len(parts) == 1:
             return parts[0]
         if not parts:
@@ -63,23 +64,23 @@ class GenotypeFile(ABC):
     ----------
     path : Path
     ids : list of str
-        Participant id of every sample, in file order; blank or negative where withdrawn.
+        Participant id of every sample, in file order; blank or negative for a withdrawn participant.
     variants : DataFrame
-        One row a variant of the file, in file order: ``chromosome`` (int8; 1..22, 23 for X, 0 for any other), ``id``,
-        ``position`` (int64), ``ref`` and ``alt`` (upper case, as the file orders them: which of them is the reference
-        is decided in :mod:`.reference`), ``alleles`` (int8, how many).
+        One row per variant, in file order: ``chromosome`` (int8; 1..22, 23 for X, 0 for any other), ``id``,
+        ``position`` (int64), ``ref`` and ``alt`` (upper case, in the order of the file: :mod:`.reference` decides which
+        allele is the reference), ``alleles`` (int8, number of alleles).
     provisional : int
-        Variants whose ``ref`` the file itself calls a guess.
+        Number of variants whose ``ref`` is provisional in the file.
     has_dosages : bool
-        :meth:`dosages` knows more than the hard calls.
+        :meth:`dosages` returns more than the hard calls.
     sequential : bool
-        Read forwards only: one reader at a time, ascending columns.
+        Files can be read forwards only: one reader at a time, ascending columns.
     sliced : bool
-        :meth:`packed` reads only the bytes of the samples asked for; other formats decode whole variants.
+        :meth:`packed` reads only the bytes of the requested samples; other formats decode complete variants.
     counts_quickly : bool
-        Counting genotypes costs less than reading calls, so it pays to count first and read chosen variants only.
+        Counting genotypes is faster than reading calls: callers count first and read selected variants only.
     bytes_per_genotype : int
-        Working memory of a read, to size blocks by.
+        Working memory of a read per genotype, for the size of blocks.
     """
 
     path: Path
@@ -110,7 +111,7 @@ class GenotypeFile(ABC):
         """
 
     def dosages(self, columns: np.ndarray, samples: np.ndarray | None = None) -> np.ndarray:
-        """Read expected copies of ``alt``; where a file has none they are the hard calls.
+        """Read expected copies of ``alt``; hard calls if the file has no dosages.
 
         Returns
         -------
@@ -140,38 +141,39 @@ class GenotypeFile(ABC):
         return counts_of_calls(self.hard_calls(columns, samples))
 
     def carriers(self, columns: np.ndarray, flip: np.ndarray, samples: np.ndarray | None, memory: int) -> Carriers:
-        """List who carries ``alt``, or ``ref`` where `flip` says so.
+        """List the carriers of ``alt``, or of ``ref`` for flipped variants.
 
         Parameters
         ----------
         columns : ndarray of int64, shape (n,)
         flip : ndarray of bool, shape (n,)
+            Count ``ref`` instead of ``alt``.
         samples : ndarray of int64, shape (m,), optional
         memory : int
-            Bytes that a block of calls may take.
+            Maximum size of a block of calls in bytes.
 
         Returns
         -------
         Carriers
-            Numbers of variants are places in `columns`, those of samples places in `samples`.
+            Variants are indices into `columns`; samples are indices into `samples`.
         """
         parts = []
         for start, stop in self.call_blocks(len(columns), samples, memory):
             calls = flipped(self.hard_calls(columns[start:stop], samples), flip[start:stop])
-            found = Carriers.of_calls(calls)
-            parts.append(found._replace(variant=found.variant + start))
+            carriers = Carriers.of_calls(calls)
+            parts.append(carriers._replace(variant=carriers.variant + start))
         return Carriers.joined(parts)
 
     def call_blocks(self, variants: int, samples: np.ndarray | None, memory: int) -> list[tuple[int, int]]:
-        """Cut 0..variants into (start, stop) whose hard calls fit into `memory`."""
-        people = len(self.ids) if samples is None else len(samples)
-        # A block takes a byte a call, its mask another, and the flipped copy one more.
-        step = max(1, memory // (4 * max(1, people)))
+        """Cut 0..variants into ranges (start, stop) whose hard calls fit into `memory`."""
+        count = len(self.ids) if samples is None else len(samples)
+        # A block takes one byte per call, the mask another byte, and the flipped copy one more.
+        step = max(1, memory // (4 * max(1, count)))
         return [(start, min(start + step, variants)) for start in range(0, variants, step)]
 
 
 def flipped(copies: np.ndarray, flip: np.ndarray) -> np.ndarray:
-    """Turn copies of one allele into copies of the other where `flip` says so; missing stays missing.
+    """Convert copies of one allele into copies of the other for flipped variants; missing calls stay missing.
 
     Parameters
     ----------
@@ -181,14 +183,14 @@ def flipped(copies: np.ndarray, flip: np.ndarray) -> np.ndarray:
     Returns
     -------
     ndarray
-        `copies` itself where nothing is flipped.
+        `copies` itself if no variant is flipped.
     """
     if not flip.any():
         return copies
-    turned = 2 - copies
+    other = 2 - copies
     if copies.dtype == np.int8:
-        turned = np.where(copies < 0, copies, turned)
-    return np.where(flip[:, None], turned, copies)
+        other = np.where(copies < 0, copies, other)
+    return np.where(flip[:, None], other, copies)
 
 
 def counts_of_calls(calls: np.ndarray) -> np.ndarray:
@@ -198,12 +200,12 @@ def counts_of_calls(calls: np.ndarray) -> np.ndarray:
 
 
 def as_dosages(copies: np.ndarray) -> np.ndarray:
-    """Return hard calls as float32, NaN where they are missing."""
+    """Return hard calls as float32; missing calls are NaN."""
     return np.where(copies < 0, np.float32(np.nan), copies.astype(np.float32))
 
 
 def on_dosage_grid(dosages: np.ndarray) -> np.ndarray:
-    """Round dosages to 1/16384, as plink2 stores them: a file and its PGEN copy then give the same numbers.
+    """Round dosages to 1/16384, as plink2 stores dosages: a file and its PGEN copy give the same numbers.
 
     Parameters
     ----------
@@ -218,7 +220,7 @@ def on_dosage_grid(dosages: np.ndarray) -> np.ndarray:
 
 
 def hard_calls_of(dosages: np.ndarray) -> np.ndarray:
-    """Call genotypes as plink2 does: the nearest whole number if it is within 0.1, else missing.
+    """Call genotypes as plink2 does: the nearest integer within 0.1, otherwise missing.
 
     Parameters
     ----------

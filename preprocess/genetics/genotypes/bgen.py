@@ -1,8 +1,8 @@
-"""BGEN 1.1, 1.2 and 1.3 (https://www.chg.ox.ac.uk/~gav/bgen_format/), two alleles a variant.
+"""BGEN 1.1, 1.2 and 1.3 (https://www.chg.ox.ac.uk/~gav/bgen_format/), two alleles per variant.
 
-Read here rather than through a package so that a damaged file is named by variant, only the headers are read to index
-a file, and the order of the alleles is never guessed: the file calls them first and second, and which one is the
-reference is the user's word (raw UK Biobank: the first; ``plink2 --export bgen-1.x``: the last unless told).
+This module reads BGEN itself, not through a package, for three reasons: an error names the damaged variant, indexing
+reads only the headers, and the allele order is never guessed. The file has a first and a second allele; the user states
+which allele is the reference (raw UK Biobank: the first; ``plink2 --export bgen-1.x``: the last by default).
 
 See docs/genetics-pitfalls.md#bgen-allele-order.
 """
@@ -27,7 +27,7 @@ MISSING_BIT, PLOIDY_BITS = 0x80, 0x3F
 
 
 class BgenFile(GenotypeFile):
-    """A .bgen with its .sample (else with the ids inside it); ``ref`` is the first allele, ``alt`` the second.
+    """A .bgen with its .sample, or with embedded ids; ``ref`` is the first allele, ``alt`` the second.
 
     Parameters
     ----------
@@ -36,11 +36,11 @@ class BgenFile(GenotypeFile):
     Raises
     ------
     UserError
-        The file is malformed or truncated, or nothing names its samples.
+        The file is malformed or truncated, or its samples have no ids.
     """
 
     has_dosages = True
-    bytes_per_genotype = 16  # and about 50 bytes a sample for the variant being decoded
+    bytes_per_genotype = 16  # and about 50 bytes per sample for the variant being decoded
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -77,7 +77,7 @@ class BgenFile(GenotypeFile):
         file.seek(4 + offset)
 
     def _index(self, file: BinaryIO) -> None:
-        """Note where every variant's probabilities lie; they are not read."""
+        """Index the byte ranges of every variant's probabilities without reading the probabilities."""
         size = self.path.stat().st_size
         starts, lengths = [], []
         rows: list[tuple[str, str, str, str, str]] = []
@@ -99,7 +99,7 @@ class BgenFile(GenotypeFile):
             if starts[-1] + length > size:
                 raise UserError(f"{self._variant(len(rows))} ends after the file does; it is truncated, copy it again")
             named = rsid if rsid not in ("", ".") else name or "."
-            # One allele only cannot be a genotype of two; more than two are excluded with the multi-allelic ones.
+            # A variant with one allele has no genotypes; variants with more than two are excluded as multi-allelic.
             rows.append((chromosome, named, str(position), labels[0] if labels else ".", ",".join(labels[1:]) or "."))
             file.seek(length, 1)
         if file.tell() != size:
@@ -107,8 +107,8 @@ class BgenFile(GenotypeFile):
         if not rows:
             raise UserError(f"{self.path}: holds no variants")
         self.starts, self.lengths = starts, lengths
-        labels_of, ids, places, ref, alt = (list(column) for column in zip(*rows, strict=True))
-        self.variants = variant_table(self.path, labels_of, ids, places, ref, alt, first=1)
+        chromosomes, ids, positions, ref, alt = (list(column) for column in zip(*rows, strict=True))
+        self.variants = variant_table(self.path, chromosomes, ids, positions, ref, alt, first=1)
 
     def _variant(self, number: int) -> str:
         return f"{self.path}: variant {number + 1}"
@@ -130,7 +130,7 @@ class BgenFile(GenotypeFile):
         return out
 
     def hard_calls(self, columns: np.ndarray, samples: np.ndarray | None = None) -> np.ndarray:
-        """See :meth:`.base.GenotypeFile.hard_calls`; calls as plink2 makes them from dosages."""
+        """See :meth:`.base.GenotypeFile.hard_calls`; calls are derived from dosages as in plink2."""
         return hard_calls_of(self.dosages(columns, samples))
 
     def _dosage(self, raw: bytes, column: int) -> np.ndarray:
@@ -157,7 +157,7 @@ class BgenFile(GenotypeFile):
         if (copies == 2).all():
             first, second = values[0::2], values[1::2]
         else:
-            # One value a copy; a haploid call counts double and any other ploidy is missing, as plink2 reads them.
+            # One value per copy. As in plink2, a haploid call counts double and any other ploidy is missing.
             start = np.cumsum(copies) - copies
             padded = np.append(values, [0.0, 0.0])
             first, second = padded[start], np.where(copies == 2, padded[start + 1], 0)
@@ -170,8 +170,8 @@ class BgenFile(GenotypeFile):
 def probabilities(raw: bytes, bits: int, count: int) -> np.ndarray:
     """Decode probabilities of `bits` bits each, lowest bits first.
 
-    A diploid sample has two. Unphased: of two copies of the first allele, of one; phased: of the first allele on either
-    haplotype.
+    A diploid sample has two probabilities. Unphased: two copies of the first allele, and one copy. Phased: the first
+    allele on each haplotype.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""BGEN and VCF -> PGEN with plink2, once: readers in Python manage 7-30 k variants/s."""
+"""BGEN and VCF -> PGEN with plink2, once per source: readers in Python reach only 7-30 k variants/s."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from preprocess.genetics.genotypes.pgen import PgenFile
 from preprocess.genetics.genotypes.tables import X_CHROMOSOME
 
 NAME = "converted"
-LEAST_MEMORY = 640  # MB; plink2 asks for no less
+LEAST_MEMORY = 640  # MB; the minimum that plink2 accepts
 
 
 class Converted(GenotypeFile):
-    """A file whose autosomes are read from its PGEN copy; samples, variants and chromosome X are those of the file.
+    """A file whose autosomes are read from its PGEN copy; samples, variants and chromosome X come from the file.
 
-    plink2 imports X only with everybody's sex, so the copy leaves it out.
+    plink2 imports chromosome X only with the sex of every sample, so the copy excludes X.
 
     Parameters
     ----------
@@ -64,26 +64,26 @@ class Converted(GenotypeFile):
     def carriers(self, columns: np.ndarray, flip: np.ndarray, samples: np.ndarray | None, memory: int) -> Carriers:
         """See :meth:`.base.GenotypeFile.carriers`."""
         parts = []
-        for file, places, rows in self._split(columns):
-            found = file.carriers(rows, flip[places], samples, memory)
-            parts.append(found._replace(variant=places[found.variant]))
+        for file, indices, rows in self._split(columns):
+            carriers = file.carriers(rows, flip[indices], samples, memory)
+            parts.append(carriers._replace(variant=indices[carriers.variant]))
         return Carriers.joined(parts)
 
     def _read(self, method: str, columns: np.ndarray, samples: np.ndarray | None) -> np.ndarray:
-        parts = [(places, getattr(file, method)(rows, samples)) for file, places, rows in self._split(columns)]
+        parts = [(indices, getattr(file, method)(rows, samples)) for file, indices, rows in self._split(columns)]
         if len(parts) == 1:
             return np.asarray(parts[0][1])
         out = np.empty((len(columns), parts[0][1].shape[1]), dtype=parts[0][1].dtype)
-        for places, values in parts:
-            out[places] = values
+        for indices, values in parts:
+            out[indices] = values
         return out
 
     def _split(self, columns: np.ndarray) -> list[tuple[GenotypeFile, np.ndarray, np.ndarray]]:
-        """Say which columns (places in `columns`) to read from the copy and the original, and their columns there."""
-        autosomal = self.is_autosomal[columns]
-        ours, theirs = np.flatnonzero(autosomal), np.flatnonzero(~autosomal)
-        split = [(self.copy, ours, self.column_in_copy[columns[ours]]), (self.original, theirs, columns[theirs])]
-        return [part for part in split if len(part[1])] or [(self.copy, ours, ours)]
+        """Return (file, indices into `columns`, columns of that file) for the copy and the original."""
+        is_in_copy = self.is_autosomal[columns]
+        in_copy, other = np.flatnonzero(is_in_copy), np.flatnonzero(~is_in_copy)
+        split = [(self.copy, in_copy, self.column_in_copy[columns[in_copy]]), (self.original, other, columns[other])]
+        return [part for part in split if len(part[1])] or [(self.copy, in_copy, in_copy)]
 
 
 def _is_autosomal(chromosome: np.ndarray) -> np.ndarray:
@@ -91,7 +91,7 @@ def _is_autosomal(chromosome: np.ndarray) -> np.ndarray:
 
 
 def converted(file: GenotypeFile, dosage: str | None, cache: Path, memory: int) -> GenotypeFile:
-    """Return the PGEN copy of a file; the file itself, with a warning, where plink2 is absent or reads it otherwise."""
+    """Return the PGEN copy of a file; the file itself, with a warning, if plink2 is absent or reads other variants."""
     if not _is_autosomal(file.variants["chromosome"].to_numpy()).any():
         return file
     path = to_pgen(file.path, len(file.ids), dosage, cache, memory)
@@ -105,28 +105,27 @@ def converted(file: GenotypeFile, dosage: str | None, cache: Path, memory: int) 
 
 
 def to_pgen(source: Path, samples: int, dosage: str | None, cache: Path, memory: int) -> Path | None:
-    """Convert the autosomes of a file, unless that was done before.
+    """Convert the autosomes of a file, or return an existing copy.
 
-    The copy names samples 1, 2, ...: participants' ids stay in the source.
+    The sample ids of the copy are 1, 2, ...: participant ids are never copied.
 
     Parameters
     ----------
     source : Path
         .bgen, .vcf, .vcf.gz or .bcf.
     samples : int
-        How many samples `source` has.
+        Number of samples of `source`.
     dosage : str or None
         FORMAT field of a VCF with dosages.
     cache : Path
-        Folder of copies; one folder a source, named by its path, size and time of change.
+        Folder of copies; one folder per source, named by a hash of path, size and modification time.
     memory : int
-        What plink2 may take, MB; it would take half of the machine's.
+        Memory limit of plink2 in MB; the default of plink2 is half of the machine's memory.
 
     Returns
     -------
     Path or None
-        The .pgen; None if plink2 is not installed or cannot read the file (a warning says so), and the reader in
-        Python must do.
+        The .pgen; None, with a warning, if plink2 is not installed or cannot read the file.
     """
     program = shutil.which("plink2")
     if program is None:
@@ -148,7 +147,7 @@ def to_pgen(source: Path, samples: int, dosage: str | None, cache: Path, memory:
         done = subprocess.run(command, capture_output=True, check=False)
         if done.returncode or not (aside / f"{NAME}.pgen").exists():
             shutil.rmtree(aside)
-            # Its message may name a participant, so it is not passed on; ours will name file and record.
+            # plink2's message may name a participant, so it is not shown; the reader in Python names file and record.
             warnings.warn(
                 f"plink2 cannot convert {source.name} (status {done.returncode}): it is read in Python, slower",
                 stacklevel=2,
@@ -161,9 +160,9 @@ def to_pgen(source: Path, samples: int, dosage: str | None, cache: Path, memory:
 
 
 def _input_options(source: Path, samples: int, dosage: str | None, folder: Path) -> list[str]:
-    """Return plink2's input options, writing a table of numbered samples for a BGEN into `folder`."""
+    """Return plink2's input options; for a BGEN, write a table of numbered samples into `folder`."""
     if source.suffix == ".bgen":
-        # The order is decided by our own rules afterwards; REF of the copy is the first allele.
+        # REF of the copy is the first allele; the reference allele is decided later.
         names = folder / "samples"
         names.write_text("ID_1 ID_2 missing\n0 0 0\n" + "".join(f"{n} {n} 0\n" for n in range(1, samples + 1)))
         return ["--bgen", str(source), "ref-first", "--sample", str(names)]

@@ -1,4 +1,4 @@
-"""Which files a source consists of, and which reader opens each."""
+"""The genotype files of a source, and the reader of each file."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def format_of(path: Path) -> str | None:
 
 
 def find_files(source: Path) -> list[Path]:
-    """List the genotype files of a folder in natural order, or return the one file given.
+    """List the genotype files of a folder in natural order, or return a single file as a list.
 
     Names that begin with a dot are skipped: macOS writes a ``._chr1.vcf`` beside ``chr1.vcf``.
 
     Raises
     ------
     UserError
-        There are none, or they are of several formats.
+        The folder holds no genotype file, or files of several formats.
     """
     if not source.exists():
         raise UserError(f"{source}: does not exist; give {ACCEPTED}")
@@ -43,7 +43,7 @@ def find_files(source: Path) -> list[Path]:
 
 
 def names_samples(path: Path) -> Path:
-    """Return the file with the samples' ids of a genotype file, for messages."""
+    """Return the file with the sample ids of a genotype file, for error messages."""
     suffix = {".bed": ".fam", ".pgen": ".psam", ".bgen": ".sample"}.get(str(format_of(path)))
     companion = path.with_suffix(suffix) if suffix else path
     return companion if companion.exists() else path
@@ -58,11 +58,11 @@ def open_file(path: Path, cache: Path | None, memory: int, dosages: bool) -> Gen
     cache : Path, optional
         Folder for PGEN copies of BGEN and VCF files.
     memory : int
-        What plink2 may take to make one, MB.
+        Memory limit of plink2 in MB, for the copy.
     dosages : bool
-        Whether dosages will be read from the copy, or hard calls: in a VCF the two are fields of their own.
+        Read dosages, not hard calls; a VCF has separate fields.
     """
-    # Libraries are imported where a file needs them: together they take longer to load than a small file to read.
+    # Libraries are imported on use: importing all of them takes longer than reading a small file.
     suffix = format_of(path)
     if suffix == ".bed":
         from preprocess.genetics.genotypes.plink1 import BedFile
@@ -82,11 +82,11 @@ def open_file(path: Path, cache: Path | None, memory: int, dosages: bool) -> Gen
         from preprocess.genetics.genotypes.vcf import VcfFile
 
         file = VcfFile(path)
-        # Calls made of dosages would be missing where GT is known, so GT is converted wherever calls are asked for.
+        # Calls derived from dosages would be missing where GT is known: for hard calls, GT is converted.
         field = file.dosage_field if dosages or not file.has_calls else None
     if cache is None:
         return file
     from preprocess.genetics.genotypes.convert import converted
 
-    # Opened by our own reader first: damage is named by record, and ids never pass through the copy.
+    # The reader in Python opens the file first: an error names the damaged record, and the copy never contains ids.
     return converted(file, field, cache, memory)

@@ -47,12 +47,12 @@ class PgenFile(PgenlibFile):
         if len(self._head) < 12 or self._head[:2] != MAGIC or self._head[2] == BED_MODE:
             raise UserError(f"{path}: is not a .pgen file; make one with plink2 --make-pgen")
         self.reader = PgenlibReader(path, len(self.ids), len(self.variants), self.variants["alleles"].to_numpy())
-        # pgenlib notices a truncated file only where it ends.
+        # pgenlib detects a truncated file only when reading its end.
         self.hard_calls(np.array([len(self.variants) - 1]))
 
     @cached_property
     def provisional(self) -> int:  # type: ignore[override]
-        """How many REF alleles plink2 calls provisional: taken from A2 of a .bed.
+        """Number of provisional REF alleles, which plink2 took from A2 of a .bed.
 
         See docs/genetics-pitfalls.md#a1-is-not-the-reference.
         """
@@ -66,7 +66,7 @@ class PgenFile(PgenlibFile):
 
 
 def read_psam(path: Path) -> list[str]:
-    """Return the IID of every sample; without a header the file reads like a .fam.
+    """Return the IID of every sample; a file without a header has the columns of a .fam.
 
     Raises
     ------
@@ -98,7 +98,7 @@ def read_psam(path: Path) -> list[str]:
 def read_pvar(path: Path) -> pd.DataFrame:
     """Return the variants of a .pvar (:attr:`.base.GenotypeFile.variants`).
 
-    Without a header line it reads like a .bim: A1 is ALT.
+    A file without a header line has the columns of a .bim: A1 is ALT.
 
     Raises
     ------
@@ -115,7 +115,7 @@ def read_pvar(path: Path) -> pd.DataFrame:
 
 
 def count_provisional(path: Path) -> int:
-    """Count the REF alleles of a .pvar that plink2 calls provisional (INFO ``PR``); all of one without a header."""
+    """Count the provisional REF alleles of a .pvar (INFO ``PR``); without a header all are provisional."""
     _, names = _header(path)
     if names and "INFO" not in names:
         return 0
@@ -127,7 +127,7 @@ def count_provisional(path: Path) -> int:
 
 
 def _header(path: Path) -> tuple[int, list[str]]:
-    """Return how many lines come before the first variant, and the column names; none if no line gives them."""
+    """Return the number of lines before the first variant, and the column names; no names without a header."""
     skip = 0
     try:
         with open(path, encoding="utf-8") as file:
@@ -141,7 +141,7 @@ def _header(path: Path) -> tuple[int, list[str]]:
         packed = path.with_name(path.name + ".zst")
         if packed.exists():
             raise UserError(
-                f"{packed}: is compressed; write it out with plink2 --zst-decompress {packed.name} > {path.name}"
+                f"{packed}: is compressed; decompress it with plink2 --zst-decompress {packed.name} > {path.name}"
             ) from error
         raise UserError(f"{path}: does not exist; keep {SIDE_BY_SIDE} of a file set side by side") from error
     except UnicodeDecodeError:
@@ -150,7 +150,7 @@ def _header(path: Path) -> tuple[int, list[str]]:
 
 
 def _rows(path: Path) -> tuple[list[str], list[list[str]], int]:
-    """Return column names, the fields of every line, and how many lines come before them; checks their width."""
+    """Return column names, the fields of every line, and the number of lines before them; check the widths."""
     skip, names = _header(path)
     rows = [line.split() for line in read_text(path, SIDE_BY_SIDE).splitlines()[skip:]]
     if not rows:
@@ -170,7 +170,7 @@ def _rows(path: Path) -> tuple[list[str], list[list[str]], int]:
 
 
 def _read_pvar_quickly(path: Path) -> pd.DataFrame | None:
-    """Read a flawless .pvar with the parser of pandas; None for any other, which the caller reads line by line."""
+    """Read a valid .pvar with the pandas parser; None for any other file, which the caller reads line by line."""
     skip, names = _header(path)
     if not names or any(name not in names for name in NEEDED) or len(set(names)) != len(names):
         return None
@@ -189,7 +189,7 @@ def _read_pvar_quickly(path: Path) -> pd.DataFrame | None:
         )
     except (OSError, ValueError, OverflowError, pd.errors.ParserError):
         return None
-    # Lines with fewer fields are filled up with empty ones. Where all lines are too long, pandas takes an index.
+    # pandas pads short lines with empty fields. If all lines are too long, pandas uses the first column as index.
     odd = (table[names[-1]] == "").any() or (table["beyond"] != "").any()
     if odd or not isinstance(table.index, pd.RangeIndex):
         return None

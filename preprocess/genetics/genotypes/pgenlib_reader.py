@@ -1,7 +1,7 @@
-"""Reads of .bed and .pgen through pgenlib, which knows both formats: calls, dosages, counts, sparse records.
+"""Reads .bed and .pgen through pgenlib: calls, dosages, counts, sparse records.
 
-pgenlib counts A1 copies (.bim column 5) of a .bed and ALT copies of a .pgen, marks missing as -9 in calls and in
-dosages, and takes samples in ascending order only.
+pgenlib counts A1 copies (.bim column 5) of a .bed and ALT copies of a .pgen. Missing calls and dosages are -9. pgenlib
+accepts samples in ascending order only.
 
 See docs/genetics-pitfalls.md#missing-codes.
 """
@@ -21,20 +21,20 @@ from preprocess.genetics.genotypes.base import MISSING, Carriers, GenotypeFile, 
 
 
 class PgenlibReader:
-    """Open readers of one file, one for each thread that reads at the same time.
+    """Open readers of one file, one per concurrent thread.
 
     Parameters
     ----------
     path : Path
     samples, variants : int
-        How many the companions (.fam and .bim, or .psam and .pvar) name.
+        Numbers of samples and variants in the companion files (.fam and .bim, or .psam and .pvar).
     allele_counts : ndarray of int8, shape (variants,)
-        pgenlib cannot know which sites are multi-allelic.
+        Number of alleles of each variant; the .pgen itself does not tell which sites are multi-allelic.
 
     Raises
     ------
     UserError
-        The file does not hold these samples and variants.
+        The file holds other numbers of samples or variants.
     """
 
     def __init__(self, path: Path, samples: int, variants: int, allele_counts: np.ndarray) -> None:
@@ -54,20 +54,20 @@ class PgenlibReader:
             )
         except (RuntimeError, OSError) as error:
             raise UserError(
-                f"{self.path}: does not hold {self.samples} samples x {self.variants} variants as its companions say; "
+                f"{self.path}: does not hold {self.samples} samples x {self.variants} variants as its companion files; "
                 "it is truncated or they belong to another file"
             ) from error
 
     def calls(self, columns: np.ndarray, samples: np.ndarray | None) -> np.ndarray:
         """Read hard calls; see :meth:`.base.GenotypeFile.hard_calls`."""
         out = self._read("read_list", columns, samples, np.int8)
-        np.clip(out, MISSING, 2, out=out)  # ten times as fast as np.maximum
+        np.clip(out, MISSING, 2, out=out)  # ten times faster than np.maximum
         return out
 
     def dosages(self, columns: np.ndarray, samples: np.ndarray | None) -> np.ndarray:
         """Read dosages; see :meth:`.base.GenotypeFile.dosages`."""
         out = self._read("read_dosages_list", columns, samples, np.float32)
-        # An unmasked -9 would silently ruin a sum.
+        # A -9 that is not masked makes sums wrong without an error.
         if out.size and out.min() < 0:
             out[out < 0] = np.nan
         return out
@@ -88,7 +88,7 @@ class PgenlibReader:
         return in_order
 
     def counts(self, columns: np.ndarray, samples: np.ndarray | None) -> np.ndarray:
-        """Count genotypes in their packed form; see :meth:`.base.GenotypeFile.genotype_counts`."""
+        """Count genotypes without unpacking; see :meth:`.base.GenotypeFile.genotype_counts`."""
         counts = np.empty((len(columns), 4), dtype=np.uint32)
         column = 0
         with self._borrowed(None if samples is None else np.sort(samples)) as reader:
@@ -99,25 +99,25 @@ class PgenlibReader:
                 raise self._damaged(column, column) from error
         return counts.astype(np.int64)
 
-    def sparse_carriers(self, columns: np.ndarray, place_of_sample: np.ndarray) -> tuple[np.ndarray, Carriers]:
-        """List the carriers of variants whose records are stored as lists of carriers (rare ALT in a .pgen).
+    def sparse_carriers(self, columns: np.ndarray, index_of_sample: np.ndarray) -> tuple[np.ndarray, Carriers]:
+        """List the carriers of variants that a .pgen stores as lists of carriers (rare ALT).
 
         Parameters
         ----------
         columns : ndarray of int64, shape (n,)
-        place_of_sample : ndarray of int32, shape (samples of the file,)
-            What a sample is called in the result; -1 drops it.
+        index_of_sample : ndarray of int32, shape (samples of the file,)
+            Index of a sample in the result; -1 excludes the sample.
 
         Returns
         -------
         is_sparse : ndarray of bool, shape (n,)
-            The variants that are stored so; the others are not in the list.
+            Variants stored as lists of carriers; the other variants are not in the result.
         Carriers
         """
         is_sparse = np.zeros(len(columns), dtype=bool)
         lists = []
         column = 0
-        with self._borrowed(None) as reader:  # sparse reads know no subset of samples
+        with self._borrowed(None) as reader:  # sparse reads do not support a subset of samples
             try:
                 for number, column in enumerate(columns.tolist()):
                     if reader.has_sparse(column):
@@ -129,13 +129,13 @@ class PgenlibReader:
             return is_sparse, Carriers.joined([])
         variant = np.repeat(np.flatnonzero(is_sparse), [len(rows) for rows, _ in lists])
         rows, copies = (np.concatenate(parts) for parts in zip(*lists, strict=True))
-        sample = place_of_sample[rows].astype(np.int64)
+        sample = index_of_sample[rows].astype(np.int64)
         kept = sample >= 0
         return is_sparse, Carriers(variant[kept], sample[kept], copies[kept])
 
     @contextmanager
     def _borrowed(self, samples: np.ndarray | None) -> Iterator[Any]:
-        """Lend a reader of the samples (ascending; None is all): a reader is not safe to share between threads."""
+        """Yield a reader of the samples (ascending; None is all) for one thread: a reader is not thread-safe."""
         try:
             reader = self._idle.pop()
         except IndexError:
@@ -146,13 +146,13 @@ class PgenlibReader:
         self._idle.append(reader)
 
     def _damaged(self, first: int, last: int) -> UserError:
-        """Say between which variants (0-based) the file cannot be read."""
-        where = f"variant {first + 1}" if first == last else f"variants {first + 1} to {last + 1}"
-        return UserError(f"{self.path}: damaged at {where}; copy the file again")
+        """Return the error of an unreadable range of variants (0-based)."""
+        variants = f"variant {first + 1}" if first == last else f"variants {first + 1} to {last + 1}"
+        return UserError(f"{self.path}: damaged at {variants}; copy the file again")
 
 
 class PgenlibFile(GenotypeFile):
-    """What .bed and .pgen share: reads through :attr:`reader`."""
+    """Base class of .bed and .pgen files, which are read through :attr:`reader`."""
 
     counts_quickly = True
     reader: PgenlibReader
@@ -166,12 +166,12 @@ class PgenlibFile(GenotypeFile):
         return self.reader.counts(columns, samples)
 
     def carriers(self, columns: np.ndarray, flip: np.ndarray, samples: np.ndarray | None, memory: int) -> Carriers:
-        """See :meth:`.base.GenotypeFile.carriers`; carriers of a rare ``alt`` are read as they are stored."""
-        place_of_sample = np.full(len(self.ids), -1, dtype=np.int32)
+        """See :meth:`.base.GenotypeFile.carriers`; carriers of a rare ``alt`` are read from sparse records."""
+        index_of_sample = np.full(len(self.ids), -1, dtype=np.int32)
         rows = np.arange(len(self.ids)) if samples is None else samples
-        place_of_sample[rows] = np.arange(len(rows))
+        index_of_sample[rows] = np.arange(len(rows))
         forward = np.flatnonzero(~flip)
-        is_sparse, sparse = self.reader.sparse_carriers(columns[forward], place_of_sample)
+        is_sparse, sparse = self.reader.sparse_carriers(columns[forward], index_of_sample)
         rest = np.ones(len(columns), dtype=bool)
         rest[forward[is_sparse]] = False
         dense = np.flatnonzero(rest)

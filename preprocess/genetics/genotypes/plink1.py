@@ -44,32 +44,32 @@ class BedFile(PgenlibFile):
             magic = file.read(3)
         if magic != MAGIC:
             raise UserError(f"{path}: is not a variant-major PLINK 1 .bed file; make one with plink2 --make-bed")
-        # Checked first: a truncated .bed would otherwise fail (or not) deep inside a read.
-        expected, found = 3 + len(self.variants) * self.row_bytes, path.stat().st_size
-        if expected != found:
+        # The size is checked here, because a read of a truncated .bed may fail late or not at all.
+        expected, size = 3 + len(self.variants) * self.row_bytes, path.stat().st_size
+        if expected != size:
             raise UserError(
-                f"{path}: has {found} bytes, {len(self.ids)} samples x {len(self.variants)} variants need {expected}; "
+                f"{path}: has {size} bytes, {len(self.ids)} samples x {len(self.variants)} variants need {expected}; "
                 "it is truncated or its .bim/.fam belong to another file"
             )
         self.reader = PgenlibReader(path, len(self.ids), len(self.variants), self.variants["alleles"].to_numpy())
 
     def packed(self, columns: np.ndarray, flip: np.ndarray, samples: np.ndarray) -> np.ndarray:
-        """See :meth:`.base.GenotypeFile.packed`; reads only the bytes between the first and last sample chosen."""
+        """See :meth:`.base.GenotypeFile.packed`; reads only the bytes from the first to the last requested sample."""
         first, last = int(samples.min()) // 4, int(samples.max()) // 4 + 1
         raw = read_rows(self.path, len(MAGIC), self.row_bytes, columns, first, last)
         return twobit.select(twobit_cpu.from_plink1(raw, ~flip), samples - 4 * first)
 
 
 def read_rows(path: Path, offset: int, row_bytes: int, columns: np.ndarray, first: int, last: int) -> np.ndarray:
-    """Read bytes first..last of chosen rows of a file of equal rows.
+    """Read bytes first..last of selected rows of a file with rows of equal length.
 
-    Plain reads, not a memory map: pages of a map would count as resident memory of this process.
+    The function uses reads, not a memory map: mapped pages would count as resident memory of this process.
 
     Parameters
     ----------
     path : Path
     offset : int
-        Where row 0 begins.
+        First byte of row 0.
     row_bytes : int
     columns : ndarray of int64, shape (n,)
         Row numbers.
@@ -81,9 +81,9 @@ def read_rows(path: Path, offset: int, row_bytes: int, columns: np.ndarray, firs
     Raises
     ------
     UserError
-        The file is shorter than it was.
+        The file became shorter while it was read.
     """
-    # Rows a power of two apart would share few lines of the cache when they are transposed.
+    # The padding avoids strides of a power of two, which map to few cache lines during the transpose.
     raw = np.empty((len(columns), last - first + PADDING), dtype=np.uint8)[:, : last - first]
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -93,7 +93,7 @@ def read_rows(path: Path, offset: int, row_bytes: int, columns: np.ndarray, firs
     finally:
         os.close(descriptor)
     if read < len(columns):
-        raise UserError(f"{path}: ended while it was read; has another program changed it?")
+        raise UserError(f"{path}: became shorter while it was read; check whether another program changes it")
     return raw
 
 
@@ -156,7 +156,7 @@ def read_bim(path: Path) -> pd.DataFrame:
 
 
 def _read_bim_quickly(path: Path) -> pd.DataFrame | None:
-    """Read a flawless .bim with the parser of pandas; None for any other, which the caller reads line by line."""
+    """Read a valid .bim with the pandas parser; None for any other file, which the caller reads line by line."""
     categories = dict.fromkeys(("chromosome", "alt", "ref", "seventh"), "category")
     try:
         table = pd.read_csv(
@@ -171,8 +171,8 @@ def _read_bim_quickly(path: Path) -> pd.DataFrame | None:
         )
     except (OSError, ValueError, OverflowError, pd.errors.ParserError):
         return None
-    # Lines with fewer fields are filled up with empty ones, and a seventh field shows a longer line. Where all lines
-    # are too long, pandas takes a column for the index.
+    # pandas pads short lines with empty fields; a seventh field means a long line. If all lines are too long, pandas
+    # uses the first column as index.
     if (table["ref"] == "").any() or (table["seventh"] != "").any() or not isinstance(table.index, pd.RangeIndex):
         return None
     return variant_table_of_columns(table)

@@ -1,4 +1,4 @@
-"""Genotypes of one cohort, in one file or one per chromosome, whatever the format: :class:`Genotypes`."""
+"""Genotypes of one cohort, in one file or one file per chromosome, of any format: :class:`Genotypes`."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ class Genotypes:
     ----------
     files : list of GenotypeFile
     samples : ndarray of str, shape (participants,)
-        Ids, in the order of the first file; withdrawn and unlisted ones are excluded.
+        Participant ids, in the order of the first file, without withdrawn and unlisted participants.
     rows : list of ndarray of int64, each of shape (participants,)
-        Where each participant stands in each file.
+        Row of each participant in each file.
     variants : DataFrame
-        One row a variant, in the order of the files: ``file``, ``column`` (row in that file), ``chromosome`` (1..22, 23
-        for X, 0 for any other), ``id``, ``position``, ``ref``, ``alt`` (upper case), ``alleles`` (how many).
-        ``swapped`` (bool), where :func:`.reference.orient` has added it: the file calls ``ref`` its ``alt``.
+        One row per variant, in the order of the files: ``file``, ``column`` (row in that file), ``chromosome`` (1..22,
+        23 for X, 0 for any other), ``id``, ``position``, ``ref``, ``alt`` (upper case), ``alleles`` (number of
+        alleles). :func:`.reference.orient` adds ``swapped`` (bool): the file calls ``ref`` its ``alt``.
     counts : dict
-        Of participants, from :func:`preprocess.genetics.cohort.select`.
+        Counts of participants, from :func:`preprocess.genetics.cohort.select`.
     """
 
     files: list[GenotypeFile]
@@ -48,7 +48,7 @@ class Genotypes:
         variants : ndarray of int64, shape (n,)
             Row numbers of ``variants``; ascending is fastest.
         samples : ndarray of int64, slice, optional
-            Which participants; all by default.
+            Participants to read; all by default.
 
         Returns
         -------
@@ -58,7 +58,7 @@ class Genotypes:
         return self._read("hard_calls", np.int8, variants, samples)
 
     def dosages(self, variants: np.ndarray, samples: np.ndarray | slice | None = None) -> np.ndarray:
-        """Read expected copies of ``alt``; where a file holds no dosages they are the hard calls.
+        """Read expected copies of ``alt``; hard calls for a file without dosages.
 
         See docs/genetics-pitfalls.md#dosages-before-hard-calls.
 
@@ -76,7 +76,7 @@ class Genotypes:
         -------
         ndarray of uint8, shape (n, ceil((stop - start) / 4))
         """
-        file, column, swap = self._places(variants)
+        file, column, swap = self._columns(variants)
         parts = [
             self.files[number].packed(column[run], swap[run], self.rows[number][start:stop])
             for run in self.runs(file)
@@ -87,7 +87,7 @@ class Genotypes:
     def genotype_counts(self, variants: np.ndarray) -> np.ndarray:
         """Count participants with 0, 1, 2 copies of ``alt``, and without a call: int64, shape (n, 4)."""
         counts = np.empty((len(variants), 4), dtype=np.int64)
-        file, column, swap = self._places(variants)
+        file, column, swap = self._columns(variants)
         for run in self.runs(file):
             number = int(file[run[0]])
             counts[run] = self.files[number].genotype_counts(column[run], self._rows_of(number, None))
@@ -95,7 +95,7 @@ class Genotypes:
         return counts
 
     def carriers(self, variants: np.ndarray, count_ref: np.ndarray, memory: int) -> Carriers:
-        """List who carries the counted allele, or has no call.
+        """List the carriers of the counted allele, and participants without a call.
 
         Parameters
         ----------
@@ -103,7 +103,7 @@ class Genotypes:
         count_ref : ndarray of bool, shape (n,)
             Count ``ref`` instead of ``alt``.
         memory : int
-            Bytes that a block of calls may take.
+            Maximum size of a block of calls in bytes.
         """
         return self.count_and_list(variants, count_ref, lambda counts, _: np.ones(len(counts), dtype=bool), memory)[1]
 
@@ -114,10 +114,10 @@ class Genotypes:
         choose: Callable[[np.ndarray, np.ndarray], np.ndarray],
         memory: int,
     ) -> tuple[np.ndarray, Carriers]:
-        """Count the genotypes of variants, and list the carriers of chosen ones.
+        """Count the genotypes of variants, and list the carriers of chosen variants.
 
-        A format that counts quickly reads only the chosen variants after that. Any other decodes a variant once and
-        takes both from it.
+        A format that counts quickly counts first and then reads only the chosen variants. Any other format decodes a
+        variant once and derives counts and carriers from the calls.
 
         Parameters
         ----------
@@ -125,20 +125,20 @@ class Genotypes:
         count_ref : ndarray of bool, shape (n,)
             Count ``ref`` instead of ``alt``.
         choose : callable
-            From counts, shape (k, 4), and ``count_ref``, shape (k,), to which of the k variants to list, bool.
+            From counts, shape (k, 4), and ``count_ref``, shape (k,), to the variants to list, bool, shape (k,).
         memory : int
-            Bytes that a block of calls may take.
+            Maximum size of a block of calls in bytes.
 
         Returns
         -------
         counts : ndarray of int64, shape (n, 4)
             As :meth:`genotype_counts`.
         Carriers
-            Numbers of variants are places in `variants`.
+            Variants are indices into `variants`.
         """
         counts = np.empty((len(variants), 4), dtype=np.int64)
         parts: list[Carriers] = []
-        file, column, swap = self._places(variants)
+        file, column, swap = self._columns(variants)
         for run in self.runs(file):
             number = int(file[run[0]])
             reader, rows = self.files[number], self._rows_of(number, None)
@@ -159,7 +159,7 @@ class Genotypes:
         return counts, Carriers.joined(parts)
 
     def _read(self, method: str, dtype: type, variants: np.ndarray, samples: np.ndarray | slice | None) -> np.ndarray:
-        file, column, swap = self._places(variants)
+        file, column, swap = self._columns(variants)
         runs = self.runs(file)
         parts = []
         for run in runs:
@@ -171,7 +171,7 @@ class Genotypes:
         width = len(self.samples) if samples is None else len(self.samples[samples])
         return np.concatenate(parts) if parts else np.empty((0, width), dtype=dtype)
 
-    def _places(self, variants: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _columns(self, variants: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the file of each variant, its column there, and whether its alleles are swapped."""
         file, column = (self.variants[name].to_numpy()[variants] for name in ("file", "column"))
         if "swapped" not in self.variants:
@@ -179,14 +179,14 @@ class Genotypes:
         return file, column, self.variants["swapped"].to_numpy()[variants]
 
     def _rows_of(self, number: int, samples: np.ndarray | slice | None) -> np.ndarray | None:
-        """Return rows of a file; None where they are all of it, in order, which is faster to read."""
+        """Return rows of a file; None for all rows in file order, which is faster to read."""
         rows = self.rows[number] if samples is None else self.rows[number][samples]
         whole = len(rows) == len(self.files[number].ids) and bool((rows == np.arange(len(rows))).all())
         return None if whole else rows
 
     @staticmethod
     def runs(file: np.ndarray) -> list[np.ndarray]:
-        """Split places into runs of one file."""
+        """Split the indices of variants into runs of one file."""
         return [run for run in np.split(np.arange(len(file)), np.flatnonzero(np.diff(file)) + 1) if len(run)]
 
 
@@ -200,7 +200,7 @@ def open_genotypes(
 ) -> Genotypes:
     """Open the genotypes of a cohort.
 
-    Participants are joined by id, never by row, and withdrawn ones excluded.
+    Participants are joined by id, never by row. Withdrawn participants are excluded.
 
     See docs/genetics-pitfalls.md#withdrawn-participants.
 
@@ -211,12 +211,12 @@ def open_genotypes(
     keep : path, optional
         List of participants to keep.
     cache : path, optional
-        Folder for PGEN copies of BGEN and VCF files, made by plink2 if that is installed; without it they are read
-        in Python, with the same result.
+        Folder for PGEN copies of BGEN and VCF files, which plink2 makes if it is installed. Without plink2 the files
+        are read in Python, with the same result.
     memory : int
-        What plink2 may take for that, MB.
+        Memory limit of plink2 in MB.
     dosages : bool
-        Dosages will be read, not hard calls: a VCF has a field for each.
+        Read dosages, not hard calls; a VCF has separate fields.
 
     Raises
     ------

@@ -1,6 +1,6 @@
-"""Which allele is the reference: stated by the user, or read from a FASTA file; never guessed, because files disagree.
+"""The reference allele of each variant: stated by the user or read from a FASTA file, never guessed.
 
-:func:`orient` applies it to a cohort: ``snps`` counts copies of the allele that differs from the reference.
+:func:`orient` orders the alleles of a cohort: ``snps`` counts copies of the allele that differs from the reference.
 
 See docs/genetics-pitfalls.md#a1-is-not-the-reference.
 """
@@ -20,7 +20,7 @@ from preprocess.genetics.genotypes.files import format_of
 from preprocess.genetics.genotypes.reader import Genotypes
 from preprocess.genetics.genotypes.tables import X_CHROMOSOME
 
-# What may be stated of each format -> whether the file's `alt` column is then the reference.
+# --reference of each format -> whether the file's `alt` column is the reference allele.
 RULES = {
     ".bed": {"a2": False, "a1": True},
     ".pgen": {"ref": False, "alt": True},
@@ -29,13 +29,14 @@ RULES = {
 }
 NAMES = ("a1", "a2", "ref", "alt", "ref-first", "ref-last")
 HELP = {
-    ".bed": "state which .bim column holds the reference genome's allele: a2 (column 6, as plink2 --make-bed writes "
-    "it) or a1 (column 5); plink 1.9 puts the minor allele in A1 whatever the reference: give --fasta for such files",
-    ".pgen": "the .pvar calls REF provisional (INFO PR: taken from A2 of a .bed); state ref, alt, or give --fasta",
-    ".bgen": "state which allele is the reference genome's: ref-first (raw UK Biobank) or ref-last "
-    "(plink2 --export bgen-1.x unless told), or give --fasta",
+    ".bed": "state the .bim column of the reference allele: a2 (column 6, as plink2 --make-bed writes "
+    "it) or a1 (column 5); plink 1.9 writes the minor allele as A1 regardless of the reference: use --fasta for such "
+    "files",
+    ".pgen": "REF is provisional in the .pvar (INFO PR: taken from A2 of a .bed); state ref or alt, or use --fasta",
+    ".bgen": "state the reference allele: ref-first (raw UK Biobank) or ref-last (default of plink2 --export "
+    "bgen-1.x), or use --fasta",
 }
-# More mismatches than this share of the variants: the FASTA is of another build, or positions are.
+# A larger share of mismatching variants means that the FASTA and the positions have different builds.
 MOST_MISMATCHES = 0.2
 COLUMNS = ["file", "column", "chromosome", "rank", "id", "position", "ref", "alt", "swapped"]
 
@@ -47,11 +48,11 @@ class Oriented:
     Attributes
     ----------
     genotypes : Genotypes
-        ``variants`` by chromosome, then file order: ``file``, ``column``, ``chromosome`` (1..22), ``rank`` (place among
-        the chromosome's bi-allelic variants, those that the FASTA excludes counted too), ``id``, ``position``, ``ref``,
-        ``alt``, ``swapped`` (bool: the file calls ``ref`` its ``alt``). Calls are copies of ``alt``.
+        ``variants`` by chromosome, then file order: ``file``, ``column``, ``chromosome`` (1..22), ``rank`` (index among
+        the chromosome's bi-allelic variants, including variants that the FASTA excludes), ``id``, ``position``,
+        ``ref``, ``alt``, ``swapped`` (bool: the file calls ``ref`` its ``alt``). Calls are copies of ``alt``.
     excluded : DataFrame
-        Autosomal variants excluded: the same columns and ``fate`` (``multi_allelic``, ``reference_mismatch``).
+        Excluded autosomal variants: the same columns and ``fate`` (``multi_allelic``, ``reference_mismatch``).
     counts : dict
         ``variants`` (in the files), ``variants_not_autosomal``, ``variants_multi_allelic``,
         ``variants_reference_mismatch``, ``variants_swapped``, ``variants_reference_provisional``.
@@ -65,9 +66,9 @@ class Oriented:
 def orient(genotypes: Genotypes, reference: str | None = None, fasta: Path | None = None) -> Oriented:
     """Order the alleles of every variant by the reference genome.
 
-    Rules, all counted: only autosomes are used; sites with more than two alleles are excluded (split them
-    with ``bcftools norm -m-`` to keep them); variants whose alleles both differ from the FASTA are excluded. Repeated
-    variant ids stay in the table: what they mean depends on the use.
+    Three groups of variants are excluded and counted: variants outside the autosomes, sites with more than two alleles
+    (``bcftools norm -m-`` splits such sites), and variants without an allele that matches the FASTA. Variants with
+    duplicate IDs stay in the table; the caller decides.
 
     See docs/genetics-pitfalls.md#chromosome-codes.
 
@@ -75,18 +76,18 @@ def orient(genotypes: Genotypes, reference: str | None = None, fasta: Path | Non
     ----------
     genotypes : Genotypes
     reference : str, optional
-        Which allele is the reference: ``a1`` or ``a2`` (.bed), ``ref`` or ``alt`` (.pgen, VCF; ``ref`` by default),
+        The reference allele: ``a1`` or ``a2`` (.bed), ``ref`` or ``alt`` (.pgen, VCF; ``ref`` by default),
         ``ref-first`` or ``ref-last`` (.bgen).
     fasta : path, optional
-        Reference genome; decides variant by variant instead.
+        Reference genome; decides the reference allele variant by variant.
 
     Raises
     ------
     UserError
-        The reference is not stated, no variant is usable, or the FASTA is of another build.
+        The reference allele is not stated, no variant is usable, or the FASTA has another build.
     """
     if fasta is not None and reference is not None:
-        raise UserError("--reference and --fasta: give one of them, the FASTA decides variant by variant")
+        raise UserError("--reference and --fasta exclude each other: the FASTA decides variant by variant; remove one")
     files, table = genotypes.files, genotypes.variants
     swapped = [fasta is None and alt_is_reference(file, reference) for file in files]
     table = table.assign(swapped=np.array(swapped)[table["file"].to_numpy()])
@@ -104,19 +105,19 @@ def orient(genotypes: Genotypes, reference: str | None = None, fasta: Path | Non
     return Oriented(replace(genotypes, variants=variants), excluded, counts)
 
 
-def _usable(table: pd.DataFrame, genome: ReferenceGenome | None, where: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Split off what is excluded, rank the rest, and order alleles by the genome or by the user's statement."""
+def _usable(table: pd.DataFrame, genome: ReferenceGenome | None, path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the ranked usable variants with ordered alleles, and the excluded variants; `path` is for messages."""
     autosomal = (table["chromosome"] > 0) & (table["chromosome"] < X_CHROMOSOME)
     table = table[autosomal].sort_values("chromosome", kind="stable", ignore_index=True)
     if not len(table):
         raise UserError(
-            f"{where}: no variant lies on chromosomes 1-22; chromosomes must be named 1..22 or chr1..chr22 "
+            f"{path}: no variant lies on chromosomes 1-22; chromosomes must be named 1..22 or chr1..chr22 "
             "(others are excluded)"
         )
     multi = table[(table["alleles"] != 2) | (table["alt"] == ".")].assign(rank=-1, fate="multi_allelic")
     table = table.drop(multi.index).reset_index(drop=True)
     if not len(table):
-        raise UserError(f"{where}: no site has two alleles; split multi-allelic ones with bcftools norm -m-")
+        raise UserError(f"{path}: no site has two alleles; split multi-allelic ones with bcftools norm -m-")
     table["rank"] = table.groupby("chromosome").cumcount()
     differs = np.zeros(len(table), dtype=bool)
     if genome is not None:
@@ -132,12 +133,12 @@ def _usable(table: pd.DataFrame, genome: ReferenceGenome | None, where: Path) ->
 
 
 def alt_is_reference(file: GenotypeFile, reference: str | None) -> bool:
-    """Return whether the file's ``alt`` column holds the reference allele, as the user states it.
+    """Return whether the file's ``alt`` column holds the reference allele, as stated by the user.
 
     Raises
     ------
     UserError
-        Nothing is stated where it must be, or the word is of another format.
+        The required statement is missing, or it belongs to another format.
     """
     path, suffix = file.path, str(format_of(file.path))
     rules = RULES[suffix]
@@ -156,19 +157,19 @@ class ReferenceGenome:
     Parameters
     ----------
     path : Path
-        Plain or bgzip; a .fai index is made beside it if there is none.
+        Plain or bgzip; the .fai index is written beside the file if it does not exist.
 
     Raises
     ------
     UserError
-        Absent or not a FASTA file.
+        The file is absent or is not a FASTA file.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         if not path.is_file():
-            raise UserError(f"--fasta {path}: does not exist; give the reference genome the positions refer to")
-        from pyfaidx import Fasta, FastaIndexingError  # only those who give a FASTA need it
+            raise UserError(f"--fasta {path}: does not exist; give the reference genome of the positions")
+        from pyfaidx import Fasta, FastaIndexingError  # imported on use: only --fasta needs it
 
         try:
             self.fasta: Any = Fasta(str(path), as_raw=True, sequence_always_upper=True)
@@ -181,7 +182,7 @@ class ReferenceGenome:
     def orient(self, variants: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
         """Compare alleles with the genome.
 
-        Where both alleles agree with it (an insertion or deletion in a repeat), the longer one is the reference.
+        If both alleles match (an insertion or deletion in a repeat), the longer allele is the reference.
 
         Parameters
         ----------
@@ -193,12 +194,12 @@ class ReferenceGenome:
         swapped : ndarray of bool, shape (variants,)
             ``alt`` is the reference.
         differs : ndarray of bool, shape (variants,)
-            Neither allele is: other build, other strand, or an unknown allele.
+            Neither allele is the reference: another build, another strand, or an unknown allele.
 
         Raises
         ------
         UserError
-            A chromosome is absent, or so many alleles differ that the build must be another one.
+            A chromosome is absent, or so many alleles differ that the build must be different.
         """
         swapped, differs = (np.zeros(len(variants), dtype=bool) for _ in range(2))
         for number, rows in variants.reset_index(drop=True).groupby("chromosome"):
@@ -211,8 +212,8 @@ class ReferenceGenome:
             differs[rows.index] = ~alt & ~ref
         if differs.mean() > MOST_MISMATCHES:
             raise UserError(
-                f"--fasta {self.path}: {int(differs.sum())} of {len(differs)} variants have neither allele there; "
-                "it is of another build than the positions, or the alleles are of the other strand"
+                f"--fasta {self.path}: {int(differs.sum())} of {len(differs)} variants do not match it: "
+                "the positions are of another build, or the alleles of the other strand; give the matching FASTA"
             )
         return swapped, differs
 

@@ -1,4 +1,4 @@
-"""Tables that lie beside genotypes (.bim, .fam, .pvar, .psam, .sample): text, chromosome codes, variants."""
+"""Companion tables of genotype files (.bim, .fam, .pvar, .psam, .sample): text, chromosome codes, variants."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mrmfast.errors import UserError
 
 AUTOSOMES = {str(number): number for number in range(1, 23)}
 X_CHROMOSOME = 23
-X_LABELS = {"X", "23", "XY", "25", "PAR1", "PAR2"}  # PLINK's codes; the PGS Catalog calls all of them X
+X_LABELS = {"X", "23", "XY", "25", "PAR1", "PAR2"}  # PLINK's codes; X in the PGS Catalog
 LAST_POSITION = 2**31 - 1
 
 
@@ -35,12 +35,12 @@ def chromosome_code(label: str) -> int:
 
 
 def natural_key(path: Path) -> list[int | str]:
-    """Sort key that puts chr2 before chr10."""
+    """Return a sort key that orders chr2 before chr10."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
 
 
 def read_text(path: Path, beside: str) -> str:
-    """Read a small text file; `beside` says in the message what must lie side by side.
+    """Read a small text file; `beside` lists the files of a file set, for the error message.
 
     Raises
     ------
@@ -50,7 +50,7 @@ def read_text(path: Path, beside: str) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise UserError(f"{path}: does not exist; keep {beside} of a file set side by side") from error
+        raise UserError(f"{path}: does not exist; keep {beside} of a file set in one folder") from error
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path}: is not text in UTF-8; convert it (iconv -f latin1 -t utf-8), or copy it again if it is damaged"
@@ -76,7 +76,7 @@ def variant_table(
     Raises
     ------
     UserError
-        A position is not a whole number from 0 on.
+        A position is not an integer of at least 0.
     """
     try:
         positions = np.array(position).astype(np.int64)
@@ -85,7 +85,7 @@ def variant_table(
         wrong = [next(n for n, text in enumerate(position) if not re.fullmatch(r"\+?\d{1,10}", text))]
     if wrong:
         raise UserError(
-            f"{path}: line {first + wrong[0]}: the position is not a whole number from 0 to {LAST_POSITION}; "
+            f"{path}: line {first + wrong[0]}: the position is not an integer from 0 to {LAST_POSITION}; "
             "correct the line"
         )
     code_of = {label: chromosome_code(label) for label in set(chromosome)}
@@ -102,7 +102,7 @@ def variant_table(
 
 
 def variant_table_of_columns(table: pd.DataFrame) -> pd.DataFrame | None:
-    """Do the same quickly with columns that pandas has parsed; None where a row needs :func:`variant_table`'s message.
+    """Build the same table from columns parsed by pandas; None if a row needs the message of :func:`variant_table`.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-/* Two-bit genotype codes, variant-major in, sample-major out: the loops of twobit.py, which says what each does. */
+/* Two-bit genotype codes, variant-major in, sample-major out: the loops of twobit.py, which documents the functions. */
 
 #define _POSIX_C_SOURCE 200809L /* pread */
 
@@ -9,7 +9,7 @@
 
 #define LOW 0x5555555555555555ULL
 
-/* Read `bytes` bytes of each of `count` rows; return how many rows were whole. */
+/* Read `bytes` bytes of each of `count` rows; return the number of completely read rows. */
 int64_t read_rows(int file, int64_t offset, int64_t row_bytes, const int64_t *columns, int64_t count, int64_t bytes,
                   uint8_t *out, int64_t stride) {
     for (int64_t row = 0; row < count; row++) {
@@ -51,7 +51,7 @@ void from_plink1(uint8_t *rows, int64_t stride, int64_t count, int64_t bytes, co
     }
 }
 
-/* Of each row: how many chosen samples have the lower bit, the upper bit, both. */
+/* For each row: the numbers of chosen samples with the lower bit, the upper bit, both. */
 void count_bits(const uint8_t *rows, int64_t stride, int64_t count, int64_t bytes, const uint8_t *chosen,
                 int64_t *out) {
     for (int64_t row = 0; row < count; row++) {
@@ -83,8 +83,8 @@ typedef uint32_t words4 __attribute__((vector_size(16)));
 #define FIRST(a, b) SHUFFLE(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
 #define SECOND(a, b) SHUFFLE(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
 
-/* A word holds 4 variants x 4 samples: code (v, s) lies at bit 8 v + 2 s and goes to 8 s + 2 v. Two rounds of swaps
-   (Warren, Hacker's Delight, 7-3): first inside 2 x 2 blocks, then the blocks. */
+/* A word holds 4 variants x 4 samples. Code (v, s) is at bit 8 v + 2 s and moves to bit 8 s + 2 v by two rounds of
+   swaps (Warren, Hacker's Delight, 7-3): first inside 2 x 2 blocks, then between the blocks. */
 static bytes16 turn(bytes16 given) {
     words4 words = (words4)given;
     words4 swap = (words >> 6 ^ words) & 0x00CC00CCu;
@@ -96,7 +96,7 @@ static bytes16 turn(bytes16 given) {
 
 /* 64 variants x 64 samples: 64 rows of 16 bytes in, 64 rows of 16 bytes out. */
 static void block(const uint8_t *in, int64_t in_stride, uint8_t *out, int64_t out_stride) {
-    bytes16 quads[4][16]; /* [16 samples of the block][4 variants]: a byte a sample */
+    bytes16 quads[4][16]; /* [16 samples of the block][4 variants]: one byte per sample */
     for (int quad = 0; quad < 16; quad++) {
         bytes16 row[4];
         for (int i = 0; i < 4; i++) memcpy(&row[i], in + (4 * quad + i) * in_stride, 16);

@@ -1,6 +1,6 @@
-"""The loops of :mod:`.twobit` in C (``twobit.c``), compiled at first use, without the interpreter lock.
+"""The loops of :mod:`.twobit` in C (``twobit.c``), compiled on first use; the loops release the interpreter lock.
 
-Every function equals the one of the same name in :mod:`.twobit`, which does the work where there is no compiler.
+Every function equals the function of the same name in :mod:`.twobit`, which is the fallback without a compiler.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FUNCTIONS: dict[str, native.Signature] = {
 
 
 def from_plink1(raw: np.ndarray, count_a1: np.ndarray) -> np.ndarray:
-    """As :func:`.twobit.from_plink1`; `raw` may be overwritten and returned."""
+    """Equals :func:`.twobit.from_plink1`; `raw` may be overwritten and returned."""
     kernel = library()
     if kernel is None or not _rows_are_plain(raw):
         return twobit.from_plink1(raw, count_a1)
@@ -36,7 +36,7 @@ def from_plink1(raw: np.ndarray, count_a1: np.ndarray) -> np.ndarray:
 
 
 def count(packed: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """As :func:`.twobit.count`."""
+    """Equals :func:`.twobit.count`."""
     kernel = library()
     if kernel is None or not _rows_are_plain(packed):
         return twobit.count(packed, chosen)
@@ -46,7 +46,7 @@ def count(packed: np.ndarray, chosen: np.ndarray) -> np.ndarray:
 
 
 def transpose(packed: np.ndarray, out: np.ndarray) -> None:
-    """As :func:`.twobit.transpose`."""
+    """Equals :func:`.twobit.transpose`."""
     kernel = library()
     if kernel is None or not (_rows_are_plain(packed) and _rows_are_plain(out)):
         twobit.transpose(packed, out)
@@ -56,14 +56,14 @@ def transpose(packed: np.ndarray, out: np.ndarray) -> None:
 
 
 def read_rows(descriptor: int, offset: int, row_bytes: int, columns: np.ndarray, out: np.ndarray) -> int | None:
-    """Read the first bytes of chosen rows of a file of equal rows.
+    """Read bytes of selected rows of a file with rows of equal length.
 
     Parameters
     ----------
     descriptor : int
         An open file.
     offset : int
-        Where the wanted bytes of row 0 begin.
+        First byte to read of row 0.
     row_bytes : int
     columns : ndarray of int64, shape (n,)
         Row numbers.
@@ -73,7 +73,7 @@ def read_rows(descriptor: int, offset: int, row_bytes: int, columns: np.ndarray,
     Returns
     -------
     int or None
-        How many rows could be read whole; None without the compiled path.
+        Number of completely read rows; None without the compiled path.
     """
     kernel = library()
     if kernel is None or not _rows_are_plain(out):
@@ -88,13 +88,13 @@ def read_rows(descriptor: int, offset: int, row_bytes: int, columns: np.ndarray,
 
 
 def _rows_are_plain(array: np.ndarray) -> bool:
-    """Whether the bytes of each row lie side by side, as C takes them."""
+    """Whether the bytes of each row are contiguous, as the C functions require."""
     return array.dtype == np.uint8 and (array.shape[1] <= 1 or array.strides[1] == 1)
 
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """Load the compiled kernel, building it first; None (and a warning) without a C compiler."""
+    """Compile and load the kernel; None (and a warning) without a C compiler."""
     return native.load(
         SOURCE, FLAGS, name="twobit", otherwise="Packing genotypes several times slower", functions=FUNCTIONS
     )

@@ -16,17 +16,17 @@ from preprocess.genetics.genotypes.base import MISSING, GenotypeFile, hard_calls
 from preprocess.genetics.genotypes.tables import variant_table
 
 BGZF_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")  # SAM specification, 4.1.2
-HAPLOID = -2  # cyvcf2's filler where a call has fewer alleles than the widest one
+HAPLOID = -2  # cyvcf2's padding for a call with fewer alleles than the widest call
 
 
 class VcfFile(GenotypeFile):
     """A .vcf, .vcf.gz or .bcf with samples.
 
-    Hard calls are GT; where the header declares no GT they are called from the dosages, as plink2 calls them. Dosages
-    are DS, or the expectation of GP where the header declares no DS; where a sample has neither they are GT.
+    Hard calls are GT. If the header declares no GT, hard calls are derived from dosages, as in plink2. Dosages are DS,
+    or the expectation of GP if the header declares no DS. If a sample has neither, its dosage is GT.
 
-    A half-missing call (``./1``) is missing, and so is one of more than two alleles. A haploid call counts double, as
-    plink2 reads it on autosomes.
+    A half-missing call (``./1``) is missing, and so is a call of more than two alleles. A haploid call counts double,
+    as in plink2 on autosomes.
 
     Parameters
     ----------
@@ -82,7 +82,7 @@ class VcfFile(GenotypeFile):
         return out
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cursor": None}  # an open file stays in its process
+        return {**self.__dict__, "_cursor": None}  # an open file cannot be pickled
 
     def _calls(self, record: Any) -> np.ndarray:
         alleles = alleles_of(record, self.path)
@@ -92,7 +92,7 @@ class VcfFile(GenotypeFile):
         return np.where(known, (first > 0).astype(np.int8) + (second > 0), MISSING)
 
     def _dosages(self, record: Any, field: str) -> np.ndarray:
-        """Return one record's expected copies of ALT, float; NaN is missing."""
+        """Return the expected copies of ALT of one record, float; NaN is missing."""
         values = record.format(field)
         if values is None:
             expected = np.full(len(self.ids), np.nan)
@@ -107,7 +107,7 @@ class VcfFile(GenotypeFile):
         return expected
 
     def _records_of(self, columns: np.ndarray) -> Iterator[tuple[int, Any]]:
-        """Yield (row, record) for the columns; continues where the last call stopped, if it can."""
+        """Yield (row, record) for the columns; reading continues at the record of the last call if possible."""
         order = np.argsort(columns, kind="stable")
         if not len(order):
             return
@@ -121,7 +121,9 @@ class VcfFile(GenotypeFile):
                 record = next(records, None)
                 number += 1
                 if record is None:
-                    raise UserError(f"{self.path}: ended while it was read; has another program changed it?")
+                    raise UserError(
+                        f"{self.path}: became shorter while it was read; check whether another program changes it"
+                    )
             yield row, record
         self._cursor = (records, number)
 
@@ -132,7 +134,7 @@ def read_records(reader: VCF, path: Path) -> Iterator[Any]:
     Raises
     ------
     UserError
-        A record is damaged; names its line.
+        A record is damaged; the message names the line.
     """
     number = 0
     stream = iter(reader)
@@ -141,41 +143,41 @@ def read_records(reader: VCF, path: Path) -> Iterator[Any]:
             record = next(stream)
         except StopIteration:
             return
-        except Exception as error:  # htslib's complaints come as plain Exception
-            where = place_of(number, path)
+        except Exception as error:  # cyvcf2 raises plain Exception for errors of htslib
+            location = location_of(number, path)
             raise UserError(
-                f"{path}: {where} is damaged ({type(error).__name__}); correct it, or copy the file again"
+                f"{path}: {location} is damaged ({type(error).__name__}); correct it, or copy the file again"
             ) from error
         yield record
         number += 1
 
 
-def place_of(done: int, path: Path) -> str:
-    """Say which line follows `done` records; of a BCF, which has no lines, which record."""
+def location_of(done: int, path: Path) -> str:
+    """Return the number of the line after `done` records, or the number of the record in a BCF."""
     with open(path, "rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
-    # The lines of the file itself: htslib adds some to the header that it shows.
+    # Header lines are counted in the file: the header that htslib returns has extra lines.
     with gzip.open(path, "rb") if packed else open(path, "rb") as text:
         header = sum(1 for _ in takewhile(lambda line: line.startswith(b"#"), text))
     return f"line {header + done + 1}" if header else f"record {done + 1}"
 
 
 def alleles_of(record: Any, path: Path) -> np.ndarray:
-    """Return the alleles of every sample's call: -1 missing, -2 filler of a call with fewer of them.
+    """Return the alleles of every sample's call: -1 is missing, -2 pads a call with fewer alleles.
 
     Raises
     ------
     UserError
-        The record has no genotypes, or one names an allele that the site lacks: htslib lets ``0/5`` pass, and it would
-        count as something.
+        The record has no genotypes, or a genotype has an allele number beyond the alleles of the site, such as ``0/5``,
+        which htslib does not reject.
     """
     try:
         genotype = record.genotype
-    except Exception:  # cyvcf2 says so as a plain Exception or as None, depending on the other fields
+    except Exception:  # without GT, cyvcf2 raises plain Exception or returns None, depending on the other fields
         genotype = None
     if genotype is None:
         raise UserError(
-            f"{path}: {record.CHROM}:{record.POS} has no GT; leave such records out with bcftools view -i 'GT!=\"\"'"
+            f"{path}: {record.CHROM}:{record.POS} has no GT; exclude such records with bcftools view -i 'GT!=\"\"'"
         )
     alleles: np.ndarray = genotype.array()[:, :-1]  # the last column is the phase
     if alleles.max(initial=0) > len(record.ALT):
@@ -192,7 +194,7 @@ def _expected_copies(probabilities: np.ndarray) -> np.ndarray:
     Parameters
     ----------
     probabilities : ndarray of float64, shape (samples, 2 or 3)
-        NaN is missing, and fills a haploid call up.
+        NaN is missing; NaN also pads a haploid call.
     """
     haploid = 2 * probabilities[:, 1]
     if probabilities.shape[1] < 3:
@@ -205,8 +207,8 @@ def _declares(reader: VCF, name: str) -> bool:
 
 
 def _info(entry: Any) -> dict[str, str]:
-    found = entry.info()
-    return {"HeaderType": found.get("HeaderType", ""), "ID": found.get("ID", "")}
+    fields = entry.info()
+    return {"HeaderType": fields.get("HeaderType", ""), "ID": fields.get("ID", "")}
 
 
 def open_vcf(path: Path, sites: bool = False) -> VCF:
@@ -216,7 +218,7 @@ def open_vcf(path: Path, sites: bool = False) -> VCF:
     ----------
     path : Path
     sites : bool
-        Skip the genotypes; else there must be samples.
+        Skip the genotypes; otherwise the file must have samples.
 
     Raises
     ------
@@ -226,7 +228,7 @@ def open_vcf(path: Path, sites: bool = False) -> VCF:
     with open(path, "rb") as file:
         start = file.read(16)
         if start[:4] == b"\x1f\x8b\x08\x04" and start[12:14] == b"BC":
-            # htslib only warns of a bgzip file cut between two blocks, and the rest would be lost without a word.
+            # htslib only warns if a bgzip file is truncated between two blocks; the rest would be lost silently.
             file.seek(max(0, path.stat().st_size - len(BGZF_END)))
             if file.read() != BGZF_END:
                 raise UserError(f"{path}: is truncated (no bgzip end mark); copy the file again")
@@ -236,7 +238,7 @@ def open_vcf(path: Path, sites: bool = False) -> VCF:
         raise UserError(f"{path}: cannot be read as VCF ({type(error).__name__}); check the file") from error
     if not sites and not reader.samples:
         raise UserError(
-            f"{path}: has no samples, only sites; give the file that holds the genotypes (burden takes this one "
-            "as --annotations)"
+            f"{path}: has no samples, only sites; give the file with the genotypes (burden accepts this file as "
+            "--annotations)"
         )
     return reader

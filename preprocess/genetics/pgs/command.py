@@ -1,10 +1,10 @@
 """``python -m preprocess pgs``: PGS Catalog scoring files + genotypes -> z-scored polygenic scores.
 
-:mod:`.match` finds the variant of every row, :mod:`.score_pass` computes all scores in one pass over the genotypes (or
-plink2 does, ``--engine plink2``), and they are z-scored with mean and deviation of the training split. Chromosomes
-1-22 and X count, as in published scores and ``plink2 --score``. Dosages are scored where the files have them (.pgen,
-.bgen, VCF with DS or GP); hard calls else, or with ``--hard-calls``: many more of those are missing, since a dosage
-far from a whole number gives no call.
+:mod:`.match` finds the variant of every row. :mod:`.score_pass` computes all scores in one pass over the genotypes
+(with ``--engine plink2``, plink2 does). The scores are z-scored with the mean and standard deviation of the training
+split. Chromosomes 1-22 and X count, as in published scores and ``plink2 --score``. Dosages are scored if the files
+contain them (.pgen, .bgen, VCF with DS or GP), otherwise hard calls. ``--hard-calls`` scores hard calls always: more of
+them are missing, because a dosage far from an integer gives no call.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PARTICIPANTS_PER_BLOCK = 8192
 PARTS = 4
 LEAST_MEMORY = 64
 Blocks = Callable[[], Iterator[tuple[int, np.ndarray]]]
-"""Yields (first participant, sums) of blocks of participants; each call begins anew."""
+"""Yields (first participant, sums) for blocks of participants; each call starts at the first block."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,19 +44,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     command.add_common_arguments(parser, "a folder of PGS Catalog scoring files (.txt, .txt.gz), or one of them")
     parser.add_argument("--genotypes", type=Path, required=True, help=ACCEPTED)
     parser.add_argument("--build", default="GRCh38", help="genome build of the genotypes' positions (default GRCh38)")
-    parser.add_argument("--assume-build", metavar="BUILD", help="build of scoring files whose header names none")
+    parser.add_argument(
+        "--assume-build", metavar="BUILD", help="genome build of scoring files without a build in the header"
+    )
     parser.add_argument(
         "--ambiguous",
         choices=("drop", "keep"),
         default="drop",
-        help="strand-ambiguous variants (A/T, C/G): drop (default, as pgscatalog-match) or keep, as written",
+        help="strand-ambiguous variants (A/T, C/G): drop (default, as pgscatalog-match) or keep with the alleles as "
+        "written",
     )
-    parser.add_argument("--autosomes-only", action="store_true", help="leave chromosome X out")
-    parser.add_argument("--hard-calls", action="store_true", help="score hard calls where there are dosages too")
+    parser.add_argument("--autosomes-only", action="store_true", help="exclude chromosome X")
+    parser.add_argument("--hard-calls", action="store_true", help="score hard calls even if the files contain dosages")
     parser.add_argument(
-        "--engine", choices=("own", "plink2"), default="own", help="own (default), or plink2 --score if it is installed"
+        "--engine",
+        choices=("own", "plink2"),
+        default="own",
+        help="own (default), or plink2 --score, which must be installed",
     )
-    parser.add_argument("--memory", metavar="MB", type=int, default=2048, help="for sums and blocks (default 2048)")
+    parser.add_argument(
+        "--memory", metavar="MB", type=int, default=2048, help="memory for sums and blocks in MB (default 2048)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -65,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
     Raises
     ------
     UserError
-        An option or a file is at fault, or no score could be used.
+        An option or a file is invalid, or no score can be used.
     """
     with command.writing(arguments, "pgs", ["pgs"]):
         return _run(arguments)
@@ -99,7 +107,7 @@ def _run(arguments: argparse.Namespace) -> int:
         "values": "hard calls" if _scores_hard_calls(arguments, genotypes) else "dosages",
         "missing": "2 x effect allele frequency of the training split",
     }
-    # Zarr takes a fifth of a second to import, and the pass leaves the interpreter alone meanwhile.
+    # Importing Zarr takes 0.2 s; the pass over the genotypes releases the interpreter lock, so both run together.
     threading.Thread(target=importlib.import_module, args=("zarr",)).start()
     with tempfile.TemporaryDirectory(prefix=".pgs.", dir=arguments.out) as folder:
         blocks, passed = _sum(arguments, genotypes, weights, train, Path(folder))
@@ -115,10 +123,11 @@ def _run(arguments: argparse.Namespace) -> int:
                 "used": len(weights.variants(len(genotypes.variants))),
                 **passed,
             },
-            "files": {"in_folder": len(paths), "used": len(kept), "left_out": len(paths) - len(kept)},
+            "files": {"in_folder": len(paths), "used": len(kept), "excluded": len(paths) - len(kept)},
             "scores": entries,
         }
-        # The store comes last: where it stands, everything stands, and the next run sweeps what a crash leaves.
+        # The store is written last: if it exists, everything else exists. The next run removes partial files of a
+        # crash.
         command.write_report(arguments.out, "pgs", report)
         scaled = ((sums[:, kept] - mean) / scale for _, sums in blocks())
         write_modality(arguments.out, "pgs", "float", participants, features, scaled, attributes=settings)
@@ -130,7 +139,7 @@ def _run(arguments: argparse.Namespace) -> int:
 def _match(
     arguments: argparse.Namespace, paths: list[Path], build: str, genotypes: Genotypes, index: VariantIndex
 ) -> tuple[list[dict[str, Any]], Weights]:
-    """Match every scoring file, and write the fate of every row.
+    """Match every scoring file and write the fate of every row.
 
     Raises
     ------
@@ -152,18 +161,18 @@ def _match(
 def _standardise(
     source: Path, entries: list[dict[str, Any]], blocks: Blocks, train: np.ndarray
 ) -> tuple[FeatureTable, np.ndarray, np.ndarray, np.ndarray]:
-    """Fit mean and deviation of every score on the training split, and skip constant scores.
+    """Fit the mean and standard deviation of every score on the training split and exclude constant scores.
 
     Parameters
     ----------
     entries : list of dict
-        Of all scoring files; those used get ``mean`` and ``scale``, or a reason why not.
+        Report entries of all scoring files. Used entries get ``mean`` and ``scale``; a constant score becomes excluded.
 
     Returns
     -------
     FeatureTable
     kept : ndarray of int64, shape (features,)
-        Columns of the sums.
+        Columns of the sums, one per kept score.
     mean, scale : ndarray of float64, shape (features,)
 
     Raises
@@ -178,7 +187,7 @@ def _standardise(
     for number, entry in enumerate(used):
         entry |= {"mean": mean[number], "scale": scale[number]}
         if constant[number]:
-            entry |= {"status": "left out", "reason": "the same value for every training participant"}
+            entry |= {"status": "excluded", "reason": "the same value for every training participant"}
     kept = np.flatnonzero(~constant)
     if not len(kept):
         raise UserError(f"{source}: every score is constant over the training split; use more participants")
@@ -193,7 +202,7 @@ def _standardise(
 
 
 def _check(arguments: argparse.Namespace) -> str:
-    """Check options before any long work and return the canonical name of the build."""
+    """Check the options and return the canonical name of the build."""
     build = scoring_file.canonical_build(arguments.build) or "none"
     if build not in scoring_file.BUILDS.values():
         known = ", ".join(dict.fromkeys(scoring_file.BUILDS.values()))
@@ -203,7 +212,7 @@ def _check(arguments: argparse.Namespace) -> str:
     if arguments.engine == "plink2":
         plink2.find()
         if arguments.hard_calls:
-            raise UserError("--hard-calls: plink2 --score uses dosages where there are any; leave one of the two out")
+            raise UserError("--hard-calls: plink2 --score uses dosages if the files contain any; remove one option")
     return build
 
 
@@ -214,9 +223,9 @@ def _scores_hard_calls(arguments: argparse.Namespace, genotypes: Genotypes) -> b
 def _sum(
     arguments: argparse.Namespace, genotypes: Genotypes, weights: Weights, train: np.ndarray, folder: Path
 ) -> tuple[Blocks, dict[str, int]]:
-    """Compute the sums and return what reads them back in blocks of (first participant, sums), and counts.
+    """Compute the sums; return a reader of the sums in blocks of (first participant, sums), and counts.
 
-    They pass through a file: participants x scores in float64 are 1.9 GB for UK Biobank.
+    A file holds the sums: participants x scores in float64 are 1.9 GB for UK Biobank.
     """
     raw = folder / "sums"
     counts: dict[str, int] = {}
@@ -246,12 +255,12 @@ def _summary(dataset: Path, report: dict[str, Any]) -> None:
     rows = {key: sum(entry.get(key, 0) for entry in used) for key in ("rows", "malformed", *FATES)}
     print(
         f"pgs: {people['participants']} participants x {files['used']} scores, from {files['in_folder']} files "
-        f"({files['left_out']} excluded)"
+        f"({files['excluded']} excluded)"
     )
     print(f"  participants: {people['training']} training, {people['withdrawn']} withdrawn rows excluded")
     matched = rows["matched"] + rows["matched_flipped"]
     print(
-        f"  rows of used scores: {rows['rows']}, {matched} matched ({rows['matched_flipped']} flipped), "
+        f"  rows of used scores: {rows['rows']}, {matched} matched ({rows['matched_flipped']} by strand flip), "
         f"{rows['ambiguous']} strand-ambiguous, {rows['absent']} absent from the genotypes, "
         f"{rows['alleles_differ']} with other alleles, {rows['malformed']} malformed"
     )

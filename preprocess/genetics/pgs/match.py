@@ -1,7 +1,8 @@
 """From rows of a scoring file to variants of the genotypes: by position or rsID, then by alleles.
 
-Rules, each counted (``pgscatalog-match``'s, which the published evaluations use, over plink2 ``--score``'s, which knows
-ids and alleles as written and nothing else). Example: the genotypes have the variant 1:1000 with REF A and ALT G.
+The rules are those of ``pgscatalog-match``, which the published evaluations use (plink2 ``--score`` compares only ids
+and alleles as written). The report counts every outcome. Example: the genotypes have the variant 1:1000 with REF A and
+ALT G.
 
 ==========================================  ====================  ==================================================
 row: effect allele, other allele            fate                  reason
@@ -14,12 +15,13 @@ G, not given; also ALT of a second variant  ``several_fit``       ... unless sev
 G, C                                        ``alleles_differ``    neither the alleles nor their complements agree
 ==========================================  ====================  ==================================================
 
-- Strand-ambiguous variants (A/T, C/G) are ``ambiguous``: nothing in the alleles could tell a flip. ``--ambiguous keep``
-  uses them as given, never flipped.
-- A site with several alternative alleles on one line is ``multi_allelic``: copies of "not REF" are no copies of an
+- Strand-ambiguous variants (A/T, C/G) are ``ambiguous``: the alleles cannot show a strand flip. ``--ambiguous keep``
+  uses these variants with the alleles as given, never flipped.
+- A site with several alternative alleles on one line is ``multi_allelic``: copies of "not REF" are not copies of one
   allele.
-- A second row on the same variant is a ``duplicate``: a sum would count it twice.
-- No variant at the position is ``absent``; a row with neither a position in the build nor an rsID has ``no_place``.
+- A second row for the same variant is a ``duplicate``: a sum would count the variant twice.
+- A row without a variant at its position is ``absent``. A row with neither a position in the build nor an rsID has
+  ``no_place``.
 """
 
 from __future__ import annotations
@@ -46,15 +48,15 @@ FATES = (
 )
 MATCHED, FLIPPED, AMBIGUOUS, DUPLICATE, SEVERAL_FIT, MULTI_ALLELIC, ALLELES_DIFFER, ABSENT, NO_PLACE = range(len(FATES))
 NOT_FOUND = -1  # no variant
-UNKNOWN_ALLELE = -9  # no variant has it
-# So many rsIDs (or positions) must be found before they can speak against the build.
+UNKNOWN_ALLELE = -9  # the allele of no variant
+# Minimum number of rsIDs (or positions) found before their mismatches count as evidence of another build.
 LEAST_FOUND = 10
-PLACES_CHECKED = 2_000
+POSITIONS_CHECKED = 2_000
 
 
 @dataclass(frozen=True)
 class Matches:
-    """What became of the rows of one score.
+    """The matched variant and the fate of each row of one score.
 
     Attributes
     ----------
@@ -65,9 +67,10 @@ class Matches:
     effect_is_alt : ndarray of bool, shape (rows,)
         Whether the weight counts copies of ALT (else of REF).
     counts : dict
-        Of fates, and of matched rows ``by_position``, ``by_rsid``, ``effect_is_ref``.
+        Counts of fates, and of matched rows ``by_position``, ``by_rsid``, ``effect_is_ref``.
     elsewhere, found_by_rsid : int
-        Rows with a position whose rsID the genotypes hold, and how many of those have another position there.
+        `found_by_rsid` counts rows with a position whose rsID is in the genotypes; `elsewhere` counts those of them
+        whose position differs in the genotypes.
     """
 
     fate: np.ndarray
@@ -84,9 +87,9 @@ class Matches:
 
     @property
     def wrong_build(self) -> str:
-        """Why the genotypes seem to be in another build than the positions; empty if they do not."""
+        """Evidence that the genotypes are in another build than the score's positions; empty without evidence."""
         if self.found_by_rsid >= LEAST_FOUND and 2 * self.elsewhere > self.found_by_rsid:
-            return f"{self.elsewhere} of {self.found_by_rsid} rsIDs stand elsewhere in the genotypes"
+            return f"{self.elsewhere} of {self.found_by_rsid} rsIDs have another position in the genotypes"
         differ = self.counts["alleles_differ"]
         at_position = differ + sum(
             self.counts[name] for name in ("matched", "matched_flipped", "ambiguous", "duplicate")
@@ -98,18 +101,18 @@ class Matches:
 
 @dataclass(frozen=True)
 class _Candidates:
-    """Where the variants to be tried for each row stand: several variants may share a position.
+    """The candidate variants of each row; several variants may share a position.
 
     Attributes
     ----------
     key : ndarray of int64, shape (rows,)
         Chromosome and position as one number (:func:`_position_key`); -1 without a position.
     first : ndarray of int64, shape (rows,)
-        Where the variants of that position begin in the index's order of positions.
+        Index of the first variant at that position, in the index's order of positions.
     variant : ndarray of int64, shape (rows,)
         The first candidate, by position, or by rsID where the row has no position; -1 if there is none.
     by_rsid : ndarray of int64, shape (rows,)
-        The variant with the row's rsID; asked for rows without a position, and of the others for a sample.
+        The variant with the row's rsID; searched for all rows without a position and for a sample of the others.
     """
 
     key: np.ndarray
@@ -119,16 +122,16 @@ class _Candidates:
 
 
 class VariantIndex:
-    """Look-ups in a variant table, built once for all scores.
+    """Index of a variant table, built once for all scores.
 
     Parameters
     ----------
     variants : DataFrame
         With ``chromosome``, ``position``, ``id``, ``ref``, ``alt``.
     keep_ambiguous : bool
-        Use strand-ambiguous variants as given.
+        Use strand-ambiguous variants with the alleles as given.
     autosomes_only : bool
-        Leave chromosome X out.
+        Exclude chromosome X.
     """
 
     def __init__(self, variants: pd.DataFrame, keep_ambiguous: bool = False, autosomes_only: bool = False) -> None:
@@ -136,10 +139,10 @@ class VariantIndex:
         chromosome = variants["chromosome"].to_numpy()
         self.usable = (chromosome > 0) & (chromosome <= (X_CHROMOSOME - 1 if autosomes_only else X_CHROMOSOME))
         self.key = _position_key(np.where(self.usable, chromosome, 0), variants["position"].to_numpy())
-        # Stable, so that of several variants at one position the first in the file is tried first.
+        # Stable: of several variants at one position the first in the file is tried first.
         self.order = np.argsort(self.key, kind="stable")
         self.sorted_key = self.key[self.order]
-        # Alleles as numbers, equal numbers for equal alleles: rows are compared without text.
+        # Equal alleles have equal codes: rows are compared by number, not by text.
         codes, distinct = pd.factorize(np.concatenate([variants["ref"].to_numpy(), variants["alt"].to_numpy()]))
         self.vocabulary = {str(allele): code for code, allele in enumerate(distinct)}
         self.ref, self.alt = codes[: len(variants)].astype(np.int32), codes[len(variants) :].astype(np.int32)
@@ -148,7 +151,7 @@ class VariantIndex:
         self.multi_allelic = np.array(["," in str(allele) for allele in distinct], dtype=bool)[self.alt]
         numbers = _rsid_numbers(variants["id"])
         with_rsid = np.flatnonzero((numbers > 0) & self.usable)
-        # Of repeated ids the first counts.
+        # Of duplicate IDs the first counts.
         self.sorted_rsid, first = np.unique(numbers[with_rsid], return_index=True)
         self.row_of_rsid = with_rsid[first]
 
@@ -168,30 +171,30 @@ class VariantIndex:
         return Matches(fate, variant, effect_is_alt, counts, elsewhere, found_by_rsid)
 
     def _candidates(self, score: Score) -> _Candidates:
-        """Find the variants that each row may mean: a position outweighs an rsID."""
+        """Find the candidate variants of each row: a position takes precedence over an rsID."""
         has_position = score.position > 0
         key = np.where(has_position, _position_key(score.chromosome, score.position), NOT_FOUND)
         first = np.searchsorted(self.sorted_key, key, "left")
         at_position = has_position & (key >= 0) & (self._key_at(first) == key)
-        # rsIDs find rows without a position; of the others a sample is enough to notice another build.
-        asked = ~has_position
-        asked[:: max(1, len(asked) // PLACES_CHECKED)] = True
-        by_rsid = np.full(len(asked), NOT_FOUND, dtype=np.int64)
-        by_rsid[asked] = self._by_rsid(score.rsid[asked])
+        # Rows without a position are found by rsID; of the others a sample is enough to detect another build.
+        searched = ~has_position
+        searched[:: max(1, len(searched) // POSITIONS_CHECKED)] = True
+        by_rsid = np.full(len(searched), NOT_FOUND, dtype=np.int64)
+        by_rsid[searched] = self._by_rsid(score.rsid[searched])
         by_position = np.where(at_position, self.order[np.minimum(first, len(self.order) - 1)], NOT_FOUND)
         return _Candidates(key, first, np.where(has_position, by_position, by_rsid), by_rsid)
 
     def _compare_alleles(
         self, score: Score, candidates: _Candidates
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Try every candidate of every row: alleles as given first, then their complements.
+        """Compare every candidate of every row: the alleles as given first, then the complements.
 
         Returns
         -------
         fate, variant, effect_is_alt : ndarray, shape (rows,)
             As in :class:`Matches`.
         fits : ndarray of int8, shape (rows,)
-            How many of the candidates agree.
+            Number of candidates that agree.
         """
         rows = len(score.weight)
         has_position = score.position > 0
@@ -213,7 +216,7 @@ class VariantIndex:
                 new = agrees & (variant[todo] < 0)
                 variant[todo[new]], effect_is_alt[todo[new]] = candidate[new], is_alt[new]
                 fate[todo[new]] = FLIPPED if flip else MATCHED
-                # A multi-allelic site stands as several variants at one position: try the next one there.
+                # A multi-allelic site may be several variants at one position: the next one is the next candidate.
                 step += 1
                 more = has_position[todo] & (self._key_at(candidates.first[todo] + step) == candidates.key[todo])
                 todo = todo[more]
@@ -238,7 +241,7 @@ class VariantIndex:
         return is_alt | is_ref, is_alt
 
     def _positions_elsewhere(self, score: Score, candidates: _Candidates) -> tuple[int, int]:
-        """Return how many rows' rsIDs have another position in the genotypes, of how many that were found."""
+        """Return the number of rows whose rsID has another position in the genotypes, and the number compared."""
         both = np.flatnonzero((score.position > 0) & (candidates.by_rsid >= 0))
         differs = self.key[candidates.by_rsid[both]] != candidates.key[both]
         return int(differs.sum()), len(both)
@@ -246,17 +249,17 @@ class VariantIndex:
     def _codes(self, alleles: list[str]) -> np.ndarray:
         return np.array([self.vocabulary.get(allele, UNKNOWN_ALLELE) for allele in alleles], dtype=np.int32)
 
-    def _key_at(self, place: np.ndarray) -> np.ndarray:
-        """Return the key at places of the sorted keys; -2, which no row has, behind the last one."""
+    def _key_at(self, index: np.ndarray) -> np.ndarray:
+        """Return the sorted key at each index; -2, which no row has, beyond the last key."""
         last = len(self.sorted_key) - 1
-        return np.where(place <= last, self.sorted_key[np.minimum(place, last)], -2)
+        return np.where(index <= last, self.sorted_key[np.minimum(index, last)], -2)
 
     def _by_rsid(self, rsid: np.ndarray) -> np.ndarray:
-        """Find variants by the number of their rsID; -1 where there is none."""
+        """Find variants by rsID number; -1 if no variant has the rsID."""
         if not len(self.sorted_rsid) or not rsid.any():
             return np.full(len(rsid), NOT_FOUND, dtype=np.int64)
-        place = np.minimum(np.searchsorted(self.sorted_rsid, rsid), len(self.sorted_rsid) - 1)
-        return np.where(self.sorted_rsid[place] == rsid, self.row_of_rsid[place], NOT_FOUND)
+        index = np.minimum(np.searchsorted(self.sorted_rsid, rsid), len(self.sorted_rsid) - 1)
+        return np.where(self.sorted_rsid[index] == rsid, self.row_of_rsid[index], NOT_FOUND)
 
 
 def _count(fate: np.ndarray, has_position: np.ndarray, effect_is_alt: np.ndarray) -> dict[str, int]:
@@ -269,14 +272,14 @@ def _count(fate: np.ndarray, has_position: np.ndarray, effect_is_alt: np.ndarray
 
 
 def _is_repeat(values: np.ndarray) -> np.ndarray:
-    """Mark every occurrence of a value but its first: ``[5, 7, 5]`` is ``[False, False, True]``."""
+    """Mark every repeated occurrence of a value: ``[5, 7, 5]`` is ``[False, False, True]``."""
     repeat = np.ones(len(values), dtype=bool)
     repeat[np.unique(values, return_index=True)[1]] = False
     return repeat
 
 
 def _rsid_numbers(ids: pd.Series) -> np.ndarray:
-    """Return the number of every id that is an rsID, else 0; int64, so a name of more than 18 digits is none."""
+    """Return the number of every rsID, int64; 0 for any other id, and for rsIDs of more than 18 digits."""
     return np.array(
         [
             int(name[2:]) if name[:2] == "rs" and name[2:].isdecimal() and len(name) <= 20 else 0
@@ -287,5 +290,5 @@ def _rsid_numbers(ids: pd.Series) -> np.ndarray:
 
 
 def _position_key(chromosome: np.ndarray, position: np.ndarray) -> np.ndarray:
-    """Return chromosome and position as one number that sorts like them; -1 for chromosome 0."""
+    """Return a number that sorts by chromosome and position; -1 for chromosome 0."""
     return np.where(chromosome > 0, chromosome.astype(np.int64) << 32 | position, NOT_FOUND)

@@ -1,9 +1,9 @@
-"""``--engine plink2``: the original study's own tool makes the sums, from the same matched rows.
+"""``--engine plink2``: plink2, the tool of the original study, computes the sums from the same matched rows.
 
-plink2 gets companions whose variant ids are row numbers, so that repeated or blank ids cannot mix variants up, and two
-weight files if a variant has opposite effect alleles in two scores: our sign rule for REF weights has no part in its
-answer. Missing calls take the training split's frequencies here too (``--read-freq``). Its sums have six significant
-digits.
+The companion files for plink2 use row numbers as variant ids: repeated or blank ids cannot confuse variants. If a
+variant has opposite effect alleles in two scores, plink2 reads two weight files: its result does not depend on the sign
+rule for REF weights in :mod:`.score_pass`. Missing calls take the frequencies of the training split here too
+(``--read-freq``). plink2's sums have six significant digits.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ def find() -> str:
     Raises
     ------
     UserError
-        It is not installed.
+        plink2 is not installed.
     """
-    found = shutil.which("plink2")
-    if found is None:
+    program = shutil.which("plink2")
+    if program is None:
         raise UserError(
             "--engine plink2: plink2 is not on PATH; install it (Debian: apt-get install plink2 libopenblas0-pthread, "
             "or https://www.cog-genomics.org/plink/2.0/), or use --engine own"
         )
-    return found
+    return program
 
 
 def check_formats(genotypes: Genotypes) -> None:
-    """Check that plink2 can score the files as they are.
+    """Check that plink2 can score the files without conversion.
 
     Raises
     ------
     UserError
-        They are neither .bed nor .pgen.
+        A file is neither .bed nor .pgen.
     """
     for file in genotypes.files:
         if file.path.suffix not in (".bed", ".pgen"):
@@ -82,7 +82,7 @@ def score(genotypes: Genotypes, weights: Weights, train: np.ndarray, memory_mb: 
     check_formats(genotypes)
     first = np.cumsum([0, *(len(file.variants) for file in genotypes.files)]).tolist()
     sums = np.zeros((len(train), len(weights)))
-    # plink2 takes a variant once a file: here under the effect allele of the last score that uses it.
+    # plink2 accepts a variant once per weight file: under the effect allele of the last score that uses the variant.
     counts_alt = np.zeros(len(genotypes.variants), dtype=bool)
     for variant, is_alt in zip(weights.variant, weights.effect_is_alt, strict=True):
         counts_alt[variant] = is_alt
@@ -90,29 +90,27 @@ def score(genotypes: Genotypes, weights: Weights, train: np.ndarray, memory_mb: 
     with tempfile.TemporaryDirectory(prefix=".plink2.", dir=work) as folder:
         for number in trange(len(genotypes.files), desc="pgs: plink2", unit="file", disable=None):
             start, stop = first[number], first[number + 1]
-            where = Path(folder) / str(number)
-            common = [program, *_companions(genotypes, number, start, stop, where), "--memory", str(memory_mb)]
-            order = _people(genotypes, number, train, where)
-            _call([*common, "--keep", f"{where}.train", "--freq", "--out", f"{where}.freq"])
+            stem = Path(folder) / str(number)
+            common = [program, *_companions(genotypes, number, start, stop, stem), "--memory", str(memory_mb)]
+            order = _people(genotypes, number, train, stem)
+            _call([*common, "--keep", f"{stem}.train", "--freq", "--out", f"{stem}.freq"])
             for majority in (True, False):
-                if not _write_weights(
-                    weights, genotypes, (start, stop), counts_alt, majority, Path(f"{where}.weights")
-                ):
+                if not _write_weights(weights, genotypes, (start, stop), counts_alt, majority, Path(f"{stem}.weights")):
                     continue
                 columns = "3" if len(weights) == 1 else f"3-{2 + len(weights)}"  # plink2 refuses 3-3
                 _call(
                     [
-                        *(*common, "--keep", f"{where}.keep", "--read-freq", f"{where}.freq.afreq"),
-                        *("--score", f"{where}.weights", "header-read", "cols=scoresums"),
-                        *("--score-col-nums", columns, "--out", f"{where}.out"),
+                        *(*common, "--keep", f"{stem}.keep", "--read-freq", f"{stem}.freq.afreq"),
+                        *("--score", f"{stem}.weights", "header-read", "cols=scoresums"),
+                        *("--score-col-nums", columns, "--out", f"{stem}.out"),
                     ]
                 )
-                table = pd.read_csv(f"{where}.out.sscore", sep="\t", dtype={0: str})
+                table = pd.read_csv(f"{stem}.out.sscore", sep="\t", dtype={0: str})
                 sums[order[table.iloc[:, 0].to_numpy(np.int64)]] += table.iloc[:, -len(weights) :].to_numpy(np.float64)
     return sums
 
 
-def _companions(genotypes: Genotypes, number: int, start: int, stop: int, where: Path) -> list[str]:
+def _companions(genotypes: Genotypes, number: int, start: int, stop: int, stem: Path) -> list[str]:
     """Write variant and sample tables whose ids are row numbers, and return plink2's input options."""
     table = genotypes.variants.iloc[start:stop]
     variants = pd.DataFrame(
@@ -124,21 +122,21 @@ def _companions(genotypes: Genotypes, number: int, start: int, stop: int, where:
             "ALT": table["alt"],
         }
     )
-    variants.to_csv(f"{where}.pvar", sep="\t", index=False)
-    # "0" is no id to plink2, so rows count from 1.
+    variants.to_csv(f"{stem}.pvar", sep="\t", index=False)
+    # plink2 does not accept the id "0": rows are numbered from 1.
     samples = pd.DataFrame({"#IID": np.arange(1, 1 + len(genotypes.files[number].ids)), "SEX": "NA"})
-    samples.to_csv(f"{where}.psam", sep="\t", index=False)
+    samples.to_csv(f"{stem}.psam", sep="\t", index=False)
     path = genotypes.files[number].path
     kind = "--bed" if path.suffix == ".bed" else "--pgen"
-    # plink2 reads a .bed with .pvar and .psam: A1 is ALT there as it is in our table.
-    return [kind, str(path), "--pvar", f"{where}.pvar", "--psam", f"{where}.psam", "--allow-no-sex"]
+    # plink2 reads a .bed with .pvar and .psam: A1 is ALT, as in the variant table.
+    return [kind, str(path), "--pvar", f"{stem}.pvar", "--psam", f"{stem}.psam", "--allow-no-sex"]
 
 
-def _people(genotypes: Genotypes, number: int, train: np.ndarray, where: Path) -> np.ndarray:
-    """Write the lists of people and return the participant of every sample number."""
+def _people(genotypes: Genotypes, number: int, train: np.ndarray, stem: Path) -> np.ndarray:
+    """Write the lists of participants and return the participant of every sample number."""
     rows = genotypes.rows[number]
     for name, chosen in (("keep", rows), ("train", rows[train])):
-        Path(f"{where}.{name}").write_text("\n".join(map(str, ["#IID", *sorted((chosen + 1).tolist())])) + "\n")
+        Path(f"{stem}.{name}").write_text("\n".join(map(str, ["#IID", *sorted((chosen + 1).tolist())])) + "\n")
     order = np.full(len(genotypes.files[number].ids) + 1, -1, dtype=np.int64)
     order[rows + 1] = np.arange(len(rows))
     return order
@@ -157,17 +155,17 @@ def _write_weights(
     Parameters
     ----------
     span : (int, int)
-        Rows of the file's variants.
+        First and last (exclusive) variant row of the file.
     counts_alt : ndarray of bool, shape (variants,)
         Effect allele of each variant in the first file of weights.
     majority : bool
-        Write the weights on that allele, else those on the other one.
+        Write the weights of that allele, otherwise the weights of the other allele.
     path : Path
 
     Returns
     -------
     bool
-        False if there are none.
+        Whether any weight was written.
     """
     chosen_rows = [
         ((is_alt == counts_alt[variant]) == majority) & (variant >= span[0]) & (variant < span[1])

@@ -1,4 +1,4 @@
-"""A folder of scoring files: read, matched to the genotypes, and every row's fate in a ledger."""
+"""Reads a folder of scoring files, matches each file to the genotypes and records the fate of every row in a ledger."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from preprocess.genetics.pgs import scoring_file
 from preprocess.genetics.pgs.match import FATES, Matches, VariantIndex
 from preprocess.genetics.pgs.score_pass import Weights
 
-READERS = 2  # threads; the text is parsed outside Python's lock
-WAITING = 4  # files read ahead of the ledger, so that memory does not grow with the folder
+READERS = 2  # threads; parsing releases the interpreter lock
+WAITING = 4  # maximum number of files read ahead of the ledger: bounds memory
 CODES = pa.dictionary(pa.int32(), pa.string())
 LEDGER = pa.schema(
     [
@@ -34,24 +34,24 @@ LEDGER = pa.schema(
         ("weight", pa.float64()),
     ]
 )
-ROWS_TOGETHER = 1 << 16  # of a group of rows in the ledger: small groups cost more than their rows
+ROWS_TOGETHER = 1 << 16  # rows per row group of the ledger: small groups have a large overhead
 Head = scoring_file.Head | scoring_file.UnusableScoreError
 Item = TypeVar("Item")
 
 
 class RowLedger:
-    """``reports/pgs_variants.parquet``: one record a row of every readable file.
+    """``reports/pgs_variants.parquet``: one record per row of every readable file.
 
-    Parquet, because 481 real scores have tens of millions of rows: text of them takes longer to write than the
-    scores to compute. ``pandas.read_parquet`` opens it. Columns: ``score``, ``row`` (1-based data row of the file),
-    ``fate``, ``variant`` (id in the genotypes, null where none matched), ``effect_allele``, ``other_allele`` (null:
-    not given), ``weight`` (null in malformed rows).
+    The format is Parquet because 481 real scores have tens of millions of rows: writing text would take longer than
+    computing the scores. ``pandas.read_parquet`` opens the file. Columns: ``score``, ``row`` (1-based data row of the
+    file), ``fate``, ``variant`` (id in the genotypes, null where none matched), ``effect_allele``, ``other_allele``
+    (null: not given), ``weight`` (null in malformed rows).
 
     Parameters
     ----------
     file : binary file
     ids : ndarray of str, shape (variants,)
-        Of the genotypes.
+        Variant ids of the genotypes.
     """
 
     def __init__(self, file: IO[bytes], ids: np.ndarray) -> None:
@@ -69,12 +69,12 @@ class RowLedger:
         self._held: list[pa.Table] = []
 
     def add(self, score: scoring_file.Score, matches: Matches) -> None:
-        """Record the rows of one score, the malformed ones after the others."""
+        """Record the rows of one score; malformed rows come last."""
         extra = len(score.malformed)
         alleles, fates = pa.array(score.alleles, pa.string()), pa.array([*FATES, "malformed"])
 
         def column(values: np.ndarray, fill: Any, hidden: np.ndarray | None = None) -> pa.Array:
-            if not extra:  # nearly always
+            if not extra:  # the usual case
                 return pa.array(values, mask=hidden)
             tail = np.full(extra, fill, dtype=values.dtype)
             mask = np.r_[np.zeros(len(values), bool) if hidden is None else hidden, np.ones(extra, bool)]
@@ -102,7 +102,7 @@ class RowLedger:
         self._held = []
 
     def close(self) -> None:
-        """Write what is held, and the footer."""
+        """Write the buffered rows and the footer."""
         self._flush()
         self.writer.close()
 
@@ -110,21 +110,21 @@ class RowLedger:
 def read_scores(
     paths: list[Path], build: str, assumed: str | None, index: VariantIndex, ledger: RowLedger
 ) -> tuple[list[dict[str, Any]], Weights]:
-    """Read and match every scoring file; of several files of one score the first usable one counts.
+    """Read and match every scoring file; of several files of one score the first usable file counts.
 
     Returns
     -------
     list of dict
-        One report entry a file: ``score``, ``file``, ``status`` (used, excluded), ``reason``, counts.
+        One report entry per file: ``score``, ``file``, ``status`` (used, excluded), ``reason``, counts.
     Weights
-        Of the used ones, in order.
+        Weights of the used scores, in order.
     """
     entries: list[dict[str, Any]] = []
     weights = Weights()
     done: dict[str, str] = {}
 
-    def load(one: tuple[Path, Head]) -> tuple[scoring_file.Score, Matches] | scoring_file.UnusableScoreError:
-        path, head = one
+    def load(entry: tuple[Path, Head]) -> tuple[scoring_file.Score, Matches] | scoring_file.UnusableScoreError:
+        path, head = entry
         if isinstance(head, scoring_file.UnusableScoreError):
             return head
         try:
@@ -135,10 +135,10 @@ def read_scores(
 
     heads = _preferred_first(paths, build)
     writing: deque[Future[None]] = deque()
-    # One thread writes, in order, while the next files are matched: compressing takes as long as that.
+    # One thread writes in order while the next files are matched: compression takes as long as matching.
     with tqdm(total=len(heads), desc="pgs: match", unit="file", disable=None) as bar, ThreadPoolExecutor(1) as writer:
         for (path, _), loaded in zip(heads, _ahead(load, heads), strict=True):
-            entry: dict[str, Any] = {"score": path.name, "file": path.name, "status": "left out", "reason": ""}
+            entry: dict[str, Any] = {"score": path.name, "file": path.name, "status": "excluded", "reason": ""}
             entries.append(entry)
             bar.update()
             if isinstance(loaded, scoring_file.UnusableScoreError):
@@ -156,8 +156,8 @@ def read_scores(
             done[score.name] = path.name
             rows = matches.used
             weights.add(matches.variant[rows], score.weight[rows], matches.effect_is_alt[rows])
-        for one in writing:
-            one.result()
+        for future in writing:
+            future.result()
     return entries, weights
 
 
@@ -172,7 +172,7 @@ def _why_unusable(score: scoring_file.Score, matches: Matches, build: str, done:
 
 
 def _ahead(load: Any, paths: Iterable[Item]) -> Iterator[Any]:
-    """Run `load` on every item in a few threads, in order, and only a few items ahead."""
+    """Run `load` on every item in a few threads; yield the results in order and read at most a few items ahead."""
     with ThreadPoolExecutor(READERS) as pool:
         items = iter(paths)
         waiting = deque(pool.submit(load, item) for item in islice(items, WAITING))
@@ -183,7 +183,7 @@ def _ahead(load: Any, paths: Iterable[Item]) -> Iterator[Any]:
 
 
 def find_scores(source: Path) -> list[Path]:
-    """List scoring files of a folder in natural order, or return the one file given."""
+    """List the scoring files of a folder in natural order, or return a single file as a list."""
     if not source.is_dir():
         return [source]
     paths = sorted((p for p in source.iterdir() if p.name.endswith((".txt", ".txt.gz"))), key=natural_key)
@@ -193,7 +193,7 @@ def find_scores(source: Path) -> list[Path]:
 
 
 def _preferred_first(paths: list[Path], build: str) -> list[tuple[Path, Head]]:
-    """Read the heads, and put files harmonised to the target's build first, else keep the order."""
+    """Read the heads and put files harmonised to the target build first; the order is otherwise kept."""
 
     def read(path: Path) -> Head:
         try:
@@ -201,8 +201,8 @@ def _preferred_first(paths: list[Path], build: str) -> list[tuple[Path, Head]]:
         except scoring_file.UnusableScoreError as error:
             return error
 
-    def rank(one: tuple[Path, Head]) -> bool:
-        head = one[1]
+    def rank(entry: tuple[Path, Head]) -> bool:
+        head = entry[1]
         return (
             isinstance(head, scoring_file.UnusableScoreError) or scoring_file.declared_builds(head.header)[1] != build
         )

@@ -6,12 +6,12 @@ has 1 copy of each ALT: 0.5 x 1 + 2 x (2 - 1) = 2.5.
 
 - Copies of REF are 2 - copies of ALT, so a weight w on REF enters as -w per ALT copy and a constant +2w: here
   0.5 x 1 - 2 x 1 + 4. Scores with opposite effect alleles share one product.
-- A missing call counts 2 x the effect allele's frequency, as ``plink2 --score`` imputes it, with the frequency of the
-  training split (plink2: of the samples loaded); where nobody there has a call it counts 0.
+- A missing call counts 2 x the effect allele frequency, as in ``plink2 --score``. The frequency is that of the training
+  split (plink2: of the samples loaded). If no training participant has a call, a missing call counts 0.
 
   See docs/genetics-pitfalls.md#effect-allele-is-the-reference.
 
-float32 products would be twice as fast and are 1e-3 off on sums of 400.
+float32 products are twice as fast, but their error is 1e-3 on sums of 400.
 """
 
 from __future__ import annotations
@@ -22,16 +22,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from tqdm import tqdm
 
+from mrmfast.arithmetic import ceil_div
 from preprocess.genetics.genotypes import Genotypes
 from preprocess.genetics.pgs import sparse_product
 
 COLUMNS_PER_PRODUCT = 4096
 LEAST_VARIANTS_PER_BLOCK, MOST_VARIANTS_PER_BLOCK = 16, 2048
-
-
-def ceil_div(a: int, b: int) -> int:
-    """Return a / b, rounded up."""
-    return -(-a // b)
 
 
 @dataclass(frozen=True)
@@ -41,7 +37,7 @@ class Weights:
     Attributes
     ----------
     variant : list of ndarray of int32
-        For each score the variant rows it uses, ascending, each once.
+        Variant rows of each score, ascending and distinct.
     weight : list of ndarray of float64
         Per copy of ALT.
     effect_is_alt : list of ndarray of bool
@@ -63,7 +59,7 @@ class Weights:
         Parameters
         ----------
         variant : ndarray of int, shape (rows,)
-            Variant rows, each once, in any order.
+            Variant rows, distinct, in any order.
         weight : ndarray of float64, shape (rows,)
             Per copy of the effect allele.
         effect_is_alt : ndarray of bool, shape (rows,)
@@ -79,7 +75,7 @@ class Weights:
         self.constant.append(float(-2 * signed[~effect_is_alt].sum()))
 
     def variants(self, total: int) -> np.ndarray:
-        """Return the rows that any score uses, of `total`, ascending."""
+        """Return the variant rows that any score uses, ascending; `total` is the number of variants."""
         used = np.zeros(total, dtype=bool)
         for rows in self.variant:
             used[rows] = True
@@ -88,18 +84,18 @@ class Weights:
 
 @dataclass(frozen=True)
 class _Block:
-    """A run of variants, and which weights fall on it.
+    """A block of consecutive variants and its weights.
 
     Attributes
     ----------
     span : slice
-        Places among the variants that any score uses.
+        Indices among the variants that any score uses.
     variants : ndarray of int64, shape (n,)
-        Their rows in the genotypes.
+        Rows of these variants in the genotypes.
     scores : ndarray of int64, shape (k,)
         Scores with a weight in the block.
     cuts : ndarray of int64, shape (all scores, 2)
-        The weights ``cuts[s, 0]:cuts[s, 1]`` of score s fall on the block.
+        The weights ``cuts[s, 0]:cuts[s, 1]`` of score s belong to the block.
     """
 
     span: slice
@@ -112,34 +108,34 @@ class _Block:
 
     @property
     def is_sparse(self) -> bool:
-        """Whether few of the weights, scores x variants, are not zero."""
+        """Whether only a small share of the weights, scores x variants, is non-zero."""
         weights = np.diff(self.cuts[self.scores]).sum()
         return bool(weights / max(1, len(self.scores) * len(self)) <= sparse_product.MOST_DENSE)
 
 
 @dataclass
 class ScorePass:
-    """One pass over genotypes; participants come in as many blocks as `memory` needs.
+    """One pass over the genotypes; `memory` determines the number of participant blocks.
 
     Parameters
     ----------
     genotypes : Genotypes
     weights : Weights
     train : ndarray of bool, shape (participants,)
-        Whose allele frequencies replace missing calls.
+        Training participants; their allele frequencies replace missing calls.
     hard_calls : bool
         Score hard calls instead of dosages.
     memory : int
-        Bytes that sums and blocks may take together; weights come on top (13 bytes a matched row).
+        Maximum size of sums and blocks together, in bytes; the weights take 13 more bytes per matched row.
 
     Attributes
     ----------
     expected : ndarray of float64, shape (variants used,)
-        Mean copies of ALT in the training split, 2 x its allele frequency; 0 where nobody there has a call.
+        Mean copies of ALT in the training split, 2 x the allele frequency; 0 without any call in the training split.
     never : int
-        Number of variants where nobody there has one.
+        Number of variants without any call in the training split.
     missing : int
-        Missing values met, all participants.
+        Number of missing values of all participants.
     """
 
     genotypes: Genotypes
@@ -158,9 +154,9 @@ class ScorePass:
         per_block = max(COLUMNS_PER_PRODUCT, self.memory // 3 // (8 * scores))
         self.participants_per_block = ceil_div(people, ceil_div(people, per_block))
         bytes_per_value = 1 if self.hard_calls else 4
-        room = self.memory // 4 // (bytes_per_value * self.participants_per_block)
-        room = min(room, self.memory // 8 // (8 * min(COLUMNS_PER_PRODUCT, people)))
-        self.variants_per_block = int(np.clip(room, LEAST_VARIANTS_PER_BLOCK, MOST_VARIANTS_PER_BLOCK))
+        fitting = self.memory // 4 // (bytes_per_value * self.participants_per_block)
+        fitting = min(fitting, self.memory // 8 // (8 * min(COLUMNS_PER_PRODUCT, people)))
+        self.variants_per_block = int(np.clip(fitting, LEAST_VARIANTS_PER_BLOCK, MOST_VARIANTS_PER_BLOCK))
 
     def blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
         """Yield (participants, sums): float64 of shape (participants, scores), raw units."""
@@ -172,7 +168,7 @@ class ScorePass:
                 yield people, self._sum(people, bar)
 
     def _sum(self, people: slice, bar: tqdm) -> np.ndarray:
-        """Return the sums of some participants, shape (participants, scores)."""
+        """Return the sums of a block of participants, shape (participants, scores)."""
         sums = np.zeros((len(self.weights), people.stop - people.start))
         copies = np.empty((self.variants_per_block, min(COLUMNS_PER_PRODUCT, sums.shape[1])))
         for block in self._variant_blocks():
@@ -188,7 +184,7 @@ class ScorePass:
     def _variant_blocks(self) -> Iterator[_Block]:
         bounds = np.append(np.arange(0, len(self.variants), self.variants_per_block), len(self.variants))
         edges = np.append(self.variants, len(self.genotypes.variants))[bounds]
-        # Where the weights of each score on each block begin.
+        # Index of the first weight of each score in each block.
         cuts = np.array([np.searchsorted(variant, edges) for variant in self.weights.variant])
         for number, (first, last) in enumerate(zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)):
             of_block = cuts[:, number : number + 2]
@@ -196,7 +192,7 @@ class ScorePass:
             yield _Block(slice(first, last), self.variants[first:last], scores, of_block)
 
     def _values(self, block: _Block, people: slice, copies: np.ndarray) -> np.ndarray:
-        """Read a block; with the first participants the training means are fitted, on everybody's values."""
+        """Read a block; the first block of participants also fits the training means, on the values of everyone."""
         if people == slice(0, len(self.train)):
             values = self._read(block.variants, None)
             self._fit(values, block.span, copies)
@@ -210,7 +206,7 @@ class ScorePass:
         return read(variants, rows)
 
     def _read_and_fit(self, span: slice, people: slice, copies: np.ndarray) -> np.ndarray:
-        """Read whole rows, a few at a time, fit on them and keep the first participants."""
+        """Read complete rows in small groups, fit the means and keep the values of the first participants."""
         step = max(1, self.memory // 8 // (4 * len(self.train)))
         parts = []
         for start in range(span.start, span.stop, step):
@@ -221,7 +217,7 @@ class ScorePass:
         return np.concatenate(parts)
 
     def _fit(self, values: np.ndarray, span: slice, copies: np.ndarray) -> None:
-        """Fit the mean copies in the training split from whole rows, shape (variants, participants)."""
+        """Fit the mean copies in the training split from complete rows, shape (variants, participants)."""
         if sparse_product.takes(values):
             total, known = sparse_product.fit(values, self.train)
         else:
@@ -230,7 +226,7 @@ class ScorePass:
         self.expected[span] = total / np.maximum(known, 1)
 
     def _fit_plainly(self, values: np.ndarray, copies: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """As :func:`.sparse_product.fit`."""
+        """Compute the same as :func:`.sparse_product.fit` with NumPy."""
         total, known = np.zeros(len(values)), np.full(len(values), int(self.train.sum()))
         for left in range(0, values.shape[1], copies.shape[1]):
             filled, missing = self._load(values[:, left : left + copies.shape[1]], copies)
@@ -240,7 +236,7 @@ class ScorePass:
         return total, known
 
     def _add_sparse(self, block: _Block, values: np.ndarray, sums: np.ndarray) -> int:
-        """Add a block's product to the sums, weight by weight; return how many values were missing."""
+        """Add a block's sparse product to the sums; return the number of missing values."""
         pieces = [(score, slice(*block.cuts[score])) for score in block.scores.tolist()]
         variant, weight = (
             np.concatenate([column[score][piece] for score, piece in pieces])
@@ -251,7 +247,7 @@ class ScorePass:
         return sparse_product.add(values, self.expected[block.span], block.scores, begin, rows, weight, sums)
 
     def _add_dense(self, block: _Block, values: np.ndarray, sums: np.ndarray, copies: np.ndarray) -> int:
-        """Add a block's product to the sums as a product of matrices; return how many values were missing."""
+        """Add a block's dense matrix product to the sums; return the number of missing values."""
         weights, expected = self._dense_weights(block), self.expected[block.span]
         count = 0
         for left in range(0, values.shape[1], copies.shape[1]):
@@ -267,7 +263,7 @@ class ScorePass:
         return count
 
     def _dense_weights(self, block: _Block) -> np.ndarray:
-        """Lay out a block's weights, shape (scores with one, variants)."""
+        """Return a block's weights as a matrix, shape (scores of the block, variants)."""
         weights = np.zeros((len(block.scores), len(block)))
         contiguous = block.variants[-1] - block.variants[0] == len(block) - 1
         for row, score in enumerate(block.scores.tolist()):
@@ -279,7 +275,7 @@ class ScorePass:
 
     @staticmethod
     def _load(part: np.ndarray, copies: np.ndarray) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-        """Convert to float64 with 0 for missing, negative or NaN: unmasked it would ruin the product.
+        """Convert to float64; missing values (negative or NaN) become 0, so that they do not enter the product.
 
         See docs/genetics-pitfalls.md#missing-codes.
 

@@ -1,7 +1,8 @@
 """PGS Catalog scoring files, format 1.0 and 2.0: header, columns, and one clean table of rows.
 
-Formats: https://www.pgscatalog.org/downloads/ ; real files mix builds, separators, blank and damaged rows. A file that
-cannot give the published score raises :class:`UnusableScoreError`; its caller lists it with the reason.
+Formats: https://www.pgscatalog.org/downloads/ . Real files mix builds and separators and contain blank and damaged
+rows. A file that cannot give the published score raises :class:`UnusableScoreError`; the report lists the file and the
+reason.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Score:
     Attributes
     ----------
     name : str
-        ``pgs_id`` of the header, else the file's name without its endings.
+        ``pgs_id`` of the header, or the file's name without suffixes.
     line : ndarray of int32
         1-based data row in the file.
     chromosome : ndarray of int8
@@ -51,9 +52,9 @@ class Score:
     rsid : ndarray of int64
         The number after ``rs``; 0 where none is given.
     alleles : list of str
-        What `effect` and `other` index.
+        Distinct alleles; `effect` and `other` index this list.
     effect, other : ndarray of int32
-        `other` is -1 where it is not given.
+        Allele indices; `other` is -1 if the other allele is not given.
     weight : ndarray of float64
     counts : dict
         ``rows``, ``malformed``; ``no_place``: rows with neither a position in the target's build nor an rsID.
@@ -83,7 +84,7 @@ def canonical_build(text: str | None) -> str | None:
 
 @dataclass(frozen=True)
 class Head:
-    """What comes before the rows of a scoring file.
+    """The header and the column names of a scoring file.
 
     Attributes
     ----------
@@ -106,7 +107,7 @@ def read_head(path: Path) -> Head:
     Raises
     ------
     UnusableScoreError
-        Not text, damaged gzip, empty, or without the needed columns.
+        The file is not text, is damaged gzip, or is empty.
     """
     header: dict[str, str] = {}
     try:
@@ -126,28 +127,29 @@ def read_head(path: Path) -> Head:
 
 def open_text(path: Path) -> IO[str]:
     """Open a plain or gzip-compressed text file."""
-    # Headers and locus names of old files are not always UTF-8; the columns we use are checked when they are read.
+    # Headers and locus names of old files are not always UTF-8; the required columns are checked when they are read.
     if path.suffix == ".gz":
         return gzip.open(path, "rt", encoding="utf-8-sig", errors="replace")
     return open(path, encoding="utf-8-sig", errors="replace")
 
 
 def declared_builds(header: dict[str, str]) -> tuple[str | None, str | None]:
-    """Return the builds of ``chr_position`` and of ``hm_pos``; None where the header names none."""
+    """Return the builds of ``chr_position`` and of ``hm_pos``; None if the header names no build."""
     native = header.get("genome_build") or header.get("original_genome_build")
     return canonical_build(native), canonical_build(header.get("hmpos_build"))
 
 
 def score_name(path: Path, header: dict[str, str]) -> str:
-    """Return the score's id: the header's, else the file's name without ``.txt``, ``.txt.gz``."""
+    """Return the score's id from the header, or the file's name without ``.txt`` or ``.txt.gz``."""
     return header.get("pgs_id") or path.name.removesuffix(".gz").removesuffix(".txt")
 
 
 def read_score(path: Path, build: str, assumed: str | None = None, head: Head | None = None) -> Score:
     """Read one scoring file for genotypes in `build`.
 
-    A row's place is, in this order: ``hm_chr``/``hm_pos`` if ``HmPOS_build`` is the target's build;
-    ``chr_name``/``chr_position`` if ``genome_build`` is; else nowhere, and the rsID decides.
+    The position of a row is ``hm_chr``/``hm_pos`` if ``HmPOS_build`` is the target build, else
+    ``chr_name``/``chr_position`` if ``genome_build`` is the target build. Otherwise the row has no position, and the
+    rsID decides.
 
     Parameters
     ----------
@@ -155,14 +157,14 @@ def read_score(path: Path, build: str, assumed: str | None = None, head: Head | 
     build : str
         Build of the genotypes, e.g. ``GRCh38``.
     assumed : str, optional
-        Build of files whose header names none.
+        Build of files whose header names no build.
     head : Head, optional
-        Of this file, if it has been read.
+        Head of this file, if already read.
 
     Raises
     ------
     UnusableScoreError
-        With the reason why the score is excluded.
+        The message is the reason why the score is excluded.
     """
     head = head or read_head(path)
     header, columns = head.header, head.columns
@@ -191,12 +193,12 @@ def read_score(path: Path, build: str, assumed: str | None = None, head: Head | 
     if not len(score.line):
         raise UnusableScoreError(f"malformed: none of {total} rows has an allele (A, C, G, T) and a weight")
     if score.counts["no_place"] == len(score.line):
-        raise UnusableScoreError(_why_nowhere(raw, native, harmonised, build))
+        raise UnusableScoreError(_why_no_position(raw, native, harmonised, build))
     return score
 
 
-def _why_nowhere(raw: Columns, native: str | None, harmonised: str | None, build: str) -> str:
-    """Say why not one row has a place: no positions at all, or positions in another build."""
+def _why_no_position(raw: Columns, native: str | None, harmonised: str | None, build: str) -> str:
+    """Return why no row has a usable position: the file has no positions, or positions in another build."""
     given = {"chr_position": native or "an unnamed build", "hm_pos": harmonised or "an unnamed build"}
     builds = [name for column, name in given.items() if column in raw and score_table.integers(raw[column]).any()]
     if not builds:
@@ -211,7 +213,7 @@ def _clean(
     use_native: bool,
     use_harmonised: bool,
 ) -> Score:
-    """Choose positions, ids and alleles; rows without an allele or a weight are malformed."""
+    """Choose positions, ids and alleles; a row without an effect allele or a weight is malformed."""
     raw, line, odd = read
     weight = score_table.numbers(raw["effect_weight"])
     alleles, effect, other = _alleles(raw, len(line))
@@ -234,11 +236,11 @@ def _clean(
 def _alleles(raw: Columns, rows: int) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Return the distinct alleles, and the effect and the other allele of every row as indices into them.
 
-    An index is ``NOT_GIVEN`` or ``MALFORMED`` where there is no allele. Example: effect alleles G, a, N and other
+    A row without a valid allele has the index ``NOT_GIVEN`` or ``MALFORMED``. Example: effect alleles G, a, N and other
     alleles A, blank, A are ``["G", "A"]``, [0, 1, MALFORMED] and [1, NOT_GIVEN, 1].
 
-    Several other alleles of one row, joined by "/", tell nothing certain: the row's other allele is not given, as
-    pgscatalog reads it. That holds for those which the Catalog infers from Ensembl too.
+    Several other alleles of one row, joined by "/", are ambiguous: the other allele counts as not given, as in
+    pgscatalog. The same rule applies to other alleles that the Catalog infers from Ensembl.
     """
     index_of: dict[str, int] = {}
 
@@ -262,20 +264,20 @@ def _alleles(raw: Columns, rows: int) -> tuple[list[str], np.ndarray, np.ndarray
 
 
 def _positions(raw: Columns, rows: int, sources: list[tuple[str, str, bool]]) -> tuple[np.ndarray, np.ndarray]:
-    """Return chromosome (int8) and position (int64) of every row; 0 where no source gives both.
+    """Return chromosome (int8) and position (int64) of every row; 0 if no source gives both.
 
     Parameters
     ----------
     sources : list of (column of chromosomes, column of positions, whether its build is the target's)
-        Later sources win.
+        Later sources take precedence.
     """
     chromosome, position = np.zeros(rows, dtype=np.int8), np.zeros(rows, dtype=np.int64)
     for chromosome_column, position_column, use in sources:
         if not use or chromosome_column not in raw or position_column not in raw:
             continue
-        place = score_table.integers(raw[position_column])
+        given = score_table.integers(raw[position_column])
         named = score_table.map_text(raw[chromosome_column], lambda text: bool(text.strip()), bool)
-        known = named & (place > 0) & (place <= LAST_POSITION)
+        known = named & (given > 0) & (given <= LAST_POSITION)
         codes = score_table.map_text(raw[chromosome_column], lambda text: chromosome_code(text.strip()), np.int8)
-        chromosome[known], position[known] = codes[known], place[known]
+        chromosome[known], position[known] = codes[known], given[known]
     return chromosome, position

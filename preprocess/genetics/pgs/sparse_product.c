@@ -1,4 +1,4 @@
-/* Scores from few weights each: sparse weights x genotypes, summed in float64; sparse_product.py says what for. */
+/* Sparse weights x genotypes, summed in float64. sparse_product.py documents the functions. */
 
 #define _POSIX_C_SOURCE 200112L /* posix_memalign */
 
@@ -6,16 +6,16 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* People of a tile: 2,048 variants of them in float64 are 512 KiB and stay in the second cache for all scores; the sums of
-   a score are eight registers of four, and the weight has one to spare. */
+/* Participants per tile: 2,048 variants of a tile in float64 are 512 KiB and stay in the L2 cache for all scores. The
+   sums of a score are eight registers of four doubles; the weight takes one more register. */
 #define PEOPLE 32
 
-typedef double lanes __attribute__((vector_size(32)));
+typedef double vector __attribute__((vector_size(32)));
 #define VECTORS (PEOPLE / 4)
 
 /* Values of int8 (negative: missing) or float32 (NaN, negative: missing). The comparison is false for NaN. */
 #define DEFINE(NAME, TYPE)                                                                                         \
-    /* Sum and count the values of chosen people, of each variant. */                                              \
+    /* Sum and count the values of the chosen participants, for each variant. */                                   \
     void fit_##NAME(const TYPE *values, int64_t stride, int64_t variants, int64_t people, const uint8_t *chosen,   \
                     double *total, int64_t *known) {                                                               \
         for (int64_t v = 0; v < variants; v++) {                                                                   \
@@ -37,7 +37,7 @@ typedef double lanes __attribute__((vector_size(32)));
         }                                                                                                          \
     }                                                                                                              \
                                                                                                                    \
-    /* Add weights x values to sums[score][person]; return how many values were missing, -1 without memory. */     \
+    /* Add weights x values to sums[score][person]; return the number of missing values, -1 if out of memory. */   \
     int64_t add_##NAME(const TYPE *values, int64_t stride, int64_t variants, int64_t people,                       \
                        const double *expected, int64_t scores, const int64_t *begin, const int32_t *variant,       \
                        const double *weight, const int64_t *score, double *sums, int64_t sums_stride) {            \
@@ -69,9 +69,9 @@ typedef double lanes __attribute__((vector_size(32)));
 
 static void add_row(const double *tile, int64_t begin, int64_t end, const int32_t *variant, const double *weight,
                     double *sums, int64_t width) {
-    lanes sum[VECTORS] = {{0}};
+    vector sum[VECTORS] = {{0}};
     for (int64_t n = begin; n < end; n++) {
-        const lanes *values = (const lanes *)(tile + (int64_t)variant[n] * PEOPLE);
+        const vector *values = (const vector *)(tile + (int64_t)variant[n] * PEOPLE);
         for (int i = 0; i < VECTORS; i++) sum[i] += weight[n] * values[i];
     }
     double out[PEOPLE];

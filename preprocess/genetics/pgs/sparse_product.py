@@ -1,7 +1,7 @@
-"""Sparse weights x genotypes in C (``sparse_product.c``): a score uses a few per cent of all variants used.
+"""Sparse weights x genotypes in C (``sparse_product.c``): one score uses a few per cent of the variants of all scores.
 
-A dense product multiplies 481 scores of 2,000 variants each by 50,000 variants, 25 times the work. The dense one in
-:mod:`.score_pass` is the reference, serves dense weights, and works without a compiler.
+Example: for 481 scores of 2,000 variants each on 50,000 variants, a dense product does 25 times the work. The dense
+product in :mod:`.score_pass` is the reference, serves dense weights, and works without a compiler.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from mrmfast import native
+from mrmfast.arithmetic import ceil_div
 from mrmfast.native import INT64, POINTER
 
 FLAGS = ("-O3", "-std=c11", "-march=native", "-Wno-psabi")
@@ -26,24 +27,24 @@ ADD: native.Signature = (
     INT64,
 )
 FUNCTIONS = {"fit_int8": FIT, "fit_float32": FIT, "add_int8": ADD, "add_float32": ADD}
-TILE = 32  # people, as in C
-# Above this share of weights that are not zero the dense product is faster.
+TILE = 32  # participants per tile, as in C
+# The dense product is faster above this share of non-zero weights.
 MOST_DENSE = 0.2
 
 
 def takes(values: np.ndarray) -> bool:
-    """Whether there is a compiled path for such values: int8 or float32, each row without gaps."""
+    """Whether the compiled path accepts these values: int8 or float32, with contiguous rows."""
     kind = values.dtype in (np.int8, np.float32) and values.strides[1] == values.itemsize
     return kind and library() is not None
 
 
 def fit(values: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sum and count the values of chosen people.
+    """Sum and count the values of chosen participants.
 
     Parameters
     ----------
     values : ndarray of int8 or float32, shape (variants, people)
-        Negative or NaN is missing; ask :func:`takes` first.
+        Negative or NaN is missing; :func:`takes` must be true.
     chosen : ndarray of bool, shape (people,)
 
     Returns
@@ -55,12 +56,12 @@ def fit(values: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     flags = np.ascontiguousarray(chosen, dtype=np.uint8)
     function = getattr(library(), f"fit_{values.dtype}")
 
-    def some(first: int, last: int) -> None:
+    def fit_rows(first: int, last: int) -> None:
         part = values[first:last]
-        places = (flags.ctypes.data, total[first:].ctypes.data, known[first:].ctypes.data)
-        function(part.ctypes.data, part.strides[0] // part.itemsize, *part.shape, *places)
+        pointers = (flags.ctypes.data, total[first:].ctypes.data, known[first:].ctypes.data)
+        function(part.ctypes.data, part.strides[0] // part.itemsize, *part.shape, *pointers)
 
-    _share(some, len(values), 16)
+    _share(fit_rows, len(values), 16)
     return total, known
 
 
@@ -81,19 +82,19 @@ def add(
         As in :func:`fit`.
     expected : ndarray of float64, shape (variants,)
     scores : ndarray of int64, shape (n,)
-        Rows of `sums`, each once.
+        Rows of `sums`, distinct.
     begin : ndarray of int64, shape (n + 1,)
         Weights ``begin[i]:begin[i + 1]`` belong to ``scores[i]``.
     variant : ndarray of int32, shape (weights,)
         Rows of `values`.
     weight : ndarray of float64, shape (weights,)
     sums : ndarray of float64, shape (all scores, people)
-        Changed.
+        Changed in place.
 
     Returns
     -------
     int
-        How many values were missing.
+        Number of missing values.
     """
     function = getattr(library(), f"add_{values.dtype}")
     expected, weight = np.ascontiguousarray(expected), np.ascontiguousarray(weight, dtype=np.float64)
@@ -101,26 +102,26 @@ def add(
     variant = np.ascontiguousarray(variant, dtype=np.int32)
     missing = []
 
-    def some(first: int, last: int) -> None:
+    def add_tiles(first: int, last: int) -> None:
         part, into = values[:, first * TILE : last * TILE], sums[:, first * TILE : last * TILE]
-        found = function(
+        missing_in_part = function(
             *(part.ctypes.data, part.strides[0] // part.itemsize, *part.shape, expected.ctypes.data),
             *(len(scores), begin.ctypes.data, variant.ctypes.data, weight.ctypes.data, scores.ctypes.data),
             *(into.ctypes.data, into.strides[0] // into.itemsize),
         )
-        if found < 0:
+        if missing_in_part < 0:
             raise MemoryError("no memory for a tile of genotypes")
-        missing.append(found)
+        missing.append(missing_in_part)
 
-    _share(some, (values.shape[1] + TILE - 1) // TILE, 1)
+    _share(add_tiles, ceil_div(values.shape[1], TILE), 1)
     return sum(missing)
 
 
-def _share(some: Callable[[int, int], None], count: int, least: int) -> None:
-    """Call ``some(first, last)`` for runs of 0..count in threads; ctypes lets go of the interpreter lock."""
+def _share(work: Callable[[int, int], None], count: int, least: int) -> None:
+    """Call ``work(first, last)`` for ranges of 0..count in threads; ctypes releases the interpreter lock."""
     threads = max(1, min(_threads(), count // least))
     edges = [count * number // threads for number in range(threads + 1)]
-    list(_pool().map(some, edges[:-1], edges[1:]))
+    list(_pool().map(work, edges[:-1], edges[1:]))
 
 
 @cache
@@ -134,7 +135,7 @@ def _threads() -> int:
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """Load the compiled kernel, building it first; None (and a warning) without a C compiler."""
+    """Compile and load the kernel; None (and a warning) without a C compiler."""
     return native.load(
         SOURCE, FLAGS, name="sparse_product", otherwise="Scoring several times slower", functions=FUNCTIONS
     )

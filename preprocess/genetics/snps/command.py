@@ -1,10 +1,12 @@
 """``python -m preprocess snps``: genotypes of any format -> 2-bit SNP codes, every n-th SNP of each chromosome.
 
-Rule of the original study: per chromosome 1-22 the SNPs 0, 100, 200, ... in file order; the stride restarts on each
-chromosome (UK Biobank's array gives 7,854), and counts bi-allelic variants whether or not a FASTA later leaves them
-out. ``--variants`` names the SNPs instead. A code is the number of copies that differ from the reference genome; the
-most frequent code of the training split (ties: the smaller; all missing: 0) fills missing calls on input, while the
-store keeps them as missing. Of variants with the same id the first counts.
+Rule of the original study: on each chromosome 1-22 the SNPs 0, 100, 200, ... in file order. The stride restarts on each
+chromosome (UK Biobank's array gives 7,854 SNPs). The stride counts all bi-allelic variants, also variants that a FASTA
+excludes later. ``--variants`` lists the SNPs instead.
+
+A code is the number of copies that differ from the reference genome. The store keeps missing calls as missing. On input
+to the model, the most frequent code of the training split fills them (ties: the smaller code; all missing: 0). Of
+variants with duplicate IDs the first counts.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ LEDGER_COLUMNS = (
     *("chromosome", "position", "id", "reference", "alternative", "swapped", "fate"),
     *("fill", "alt_frequency_train", "missing_train"),
 )
-# Genotypes a second and worker, measured on two cores: for the estimate alone.
+# Genotypes per second and worker, measured on two cores; only for the printed estimate.
 RATE_BED, RATE_OTHER = 500e6, 30e6
 
 
@@ -46,11 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reference",
         choices=NAMES,
-        help="which allele is the reference genome's: a1 (.bim column 5) or a2 (column 6) for .bed, ref-first or "
-        "ref-last for .bgen, both required unless --fasta is given; ref (default) or alt for .pgen and VCF",
+        help="reference allele: a1 (.bim column 5) or a2 (column 6) for .bed; ref-first or ref-last for .bgen; ref "
+        "(default) or alt for .pgen and VCF; required for .bed and .bgen without --fasta",
     )
     parser.add_argument(
-        "--fasta", metavar="FILE", type=Path, help="reference genome, which decides variant by variant instead"
+        "--fasta", metavar="FILE", type=Path, help="reference genome; decides the reference allele variant by variant"
     )
     chosen = parser.add_mutually_exclusive_group()
     chosen.add_argument("--stride", type=int, default=100, help="keep every n-th SNP of a chromosome (default 100)")
@@ -58,38 +60,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--variants",
         metavar="FILE",
         type=Path,
-        help="keep these ids instead, one a line, optionally followed by chromosome and position; one that stands "
-        "elsewhere is excluded",
+        help="file with variant IDs to keep, one per line, optionally followed by chromosome and position; a variant "
+        "with another position is excluded",
     )
-    parser.add_argument("--build", help="genome build of the positions, to be recorded with the store (e.g. GRCh38)")
+    parser.add_argument("--build", help="genome build of the positions, recorded in the store (e.g. GRCh38)")
     parallel.add_arguments(parser)
 
 
 def first_of_each_name(variants: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Name variants and mark the first of each name; a variant without id (``.``) is named by place and alleles.
+    """Name variants and mark the first of each name; a variant without id (``.``) is named by position and alleles.
 
     Returns
     -------
     ndarray of str, ndarray of bool, each of shape (variants,)
     """
-    place = variants["chromosome"].astype(str) + ":" + variants["position"].astype(str)
-    place = place + ":" + variants["ref"].astype(str) + ":" + variants["alt"].astype(str)
-    names = variants["id"].where(variants["id"] != ".", place)
+    columns = [variants[name].astype(str) for name in ("chromosome", "position", "ref", "alt")]
+    names = variants["id"].where(variants["id"] != ".", columns[0].str.cat(columns[1:], sep=":"))
     return names.to_numpy(object), ~names.duplicated().to_numpy()
 
 
 def fill_of(counts: np.ndarray) -> np.ndarray:
-    """Most frequent code of each SNP.
+    """Return the most frequent code of each SNP.
 
     Parameters
     ----------
     counts : ndarray of int64, shape (SNPs, 4)
-        Training participants with code 0, 1, 2, 3; missing (3) is never the most frequent one.
+        Training participants with code 0, 1, 2, 3; missing (3) does not count.
 
     Returns
     -------
     ndarray of float32, shape (SNPs,)
-        Ties go to the smaller code; 0 where every call is missing.
+        The smaller code in a tie; 0 if every call is missing.
     """
     return counts[:, :3].argmax(axis=1).astype(np.float32)
 
@@ -100,10 +101,10 @@ def run(arguments: argparse.Namespace) -> int:
     Raises
     ------
     UserError
-        Options or files that is at fault.
+        An option or a file is invalid.
     """
     if arguments.stride < 1:
-        raise UserError(f"--stride {arguments.stride}: give a whole number of at least 1")
+        raise UserError(f"--stride {arguments.stride}: must be an integer of at least 1")
     memory = parallel.check_arguments(arguments)
     with remote.staged(arguments) as local, command.writing(local, "snps", ["snps"]):
         return _run(local, memory)
@@ -112,7 +113,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace, memory: int) -> int:
     folder = arguments.out / f".snps{command.PARTS}"
     if "snps" in read_manifest(arguments.out).genetics:
-        shutil.rmtree(folder, ignore_errors=True)  # a run was killed after its last rename
+        shutil.rmtree(folder, ignore_errors=True)  # of a run killed after the last rename
     rule, pseudonyms = command.check_target(arguments, ["snps"])
     copies = command.copies_folder(arguments.out, "snps")
     source = open_genotypes(arguments.src, keep=arguments.keep, cache=copies, memory=arguments.memory)
@@ -123,7 +124,9 @@ def _run(arguments: argparse.Namespace, memory: int) -> int:
     names, is_first = first_of_each_name(genotypes.variants.iloc[picked])
     kept, names = picked[is_first], names[is_first]
     if not len(kept):
-        raise UserError(f"{arguments.src}: no SNP is left of {len(genotypes.variants)}; see --stride and --variants")
+        raise UserError(
+            f"{arguments.src}: none of {len(genotypes.variants)} SNPs is selected; change --stride or --variants"
+        )
     settings = {
         "reference": "FASTA" if arguments.fasta else arguments.reference or "ref",
         "build": arguments.build or "not stated",
@@ -131,7 +134,7 @@ def _run(arguments: argparse.Namespace, memory: int) -> int:
         "code": "copies of the allele that differs from the reference",
         "fill": "most frequent code of the training split; ties: the smaller; all missing: 0",
         "repeated_ids": "the first counts",
-        "multi_allelic": "left out",
+        "multi_allelic": "excluded",
     }
     at_once = parts.participants_at_once(len(train), len(kept), memory)
     job = parts.Job(genotypes, kept, train, folder, at_once)
@@ -155,7 +158,7 @@ def _run(arguments: argparse.Namespace, memory: int) -> int:
     report["variants"] |= {"picked": len(picked), "duplicate_id": len(picked) - len(kept)}
     report["variants"] |= {"listed_absent": absent, "listed_elsewhere": len(elsewhere)}
     command.write_report(arguments.out, "snps", report)
-    # The store and its line in the manifest come last: they say that the rest is complete.
+    # The store and its manifest entry are written last: their presence means that the rest is complete.
     with ModalityWriter(arguments.out, "snps", "genotype", genotypes.samples, features, attributes=settings) as writer:
         for path, size in parts.finished_shards(job):
             writer.adopt_shard(path, size)
@@ -166,7 +169,7 @@ def _run(arguments: argparse.Namespace, memory: int) -> int:
 
 
 def _pick(genotypes: Genotypes, arguments: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, int]:
-    """Return rows of the chosen variants and of those listed at another place, and how many listed ids are absent."""
+    """Return the rows of the selected variants, the rows listed at another position, and the number of absent ids."""
     if arguments.variants is None:
         rank = genotypes.variants["rank"].to_numpy()
         return np.flatnonzero(rank % arguments.stride == 0), np.array([], dtype=np.int64), 0
@@ -176,12 +179,12 @@ def _pick(genotypes: Genotypes, arguments: argparse.Namespace) -> tuple[np.ndarr
 def _make_parts(
     job: parts.Job, settings: dict[str, Any], memory: int, arguments: argparse.Namespace
 ) -> tuple[np.ndarray, parts.Job]:
-    """Run both steps; return the counts of codes and the job whose parts are the rows."""
+    """Run both steps; return the counts of codes and the job with the packed parts."""
     direct = all(file.sliced for file in job.genotypes.files)
     blocks = [] if direct else parts.variant_blocks(job, memory)
     participants, snps = len(job.train), len(job.kept)
     size = participants * job.row_bytes
-    # The store, whose parts move into it, and a copy of the source that can be read by participants.
+    # Space for the store, and for a copy of the source that can be read by participant.
     command.check_space(arguments.out, size * (1 if direct else 2))
     rate = (RATE_BED if direct else RATE_OTHER) * arguments.workers
     print(
@@ -189,13 +192,13 @@ def _make_parts(
         f"about {command.duration(2 + participants * snps / rate)} with {arguments.workers} workers"
     )
     if parts.claim_folder(job, settings, blocks):
-        print("  parts of an earlier run are used")
+        print("  reusing parts of an earlier run")
     if not direct:
         tasks = parts.extract_tasks(job, blocks)
-        sizes = [sum(len(places) for _, places in task) for task in tasks]
+        sizes = [sum(len(indices) for _, indices in task) for task in tasks]
         parallel.run_parts(parts.extract_part, job, tasks, sizes, arguments, "snps: read", "SNP")
         job = parts.extracted(job, blocks)
-    # The store's writer takes longer to import than a core to pack 100 MB, which needs no interpreter meanwhile.
+    # Importing Zarr takes longer than packing 100 MB; packing releases the interpreter lock, so both run together.
     threading.Thread(target=importlib.import_module, args=("zarr",)).start()
     starts = list(job.starts())
     sizes = np.diff([*starts, participants]).tolist()
@@ -236,16 +239,16 @@ def _print(report: dict[str, Any], missing: np.ndarray, arguments: argparse.Name
     print(f"  participants: {people['training']} training, {people['withdrawn']} withdrawn rows excluded")
     print(
         f"  variants: {variants['in_files']} read, {variants['not_autosomal']} not autosomal, "
-        f"{variants['multi_allelic']} multi-allelic, {variants['reference_mismatch']} unlike the FASTA, "
-        f"{variants['swapped']} with alleles turned; of {variants['picked']} picked, {variants['duplicate_id']} "
-        f"repeated ids, {variants['all_missing_in_training']} all missing"
+        f"{variants['multi_allelic']} multi-allelic, {variants['reference_mismatch']} not matching the FASTA, "
+        f"{variants['swapped']} allele-swapped; {variants['picked']} selected: {variants['duplicate_id']} duplicate "
+        f"IDs, {variants['all_missing_in_training']} without calls"
     )
     if variants["listed_absent"]:
-        print(f"  {variants['listed_absent']} listed ids are not in the genotypes")
+        print(f"  {variants['listed_absent']} listed IDs are not in the genotypes")
     if variants["listed_elsewhere"]:
-        print(f"  {variants['listed_elsewhere']} variants stand elsewhere than the list says and are excluded")
+        print(f"  {variants['listed_elsewhere']} variants have another position than in the list and are excluded")
     if variants["reference_provisional"]:
-        print(f"  {variants['reference_provisional']} REF alleles are provisional in the file and were taken as told")
+        print(f"  {variants['reference_provisional']} REF alleles are provisional in the file; --reference decides")
     print(f"  missing calls in training: {report['missing_share_training']:.3%} ({int((missing > 0).sum())} SNPs)")
     print(f"  report: {arguments.out / 'reports' / 'snps.json'}")
 
@@ -257,12 +260,12 @@ def _write_ledger(
     fill: np.ndarray,
     counts: np.ndarray,
 ) -> None:
-    """Write every autosomal variant's fate; frequencies and missing calls of those kept, over the training split.
+    """Write the fate of every autosomal variant; for kept variants also frequency and missing calls in training.
 
     Parameters
     ----------
     rows : (picked, elsewhere, kept)
-        Of the table of variants.
+        Rows of the variant table.
     """
     picked, elsewhere, kept = rows
     table = oriented.genotypes.variants.assign(fate="not_picked", fill="", frequency="", missing="")

@@ -1,9 +1,10 @@
-"""Any genotype file -> shard files of packed SNP codes, in parts, within bounded memory.
+"""Any genotype file -> shard files of packed SNP codes, in parts, with bounded memory.
 
-Two steps, each in parts of its own. *Extract* (not for .bed, which is laid out like this already): blocks of variants,
-all participants, decoded once and packed variant-major. *Pack*: blocks of participants, all SNPs, transposed to
-sample-major and written as they will stand in the store, a shard file each, with the counts of codes over the training
-split behind it. Parts lie in ``DATASET/.snps.parts`` until they move into the store.
+Two steps, each with its own parts. *Extract*: a part is a block of variants of all participants, decoded once and
+packed variant-major; .bed files need no extraction, because they have this layout. *Pack*: a part is a block of
+participants with all SNPs, transposed to sample-major and written as one shard file of the store; the counts of codes
+in the training split follow at the end of the file. The folder ``DATASET/.snps.parts`` holds the parts until they move
+into the store.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ MOST_VARIANTS = 1024
 
 
 class PackedFile(GenotypeFile):
-    """One part of the extract step: codes of a block of variants, in the order of the participants."""
+    """One part of the extract step: codes of a block of variants, with the participants in stored order."""
 
     sliced = True
 
@@ -45,7 +46,7 @@ class PackedFile(GenotypeFile):
         return calls if samples is None else calls[:, samples]
 
     def packed(self, columns: np.ndarray, flip: np.ndarray, samples: np.ndarray) -> np.ndarray:
-        """See :meth:`GenotypeFile.packed`; codes count the right allele already."""
+        """See :meth:`GenotypeFile.packed`; the codes already count the right allele."""
         assert not flip.any(), "flips were applied when the part was written"
         first, last = int(samples.min()) // 4, int(samples.max()) // 4 + 1
         raw = read_rows(self.path, 0, self.row_bytes, columns, first, last)
@@ -54,7 +55,7 @@ class PackedFile(GenotypeFile):
 
 @dataclass(frozen=True)
 class Job:
-    """What all parts share.
+    """The input that all parts share.
 
     Attributes
     ----------
@@ -63,9 +64,9 @@ class Job:
         Rows of ``genotypes.variants``.
     train : ndarray of bool, shape (participants,)
     folder : Path
-        Of the parts.
+        Folder of the parts.
     participants_at_once : int
-        How many are held in memory while a part is packed: whole chunks of the store.
+        Number of participants in memory while a part is packed: whole chunks of the store.
     """
 
     genotypes: Genotypes
@@ -80,36 +81,36 @@ class Job:
         return twobit.width(len(self.kept))
 
     def starts(self) -> range:
-        """First participant of every part of the pack step."""
+        """Return the first participant of every part of the pack step."""
         chunk, chunks_per_shard = shard_shape(len(self.train))
         return range(0, len(self.train), chunk * chunks_per_shard)
 
     def rows_path(self, start: int) -> Path:
-        """Where a part of the pack step lies."""
+        """Return the path of a part of the pack step."""
         return self.folder / f"rows-{start:010d}"
 
 
 def participants_at_once(participants: int, snps: int, memory: int) -> int:
-    """Return how many participants are packed at once, whole chunks of the store, within half of `memory`.
+    """Return the number of participants to pack at once: whole chunks of the store, within half of `memory`.
 
     Raises
     ------
     UserError
-        Not even one chunk fits.
+        One chunk does not fit.
     """
     chunk, chunks_per_shard = shard_shape(participants)
-    # Beside the rows there may be a selection of them, or one chunk as it is encoded.
+    # Besides the rows, memory may hold a selection of them, or one encoded chunk.
     fits = memory // (3 * twobit.width(snps)) // chunk
     if not fits:
         raise UserError(
-            f"--memory: {snps} SNPs of {chunk} participants take {3 * chunk * twobit.width(snps) >> 20} MB a worker, "
-            f"{memory >> 20} MB are given; give more --memory, fewer --workers, or fewer SNPs"
+            f"--memory: {snps} SNPs of {chunk} participants take {3 * chunk * twobit.width(snps) >> 20} MB per "
+            f"worker, {memory >> 20} MB are available; give more --memory, fewer --workers, or fewer SNPs"
         )
     return chunk * min(fits, chunks_per_shard)
 
 
 def variant_blocks(job: Job, memory: int) -> list[np.ndarray]:
-    """Cut the SNPs into blocks of one file each that fit in `memory`, as places in ``job.kept``."""
+    """Cut the SNPs into blocks of one file each that fit in `memory`; a block holds indices into ``job.kept``."""
     blocks = []
     table = job.genotypes.variants["file"].to_numpy()[job.kept]
     for run in job.genotypes.runs(table):
@@ -120,18 +121,18 @@ def variant_blocks(job: Job, memory: int) -> list[np.ndarray]:
 
 
 def extract_part(job: Job, task: list[tuple[int, np.ndarray]]) -> None:
-    """Extract blocks of variants one after another; `task` holds (first place, places) of each."""
-    for first, places in task:
+    """Extract blocks of variants in turn; `task` holds (first index, indices into ``job.kept``) of each block."""
+    for first, indices in task:
         path = job.folder / f"calls-{first:010d}"
         if path.exists():
             continue
-        packed = job.genotypes.packed(job.kept[places], 0, len(job.train))
+        packed = job.genotypes.packed(job.kept[indices], 0, len(job.train))
         with write_aside(path, "wb") as file:
             file.write(packed.data)
 
 
 def extract_tasks(job: Job, blocks: list[np.ndarray]) -> list[list[tuple[int, np.ndarray]]]:
-    """Return a task a block, or a task a file where a file can only be read forwards."""
+    """Return one task per block, or one task per file for files that can only be read forwards."""
     tasks: dict[Any, list[tuple[int, np.ndarray]]] = {}
     file_of = job.genotypes.variants["file"].to_numpy()[job.kept]
     for block in blocks:
@@ -174,50 +175,51 @@ def pack_part(job: Job, start: int) -> None:
 
     with write_aside(path, "wb") as file:
         write_shard(file, blocks(), chunk, chunks_per_shard)
-        # Behind the shard, cut off when it moves into the store: so a part is one file, there or not.
+        # The counts follow the shard and are cut off when it moves into the store: a part is one file, present or
+        # absent.
         file.write(counts.data)
 
 
 def _pack(job: Job, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
     """Return packed rows of participants start..stop and their counts of codes over the training split."""
-    genotypes, places, reach = _reach(job, start, stop)
-    rows = np.empty((reach, job.row_bytes), dtype=np.uint8)
+    genotypes, samples, count = _samples_to_read(job, start, stop)
+    rows = np.empty((count, job.row_bytes), dtype=np.uint8)
     counts = np.empty((len(job.kept), 4), dtype=np.int64)
-    train = np.zeros(reach, dtype=bool)
-    train[places] = job.train[start:stop]
+    train = np.zeros(count, dtype=bool)
+    train[samples] = job.train[start:stop]
     training = twobit.mask(train)
     for first in range(0, len(job.kept), VARIANTS_PER_TILE):
         tile = slice(first, first + VARIANTS_PER_TILE)
-        codes = genotypes.packed(job.kept[tile], 0, reach)
+        codes = genotypes.packed(job.kept[tile], 0, count)
         counts[tile] = twobit_cpu.count(codes, training)
         twobit_cpu.transpose(codes, rows[:, first // 4 : first // 4 + twobit.width(len(codes))])
-    return (rows if reach == stop - start else rows[places]), counts
+    return (rows if count == stop - start else rows[samples]), counts
 
 
-def _reach(job: Job, start: int, stop: int) -> tuple[Genotypes, np.ndarray, int]:
-    """Say which samples to read for participants start..stop: a few too many where that saves picking codes apart.
+def _samples_to_read(job: Job, start: int, stop: int) -> tuple[Genotypes, np.ndarray, int]:
+    """Choose the samples to read for participants start..stop; a few more are read if that avoids splitting bytes.
 
-    Whole bytes between the first and the last of them are quick to turn sample-major, and the rows of those who have
-    withdrawn or are not on the list to keep are then excluded.
+    Transposing whole bytes between the first and the last participant is fast. The rows of withdrawn and unlisted
+    samples are excluded afterwards.
 
     Returns
     -------
     Genotypes
-        Whose participants are the samples to read.
+        The participants are the samples to read.
     ndarray of int64, shape (stop - start,)
-        Where among those samples the participants are.
+        Index of each participant among these samples.
     int
-        How many samples there are; less than twice the participants and 8.
+        Number of samples; less than twice the participants plus 8.
     """
     rows = [all_rows[start:stop] for all_rows in job.genotypes.rows]
-    places = rows[0]
-    first, last = int(places[0]) // 4 * 4, twobit.width(int(places[-1]) + 1) * 4
-    close = last - first <= 2 * len(places) + 6 and bool((np.diff(places) > 0).all())
-    if close and all(file.sliced for file in job.genotypes.files) and all(np.array_equal(places, x) for x in rows):
-        rows, places = [np.arange(first, last)] * len(rows), places - first
+    samples = rows[0]
+    first, last = int(samples[0]) // 4 * 4, twobit.width(int(samples[-1]) + 1) * 4
+    close = last - first <= 2 * len(samples) + 6 and bool((np.diff(samples) > 0).all())
+    if close and all(file.sliced for file in job.genotypes.files) and all(np.array_equal(samples, x) for x in rows):
+        rows, samples = [np.arange(first, last)] * len(rows), samples - first
     else:
-        places = np.arange(len(places))
-    return replace(job.genotypes, rows=rows), places, len(rows[0])
+        samples = np.arange(len(samples))
+    return replace(job.genotypes, rows=rows), samples, len(rows[0])
 
 
 def total_counts(job: Job) -> np.ndarray:
@@ -236,10 +238,10 @@ def total_counts(job: Job) -> np.ndarray:
 
 
 def finished_shards(job: Job) -> Iterator[tuple[Path, int]]:
-    """Yield the shard file of every part and its size without the counts, 0 where all rows are zero.
+    """Yield the shard file of every part and its size without the counts; the size is 0 if all rows are zero.
 
-    :meth:`mrmfast.formats.modality_writer.ModalityWriter.adopt_shard` moves them into the store. A process killed
-    between two of them leaves a part too few, which a rerun makes again, and a folder that it sweeps.
+    :meth:`mrmfast.formats.modality_writer.ModalityWriter.adopt_shard` moves the files into the store. After a kill
+    between two moves, the rerun writes the missing parts again and removes the incomplete store.
     """
     for start in job.starts():
         path = job.rows_path(start)
@@ -247,7 +249,7 @@ def finished_shards(job: Job) -> Iterator[tuple[Path, int]]:
 
 
 def claim_folder(job: Job, settings: dict[str, Any], blocks: list[np.ndarray]) -> bool:
-    """Make the folder of parts, or empty it if its parts belong to other sources or options.
+    """Create the folder of parts, or empty the folder if its parts belong to other sources or options.
 
     Returns
     -------

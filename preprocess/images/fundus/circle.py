@@ -1,8 +1,8 @@
 """Find the round field of view of a fundus image: step 1 of the image quality control.
 
-Two detectors. ``mrmfast``, the default, fits a circle to the outline of the lit region and copes with fields of view
-cut off at top and bottom, dark images and any size. ``hough`` is the published one (median blur 25, Hough circles
-of radius at least min(h, w)/4), kept for comparison.
+There are two detectors. ``mrmfast``, the default, fits a circle to the outline of the lit region; it works for fields
+of view cropped at top and bottom, for dark images and for any image size. ``hough`` is the published detector (median
+blur 25, Hough circles of radius at least min(h, w)/4), kept for comparison.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-# The outline is fitted at this size (longer side, pixels): 1 pixel is then about 0.4 % of the radius.
+# The outline is fitted at this size (longer side, pixels), where 1 pixel is about 0.4 % of the radius.
 WORK_SIDE = 512
-# Thresholds tried, as shares of the way from the background to the lit level: low ones keep dim retina, high ones
-# survive a bright haze around the field of view.
+# Candidate thresholds, as fractions of the difference between background and lit level: low thresholds keep dim retina,
+# high thresholds exclude a bright haze around the field of view.
 LIFTS = (0.12, 0.07, 0.2, 0.32)
-# Below this step above the background, in grey levels, a "lit region" is sensor or JPEG noise.
+# Minimum threshold above the background in grey levels: a dimmer region is sensor or JPEG noise.
 MIN_STEP = 3.0
-# Outline points this close to the circle (share of the radius) are explained by it.
+# The circle explains outline points within this distance (fraction of the radius).
 TOLERANCE = 0.015
 MIN_SUPPORT, MIN_COVERAGE, MIN_FILL, MAX_SPILL = 0.6, 0.18, 0.7, 0.08
-# The less of the rim is in the frame (share of all directions), the more of the outline must be explained.
+# The smaller the visible part of the rim (fraction of all directions), the more of the outline the circle must explain.
 MIN_SUPPORT_AND_COVERAGE = 1.05
 GOOD_ENOUGH = 0.93
 RANSAC_DRAWS, OUTLINE_POINTS, SECTORS = 300, 400, 72
@@ -32,7 +32,7 @@ RANSAC_DRAWS, OUTLINE_POINTS, SECTORS = 300, 400, 72
 
 @dataclass(frozen=True)
 class Circle:
-    """A circle in pixels of the image it was found in; the centre may lie anywhere, the rim outside the frame."""
+    """A circle in pixels of its image; centre and rim may be outside the image."""
 
     x: float
     y: float
@@ -46,10 +46,10 @@ class Circle:
 def detect_outline(image: np.ndarray) -> Circle | None:
     """Find the field of view from the outline of the lit region.
 
-    The lit region is the largest connected component above a threshold on the brightest channel (red, on retina).
-    A circle is fitted to its convex outline by RANSAC and trimmed least squares, without what lies on the image
-    border and long level or upright edges (a field of view cut off inside the frame). It counts if it explains most
-    of the outline and the region fills it.
+    The lit region is the largest connected component above a threshold on the brightest channel (red, on retina). A
+    circle is fitted to the convex outline by RANSAC and trimmed least squares. Points on the image border and long
+    horizontal or vertical edges (a cropped field of view) do not count. The circle is accepted if it explains most of
+    the outline and the region fills it.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ def detect_outline(image: np.ndarray) -> Circle | None:
 
 
 def _fit_region(mask: np.ndarray) -> tuple[Circle | None, float]:
-    """Fit a circle to the largest component of a mask; return it with a score in [0, 1], 0 if it is not one."""
+    """Fit a circle to the largest component of a mask; return it with a score in [0, 1], 0 without a circle."""
     height, width = mask.shape
     _, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=4)
     if len(stats) < 2:
@@ -110,14 +110,14 @@ def _fit_region(mask: np.ndarray) -> tuple[Circle | None, float]:
 
 
 def _outline(region: np.ndarray) -> np.ndarray:
-    """Return points along the convex outline of a region that may lie on its circle, float, shape (points, 2)."""
+    """Return points of a region's convex outline that may be on the circle, float, shape (points, 2)."""
     contours, _ = cv2.findContours(region, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     hull = cv2.convexHull(max(contours, key=len)).reshape(-1, 2).astype(np.float64)
     height, width = region.shape
     start, end = hull, np.roll(hull, -1, axis=0)
     run = np.abs(end - start)
     length = np.hypot(*run.T)
-    # A pixelated circle has level edges of about sqrt(8 r) pixels; longer ones are cuts of the field of view.
+    # A pixelated circle has horizontal edges of about sqrt(8 r) pixels; longer edges come from cropping.
     cut = (run.min(axis=1) <= 1) & (length > 3.5 * math.sqrt(max(height, width)))
     pieces = [
         a + (b - a) * np.arange(0, 1, 1 / max(1, math.ceil(n)))[:, None]
@@ -136,7 +136,7 @@ def _tolerance(radius: float) -> float:
 
 
 def _fit_circle(points: np.ndarray) -> Circle | None:
-    """RANSAC over triples (fixed seed: same bytes at every run), then least squares on the explained points."""
+    """Fit by RANSAC over triples (fixed seed: equal bytes in every run), then least squares on the explained points."""
     draws = np.random.default_rng(0).integers(0, len(points), (RANSAC_DRAWS, 3))
     a, b, c = points[draws[:, 0]], points[draws[:, 1]], points[draws[:, 2]]
     ab, ac = b - a, c - a
@@ -184,7 +184,7 @@ def detect_hough(image: np.ndarray) -> Circle | None:
     circles = cv2.HoughCircles(grey, cv2.HOUGH_GRADIENT, 1, minDist=50, minRadius=min(grey.shape) // 4)
     if circles is None:
         return None
-    # OpenCV 4 returns (1, n, 3); others (n, 1, 3): the strongest is first in both.
+    # OpenCV 4 returns (1, n, 3), other versions (n, 1, 3); the strongest circle is first in both.
     x, y, radius = np.rint(circles.reshape(-1, circles.shape[-1])[0, :3]).tolist()
     return Circle(x, y, radius)
 
@@ -193,7 +193,7 @@ DETECTORS: dict[str, Callable[[np.ndarray], Circle | None]] = {"mrmfast": detect
 
 
 def crop(image: np.ndarray, circle: Circle, margin: float, size: int) -> np.ndarray:
-    """Cut out the circle's box and resize it.
+    """Crop the bounding box of the circle and resize it.
 
     Parameters
     ----------
@@ -222,7 +222,7 @@ def crop(image: np.ndarray, circle: Circle, margin: float, size: int) -> np.ndar
 
 
 def content_fault(image: np.ndarray) -> str | None:
-    """Return why a cropped image shows nothing (black, overexposed or without structure); None if it shows something.
+    """Return why a cropped image has no visible content (black, overexposed or without structure); None if it has.
 
     Only the inner half of the image counts, because the corners are black.
     """

@@ -1,8 +1,8 @@
 """``python -m preprocess fundus``: fundus images to image shards.
 
-Quality control as published, in two steps. Images in which no circle is found are excluded; of the others, the darkest
-and the brightest 0.5 % of each eye. The circle's box with a margin of 5 pixels is resized to 224 x 224, black where it
-reaches beyond the image.
+The published quality control has two steps. The first step excludes images without a circular field of view. The second
+step excludes the darkest and the brightest 0.5 % of each eye. The bounding box of the circle with a margin of 5 pixels
+is resized to 224 x 224; pixels beyond the image are black.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from preprocess.images.image_file import read_image
 from preprocess.images.outcome import Excluded, Outcome, ProcessedImage
 from preprocess.images.sources import IMAGE_SUFFIXES, SourceFile, find_files
 
-# UK Biobank's own names ({id}_{field}_{instance}_{array}) and the predecessor's ({id}_{eye}_0.jpg).
+# UK Biobank's file names ({id}_{field}_{instance}_{array}) and those of the original study's code ({id}_{eye}_0.jpg).
 PATTERN = r"(?P<participant>\d+)_(?P<eye>21015|21016|left|right|l|r|od|os)(?=[_.])"
 # Pixels of the source image added around the circle.
 MARGIN = 5
@@ -40,14 +40,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--detector",
         choices=sorted(DETECTORS),
         default="mrmfast",
-        help="how the field of view is found: our outline fit, or the published Hough transform (default: %(default)s)",
+        help="detector of the field of view: outline fit (mrmfast) or the published Hough transform (hough) "
+        "(default: %(default)s)",
     )
     parser.add_argument(
         "--brightness-percent",
         type=fraction(50),
         default=0.5,
         metavar="P",
-        help="exclude this share of the darkest and of the brightest images of each eye (default: %(default)s)",
+        help="percentage of the darkest and of the brightest images of each eye to exclude (default: %(default)s)",
     )
 
 
@@ -57,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     Raises
     ------
     UserError
-        SRC is missing or empty, nothing in it is usable, or DATASET was begun with other arguments.
+        SRC is missing or empty, no file is usable, or DATASET was created with other arguments.
     """
     files, masks = find_files(arguments.source, IMAGE_SUFFIXES, _is_mask)
     if masks:
@@ -75,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _is_mask(path: PurePosixPath) -> bool:
-    """Vessel, lesion and field-of-view masks come with public data sets."""
+    """Whether a path is a vessel, lesion or field-of-view mask of a public data set."""
     folders = {part.lower() for part in path.parts[:-1]}
     return "masks" in folders or any(word in path.stem.lower() for word in ("vessel", "mask"))
 
@@ -86,9 +87,9 @@ def crop_fundus(path: Path, source: SourceFile, *, size: int, detector: str) -> 
     Raises
     ------
     Unreadable, Excluded
-        Not a whole image; no circle, or nothing to see in it.
+        The image is incomplete; it has no circle, or no visible content.
     """
-    # The published detector works on the full image; ours needs no more than a few hundred pixels.
+    # The published detector works on the full image; the default detector needs only a few hundred pixels.
     image, reduction = read_image(path, 2 * size if detector == "mrmfast" else 0)
     circle = DETECTORS[detector](image)
     if circle is None:

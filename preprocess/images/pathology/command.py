@@ -1,7 +1,7 @@
 """``python -m preprocess pathology``: slide tiles or whole slides to image shards.
 
-Of a folder of tile images, blank and pen-marked tiles are excluded. Whole slides are tiled at 20x where there is
-tissue, or with ``--whole-slide`` shrunk to one image each, as published.
+Blank and pen-marked tiles of a folder of tile images are excluded. Whole slides are tiled at 20x where they have
+tissue; with ``--whole-slide`` each slide is downsampled to one image, as published.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from preprocess.images.pathology.slide import SLIDE_SUFFIXES, Tiling, cut_tiles,
 from preprocess.images.pathology.tissue import tile_fault
 from preprocess.images.sources import IMAGE_SUFFIXES, SourceFile, find_files
 
-# A TCGA barcode: project, site, patient; whatever follows names sample and slide.
+# A TCGA barcode: project, site, patient; the rest names sample and slide.
 PATTERN = r"(?P<slide>(?P<participant>TCGA-[A-Z0-9]{2}-[A-Z0-9]{4})(?:-[A-Z0-9]+)*)"
 SCHEMA = {
     "jpg": "H&E tile or whole slide, RGB, image_size x image_size",
     "json": "participant (TCGA case), slide; of a tile from a whole slide x, y, side, of a shrunk slide slide_size "
     "(pixels at full resolution)",
 }
-# Arguments that decide the bytes.
+# Arguments that determine the output bytes.
 CHOICES = (
     "magnification",
     "tile",
@@ -54,13 +54,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--magnification",
         type=integer(1),
         default=20,
-        help="objective power of tiles from whole slides (default: %(default)s)",
+        help="magnification (objective power) of tiles from whole slides (default: %(default)s)",
     )
     parser.add_argument(
         "--tile",
         type=integer(16),
         default=512,
-        help="side of a tile in pixels at that magnification (default: %(default)s)",
+        help="tile size in pixels at this magnification (default: %(default)s)",
     )
     parser.add_argument(
         "--tiles-per-slide",
@@ -69,13 +69,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="maximum number of tiles per slide (default: %(default)s)",
     )
     parser.add_argument(
-        "--min-tissue", type=fraction(1), default=0.25, help="least share of tissue in a tile (default: %(default)s)"
+        "--min-tissue",
+        type=fraction(1),
+        default=0.25,
+        help="minimum fraction of tissue in a tile (default: %(default)s)",
     )
     parser.add_argument(
-        "--whole-slide", action="store_true", help="shrink each whole slide to one image in place of tiling it"
+        "--whole-slide", action="store_true", help="downsample each whole slide to one image instead of tiling it"
     )
     parser.add_argument(
-        "--one-slide-per-participant", action="store_true", help="keep one slide of each patient, drawn with --seed"
+        "--one-slide-per-participant", action="store_true", help="keep one slide per participant, sampled with --seed"
     )
     parser.add_argument(
         "--seed", type=int, default=0, help="random seed for sampling slides and tiles (default: %(default)s)"
@@ -88,7 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
     Raises
     ------
     UserError
-        SRC is missing or empty, nothing in it is usable, or DATASET was begun with other arguments.
+        SRC is missing or empty, no file is usable, or DATASET was created with other arguments.
     """
     files, masks = find_files(arguments.source, IMAGE_SUFFIXES + SLIDE_SUFFIXES, _is_mask)
     sources, counts = find_participants(arguments, "pathology", files)
@@ -125,7 +128,7 @@ def one_slide_each(sources: list[SourceFile], seed: int) -> list[SourceFile]:
     ----------
     sources : list of SourceFile
     seed : int
-        Changes the choice.
+        Seed of the choice.
 
     Returns
     -------
@@ -147,12 +150,12 @@ def one_slide_each(sources: list[SourceFile], seed: int) -> list[SourceFile]:
 
 
 def process_file(path: Path, source: SourceFile, *, tiling: Tiling, shrink: bool) -> Outcome:
-    """Turn one tile or one whole slide into images; `shrink`: a whole slide into one image.
+    """Convert one tile or one whole slide into images; with `shrink`, a whole slide becomes one image.
 
     Raises
     ------
     Unreadable, Excluded
-        Not a whole image or slide; nothing but glass or ink.
+        The image or slide is incomplete; it has no tissue or only ink.
     """
     if is_slide(path):
         if shrink:

@@ -1,4 +1,4 @@
-"""Whole slides through OpenSlide: open one, shrink it to one image, or cut tiles where there is tissue."""
+"""Whole slides through OpenSlide: opening, downsampling to one image, and tiling of tissue."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from preprocess.images.outcome import Excluded, Outcome, ProcessedImage, Unreada
 from preprocess.images.pathology.tissue import tile_fault, tissue_mask
 
 THUMBNAIL_SIDE = 2048
-# A biopsy is small on its slide: 0.2 % of it already counts.
+# Minimum fraction of tissue on a slide; a biopsy covers a small part of its slide.
 MIN_SLIDE_TISSUE = 0.002
 SLIDE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".svslide", ".bif", ".vms", ".vmu")
 TIFF_SUFFIXES = (".tif", ".tiff")
@@ -40,7 +40,7 @@ def read_slide(path: Path, render: Callable[[openslide.OpenSlide], Outcome]) -> 
     Raises
     ------
     Unreadable
-        OpenSlide cannot open it, or meets damage while reading.
+        OpenSlide cannot open the file, or a read fails because of damage.
     """
     try:
         with openslide.OpenSlide(path) as slide:
@@ -50,12 +50,12 @@ def read_slide(path: Path, render: Callable[[openslide.OpenSlide], Outcome]) -> 
 
 
 def shrink_slide(slide: openslide.OpenSlide, size: int) -> Outcome:
-    """Shrink a whole slide to one square image, as published; proportions are not kept.
+    """Downsample a whole slide to one square image, as published; the aspect ratio is not kept.
 
     Raises
     ------
     Excluded
-        There is next to no tissue on it.
+        The slide has almost no tissue.
     """
     thumbnail = _on_white(slide.get_thumbnail((4 * size, 4 * size)))
     if tissue_mask(thumbnail).mean() < MIN_SLIDE_TISSUE:
@@ -79,9 +79,9 @@ class Tiling:
     tiles : int
         Maximum number of tiles per slide.
     seed : int
-        Of the order in which candidates are judged.
+        Seed of the order of candidate tiles.
     min_tissue : float
-        Least share of tissue, 0..1.
+        Minimum fraction of tissue, 0..1.
     """
 
     size: int
@@ -95,8 +95,9 @@ class Tiling:
 def cut_tiles(slide: openslide.OpenSlide, name: str, tiling: Tiling) -> Outcome:
     """Choose tiles with tissue from a whole slide.
 
-    Candidates are the cells of a grid without overlap that hold enough of the tissue mask; they are judged in an order
-    drawn from the seed and the slide's file name until enough have passed :func:`.tissue.tile_fault`.
+    Candidates are the cells of a grid without overlap with enough tissue in the mask. The seed and the slide's file
+    name determine a random order of the candidates. Candidates are checked by :func:`.tissue.tile_fault` until enough
+    pass.
 
     Parameters
     ----------
@@ -114,7 +115,7 @@ def cut_tiles(slide: openslide.OpenSlide, name: str, tiling: Tiling) -> Outcome:
     Raises
     ------
     Excluded
-        The magnification is unknown or below the one asked for, or no tile passes.
+        The magnification is unknown or below the requested one, or no tile passes.
     """
     downsample = _objective_power(slide, tiling.magnification) / tiling.magnification
     side = round(tiling.tile * downsample)
@@ -132,7 +133,7 @@ def cut_tiles(slide: openslide.OpenSlide, name: str, tiling: Tiling) -> Outcome:
 
 
 def _order(cells: int, name: str, seed: int) -> np.ndarray:
-    """Return the order in which the cells of a slide are judged, shape (cells,)."""
+    """Return the random order of the cells of a slide, shape (cells,)."""
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:8], "big")).permutation(cells)
 
@@ -140,7 +141,7 @@ def _order(cells: int, name: str, seed: int) -> np.ndarray:
 def _choose_tiles(
     slide: openslide.OpenSlide, cells: list[tuple[int, int]], downsample: float, tiling: Tiling
 ) -> tuple[dict[tuple[int, int], np.ndarray], Counter[str]]:
-    """Return the first tiles that pass, by (y, x), and why the others were refused."""
+    """Return the first tiles that pass, by (y, x), and the counts of refused tiles by reason."""
     tiles: dict[tuple[int, int], np.ndarray] = {}
     refused: Counter[str] = Counter()
     for x, y in cells:
@@ -156,9 +157,9 @@ def _choose_tiles(
 
 
 def _objective_power(slide: openslide.OpenSlide, magnification: float) -> float:
-    """Return the objective power of the full resolution, which must reach a magnification.
+    """Return the objective power at full resolution, which must be at least the magnification.
 
-    As the scanner says, or from the pixel size (10 micrometres at 1x).
+    The scanner records the objective power; otherwise the pixel size gives it (10 micrometres at 1x).
     """
     pixel = slide.properties.get(openslide.PROPERTY_NAME_MPP_X)
     recorded = slide.properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER)
@@ -168,7 +169,7 @@ def _objective_power(slide: openslide.OpenSlide, magnification: float) -> float:
         power = None
     if power is None:
         raise Excluded("magnification not recorded")
-    # Scanners' nominal powers differ a little from what pixel sizes say.
+    # Nominal powers of scanners differ slightly from the powers computed from pixel sizes.
     if power < 0.9 * magnification:
         raise Excluded("scanned below the magnification")
     return power
@@ -181,7 +182,7 @@ def _cells_with_tissue(slide: openslide.OpenSlide, side: int, min_tissue: float)
     across, down = width // side, height // side
     if not across or not down:
         return []
-    # Only whole cells count: cut the mask to them before averaging over each.
+    # Only complete cells count: the mask is cropped to them before averaging over each cell.
     cut = mask[
         : max(1, round(mask.shape[0] * down * side / height)), : max(1, round(mask.shape[1] * across * side / width))
     ]
@@ -190,14 +191,14 @@ def _cells_with_tissue(slide: openslide.OpenSlide, side: int, min_tissue: float)
 
 
 def _read_square(slide: openslide.OpenSlide, x: int, y: int, side: int, downsample: float) -> np.ndarray:
-    """Read a square of the slide from the level just fine enough, BGR."""
+    """Read a square of the slide from the coarsest level with enough resolution, BGR."""
     level = slide.get_best_level_for_downsample(downsample * 1.01)
     pixels = max(1, round(side / slide.level_downsamples[level]))
     return _on_white(slide.read_region((x, y), level, (pixels, pixels)))
 
 
 def _on_white(image: Any) -> np.ndarray:
-    """Put a Pillow image on white, where the slide has no pixels, and turn it into BGR."""
+    """Composite a Pillow image on white, where the slide has no pixels, and convert it to BGR."""
     pixels = np.asarray(image.convert("RGBA")).astype(np.uint16)
     alpha = pixels[:, :, 3:]
     flat = (pixels[:, :, :3] * alpha + 255 * (255 - alpha)) // 255

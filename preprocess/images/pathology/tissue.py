@@ -1,7 +1,8 @@
-"""Tissue on a slide: whether a tile is worth keeping, and which part of a thumbnail is tissue.
+"""Tissue detection: quality control of a tile, and the tissue mask of a thumbnail.
 
-Thresholds are on OpenCV's HSV scale (hue 0..179, saturation and value 0..255) and were chosen so that all H&E and
-immunostained tiles of TCGA, MoPaDi and scikit-image at hand stay, and histolab's blank and pen-marked ones go.
+The thresholds use OpenCV's HSV scale (hue 0..179, saturation and value 0..255). They were chosen on example data: all
+H&E and immunostained tiles of TCGA, MoPaDi and scikit-image are kept; histolab's blank and pen-marked tiles are
+excluded.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-# Tiles are judged at this size, so that the verdict does not depend on their resolution.
+# Tiles are resized to this size before the checks, so that the result does not depend on their resolution.
 JUDGED_SIDE = 256
 # Glass stays below this saturation, chroma noise of JPEG included.
 TISSUE_SATURATION = 25
@@ -23,7 +24,7 @@ def tile_fault(tile: np.ndarray, min_tissue: float) -> str | None:
     ----------
     tile : ndarray of uint8, shape (height, width, 3), BGR
     min_tissue : float
-        Least share of stained pixels, 0..1.
+        Minimum fraction of stained pixels, 0..1.
 
     Returns
     -------
@@ -32,9 +33,9 @@ def tile_fault(tile: np.ndarray, min_tissue: float) -> str | None:
     """
     small = cv2.resize(tile, (JUDGED_SIDE, JUDGED_SIDE), interpolation=cv2.INTER_AREA)
     hue, saturation, value = cv2.split(cv2.cvtColor(small, cv2.COLOR_BGR2HSV))
-    # No stain in use is green, cyan or strongly blue.
+    # No common stain is green, cyan or strongly blue.
     cool = (hue > 35) & (hue < 118) & (saturation > 80)
-    # Red and black ink lie above the focal plane: evenly coloured, where blood and nuclei have fine detail.
+    # Red and black ink are above the focal plane and evenly coloured; blood and nuclei have fine detail.
     grey = cv2.cvtColor(small, cv2.COLOR_BGR2GRAY)
     smooth = cv2.blur(np.abs(cv2.Laplacian(grey, cv2.CV_32F)), (9, 9)) < 4
     red = ((hue < 8) | (hue > 168)) & (saturation > 120) & smooth
@@ -57,5 +58,6 @@ def tissue_mask(thumbnail: np.ndarray) -> np.ndarray:
     """
     saturation = cv2.GaussianBlur(cv2.cvtColor(thumbnail, cv2.COLOR_BGR2HSV)[:, :, 1], (5, 5), 0)
     threshold, _ = cv2.threshold(saturation, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
-    # On an empty slide Otsu splits the noise, on a full one the tissue: hold it near what glass reaches.
+    # On an empty slide Otsu splits the noise, on a full slide the tissue: the threshold is limited to a range near
+    # glass.
     return saturation > min(max(threshold, TISSUE_SATURATION), 3 * TISSUE_SATURATION)

@@ -111,7 +111,7 @@ def test_the_bit_is_the_mask_above_zero_and_the_reference_matters(tmp_path, caps
     np.testing.assert_array_equal(unpacked(modality)[:, modality.features.name.tolist().index("SET1")], oracle > 0)
     # Counted from the wrong side every ALT is common: docs/genetics-pitfalls.md#a1-is-not-the-reference
     message = complaint(capsys, *common, "--reference", "a1", "--out", tmp_path / "e")
-    assert "no harmful variant" in message
+    assert "no participant carries a harmful variant" in message
 
 
 @pytest.mark.parametrize("kind", ["pgen", "bed"])
@@ -238,7 +238,7 @@ def test_mistakes_in_tables_are_named(tmp_path, capsys):
     assert "lof" in complain("--annotations", table)
     assert "holds lof" in complain("--annotations", table, "--mask", "pLof")
     assert "holds M1" in complain("--annotations", table, "--masks", masks, "--mask", "M2")
-    assert "names its own REF" in complain("--annotations", table, "--mask", "lof", "--reference", "a2")
+    assert "names REF" in complain("--annotations", table, "--mask", "lof", "--reference", "a2")
     table.write_text("v0 G lof\nv1 G\n")
     assert "table: line 2 has 2 columns" in complain("--annotations", table, "--mask", "lof")
     table.write_text("v0 G lof\nv1 G lof\n")
@@ -249,7 +249,7 @@ def test_mistakes_in_tables_are_named(tmp_path, capsys):
     message = complaint(capsys, "burden", bed, "--annotations", table, "--mask", "lof", "--out", tmp_path / "d")
     assert "--reference" in message
     vcf = write_vcf(tmp_path / "v.vcf", burden_rows(), people(200))
-    assert "belongs to a table of --annotations" in complaint(
+    assert "applies to a table of --annotations" in complaint(
         capsys, "burden", vcf, "--mask", "lof", "--out", tmp_path / "d"
     )
 
@@ -349,7 +349,7 @@ def test_reruns_give_equal_bytes(tmp_path, capsys):
         one, two = (all_bytes(tmp_path / folder / name) for name in ("one", "two"))
         assert one == two
         assert not any(b"P001" in content for name, content in one.items() if name.startswith("reports"))
-        assert "exists already" in complaint(capsys, *command, "--out", tmp_path / folder / "one")
+        assert "already exists" in complaint(capsys, *command, "--out", tmp_path / folder / "one")
 
 
 def test_burden_on_every_class_of_variant(tmp_path):
@@ -462,7 +462,7 @@ def test_further_files_hold_the_same_people_once(tmp_path, kind):
                 write_bed(folder / f"chr{number}.bed", np.maximum(calls[:, : len(names)], 0).T, names)
         return open_genotypes(folder)
 
-    with pytest.raises(UserError, match=r"chr2\.(psam|fam): ids repeat"):
+    with pytest.raises(UserError, match=r"chr2\.(psam|fam): has duplicate IDs"):
         two([*ids[:-1], ids[0]])
     with pytest.raises(UserError, match=r"chr2\.(psam|fam): lacks 1 participants .* has 1 others"):
         two([*ids[:-1], "other"])
@@ -512,7 +512,9 @@ def test_mistakes_in_vcfs_are_named(tmp_path, capsys):
         write_vcf(tmp_path / "old.vcf", rows, people(200), "Allele|Consequence|Gene|BIOTYPE")
     )
     assert "no samples" in complain(write_vcf(tmp_path / "sites.vcf", [], []))
-    assert "no harmful variant" in complain(write_vcf(tmp_path / "none.vcf", rows[2:4], people(200)))
+    assert "no participant carries a harmful variant" in complain(
+        write_vcf(tmp_path / "none.vcf", rows[2:4], people(200))
+    )
     odd = write_vcf(tmp_path / "odd.vcf", rows, people(200))
     odd.write_text(odd.read_text().replace("0/1", "0/7"))
     assert "a genotype names allele 7" in complain(odd)
@@ -520,7 +522,7 @@ def test_mistakes_in_vcfs_are_named(tmp_path, capsys):
     assert "cannot be read" in complain(tmp_path / "junk.vcf")
     no_calls = write_vcf(tmp_path / "calls.vcf", rows, people(200))
     no_calls.write_text(no_calls.read_text().replace("\tGT\t", "\tDS\t", 1))
-    assert "1:10 has no GT; leave such records out" in complain(no_calls)
+    assert "1:10 has no GT; exclude such records" in complain(no_calls)
     whole = write_vcf(tmp_path / "whole.vcf", rows, people(200)).read_bytes()
     (tmp_path / "cut.vcf").write_bytes(whole[:-100])
     assert f"line {len(whole.splitlines())} is damaged" in complain(tmp_path / "cut.vcf")

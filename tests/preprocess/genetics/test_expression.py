@@ -83,7 +83,7 @@ def test_a_modality_of_another_table_is_never_removed(tmp_path, capsys):
     before = all_bytes(tmp_path / "d/genetics.zarr")
     (tmp_path / "u.csv").write_text(TABLE)
     message = complaint(capsys, "expression", tmp_path / "u.csv", "--test-fraction", 0, "--out", tmp_path / "d")
-    assert "rna: exists already" in message
+    assert "rna: already exists" in message
     assert all_bytes(tmp_path / "d/genetics.zarr") == before
 
 
@@ -94,7 +94,7 @@ def test_reruns_give_equal_bytes_and_refuse_to_overwrite(tmp_path, capsys):
     one, two = all_bytes(tmp_path / "one"), all_bytes(tmp_path / "two")
     assert one == two
     assert not any(b"P001" in content for name, content in one.items() if name.startswith("reports"))
-    assert "exists already" in complaint(capsys, "expression", tmp_path / "t.csv", "--out", tmp_path / "one")
+    assert "already exists" in complaint(capsys, "expression", tmp_path / "t.csv", "--out", tmp_path / "one")
 
 
 def test_statistics_come_from_the_training_split_alone(tmp_path):

@@ -351,7 +351,7 @@ def test_genotypes_in_another_build_are_noticed(tmp_path, capsys):
     rows = [f"rs{number + 1} 1 {1000 + 10 * ((number + 3) % 30)} G A 1" for number in range(30)]
     columns = "rsID chr_name chr_position effect_allele other_allele effect_weight"
     file = scoring_file(tmp_path / "s.txt", columns, rows, genome_build="GRCh38")
-    assert "30 of 30 rsIDs stand elsewhere" in complaint(
+    assert "30 of 30 rsIDs have another position" in complaint(
         capsys, "pgs", file, "--genotypes", bed, "--out", tmp_path / "d"
     )
 
@@ -610,7 +610,7 @@ def test_reruns_give_equal_bytes_and_refuse_to_overwrite(tmp_path, capsys):
     assert one == two
     assert not any(b"P001" in content for name, content in one.items() if name.startswith("reports"))
     message = complaint(capsys, "pgs", folder, "--genotypes", bed, "--out", tmp_path / "one")
-    assert "exists already" in message
+    assert "already exists" in message
 
 
 def test_a_crash_before_the_store_needs_no_hand_work(tmp_path, monkeypatch):

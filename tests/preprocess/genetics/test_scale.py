@@ -98,7 +98,7 @@ def test_killed_at_random_moments_and_rerun_gives_the_same_bytes(tmp_path, kind)
         assert done.returncode == -9, done.stderr
         kills += 1
     # Status 2: killed after the very last rename, the rerun says that the store is there.
-    assert done.returncode == 0 or "exists already" in done.stderr
+    assert done.returncode == 0 or "already exists" in done.stderr
     assert kills >= 2
     assert settled(tmp_path / "killed") == settled(tmp_path / "whole")
 
@@ -220,7 +220,7 @@ def test_source_and_target_on_an_object_store(tmp_path, bucket, monkeypatch, cap
         newest = max(listed, key=lambda entry: entry["LastModified"])["LastModified"]
         of = {entry["Key"]: entry["LastModified"] for entry in listed}
         assert of[f"out{number}/dataset.json"] == newest, "the manifest comes last"
-    assert "exists already" in complaint(capsys, "snps", bed, *options, "--out", "s3://biobank/out0")
+    assert "already exists" in complaint(capsys, "snps", bed, *options, "--out", "s3://biobank/out0")
     assert "does not exist" in complaint(capsys, "snps", "s3://biobank/nothing.bed", *options, "--out", tmp_path / "n")
     assert "local folders only" in complaint(capsys, "burden", "s3://biobank/x.vcf", "--out", tmp_path / "n")
 

@@ -48,7 +48,7 @@ def test_rows_of_a_file_are_read_alike_with_and_without_the_compiled_path(tmp_pa
     np.testing.assert_array_equal(read_rows(path, 3, 100, columns, 7, 90), raw[columns, 7:90])
     path.write_bytes(path.read_bytes()[:-20])
     for _ in range(2):
-        with pytest.raises(Exception, match="ended while it was read"):
+        with pytest.raises(Exception, match="became shorter while it was read"):
             read_rows(path, 3, 100, columns, 7, 90)
         monkeypatch.setattr(twobit_cpu, "library", lambda: None)
     np.testing.assert_array_equal(read_rows(path, 3, 100, columns[:2], 7, 90), raw[columns[:2], 7:90])
@@ -116,5 +116,5 @@ def test_participants_without_any_copy_are_read_back(tmp_path):
 def test_too_little_memory_for_one_chunk_is_said():
     assert parts.participants_at_once(100_000, 7854, 64 << 20) == 11 * 1024
     assert parts.participants_at_once(100_000, 87_000, 64 << 20) == 1024
-    with pytest.raises(UserError, match="--memory: 90000 SNPs of 1024 participants take 65 MB a worker"):
+    with pytest.raises(UserError, match="--memory: 90000 SNPs of 1024 participants take 65 MB per worker"):
         parts.participants_at_once(100_000, 90_000, 64 << 20)

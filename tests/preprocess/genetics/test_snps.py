@@ -168,7 +168,7 @@ def test_mistakes_in_genotypes_are_named(tmp_path, capsys):
     assert "chr2.fam" in complain(tmp_path / "two", *a2)
     (tmp_path / "keep").write_text("nobody\n")
     message = complain(fresh("keep-none"), *a2, "--keep", tmp_path / "keep")
-    assert "none of the 1 ids" in message
+    assert "none of the 1 IDs" in message
     write_bed(tmp_path / "same/g.bed", random_calls(8, 5), [*people(7), "P000"])
     message = complain(tmp_path / "same", *a2)
     assert "samples 1 and 8" in message
@@ -183,7 +183,7 @@ def test_listed_variants_at_another_position_are_excluded_and_reported(tmp_path,
     command = ("snps", bed, "--reference", "a2", "--variants", listed, "--test-fraction", 0)
     listed.write_text("rs1 1 1000\nrs2 1 1011\nrs3 2 1020\nrs4 1 1030\nrs5\nrs9\nrs4\n")
     preprocess(*command, "--out", tmp_path / "d")
-    assert "2 variants stand elsewhere" in capsys.readouterr().out
+    assert "2 variants have another position than in the list" in capsys.readouterr().out
     modality = opened(tmp_path / "d", "snps")
     assert modality.features.name.tolist() == ["rs1", "rs4", "rs5"]
     np.testing.assert_array_equal(unpacked(modality), np.where(calls < 0, 3, calls)[:, [0, 3, 4]])
@@ -193,9 +193,11 @@ def test_listed_variants_at_another_position_are_excluded_and_reported(tmp_path,
         fates = [line.split("\t")[6] for line in file][1:]
     assert fates == ["kept", "listed_elsewhere", "listed_elsewhere", "kept", "kept"]
     listed.write_text("rs1 1 1000\nrs2 1 1010\nrs1 1 1001\n")
-    assert "list: line 3: gives an id another place" in complaint(capsys, *command, "--out", tmp_path / "e")
+    assert "list: line 3: an earlier line gives another position" in complaint(
+        capsys, *command, "--out", tmp_path / "e"
+    )
     listed.write_text("rs1 1 1001\nrs2 1 1010\nrs3 1 1021\n")
-    assert "2 of 3 variants stand elsewhere" in complaint(capsys, *command, "--out", tmp_path / "e")
+    assert "2 of 3 variants have another position" in complaint(capsys, *command, "--out", tmp_path / "e")
 
 
 # --- reruns --------------------------------------------------------------------------------------------------------
@@ -209,7 +211,7 @@ def test_reruns_give_equal_bytes_and_refuse_to_overwrite(tmp_path, capsys):
     one, two = all_bytes(tmp_path / "one"), all_bytes(tmp_path / "two")
     assert one == two
     assert not any(b"P001" in content for name, content in one.items() if name.startswith("reports"))
-    assert "exists already" in complaint(capsys, *command, "--out", tmp_path / "one")
+    assert "already exists" in complaint(capsys, *command, "--out", tmp_path / "one")
     shutil.rmtree(tmp_path / "one/genetics.zarr/snps")
     message = complaint(capsys, *command, "--out", tmp_path / "one", "--split-seed", 1)
     assert "split seed" in message
