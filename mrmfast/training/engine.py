@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Ge, Gt, Le
-from pydantic import AllowInfNan
+from pydantic import AllowInfNan, BeforeValidator
 
 from mrmfast.config import PositiveInt
 from mrmfast.errors import UserError
@@ -20,6 +20,11 @@ from mrmfast.training.compile import CompileMode
 from mrmfast.training.flat_adamw import FlatAdamW
 
 ZeROStage = Annotated[int, Ge(0), Le(3)]
+
+
+def _yaml_off(value: object) -> object:
+    """Return "off" for False: YAML 1.1 reads a bare ``off`` as a boolean."""
+    return "off" if value is False else value
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ class EngineConfig:
     zero_stage: ZeROStage = 1
     micro_batch: PositiveInt | Literal["auto"] | None = None
     activation_checkpointing: bool = False
-    compile: CompileMode = "off"
+    compile: Annotated[CompileMode, BeforeValidator(_yaml_off)] = "off"
     peak_tflops: Annotated[float, AllowInfNan(False), Gt(0)] | None = None
 
 

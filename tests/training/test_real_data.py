@@ -44,7 +44,8 @@ def test_real_photographs_with_simulated_genotypes(tmp_path):
     preprocess("pgs", raw / "pgs", "--genotypes", raw / "genotypes", "--out", dataset, *split)
     preprocess("burden", raw / "burden/rare.vep.vcf.gz", "--out", dataset, *split)
     arguments = ["--config", "configs/demo.yaml", f"data.path={dataset}", f"run.dir={tmp_path}", "run.name=run"]
-    done = launch(*arguments, *SMALL, "batch_size=16", "steps=60", "model.decoder_depth=2", timeout=280)
+    shallow = "objective.reconstruct.image_decoder.depth=2"
+    done = launch(*arguments, *SMALL, "batch_size=16", "steps=60", shallow, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
     assert f"{len(files)} images" in done.stderr
     assert fall(tmp_path / "run") <= 0.5
@@ -56,7 +57,7 @@ def test_real_pairs_of_slides_and_genetics(tmp_path):
     preprocess("pathology", source, "--out", dataset, "--test-fraction", 0)
     preprocess("expression", source / "genomics_8patients.csv", "--out", dataset, "--test-fraction", 0)
     arguments = ["--config", "configs/tcga.yaml", f"data.path={dataset}", f"run.dir={tmp_path}", "run.name=run"]
-    small = [*SMALL, "model.decoder_depth=1", "model.decoder_width=64", "model.decoder_heads=2"]
+    small = [*SMALL, "objective.reconstruct.image_decoder={depth: 1, width: 64, heads: 2}"]
     done = launch(*arguments, *small, "steps=40", ranks=1, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "39 images" in done.stderr

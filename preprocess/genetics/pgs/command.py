@@ -10,10 +10,8 @@ them are missing, because a dosage far from an integer gives no call.
 from __future__ import annotations
 
 import argparse
-import importlib
 import shutil
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -107,8 +105,6 @@ def _run(arguments: argparse.Namespace) -> int:
         "values": "hard calls" if _scores_hard_calls(arguments, genotypes) else "dosages",
         "missing": "2 x effect allele frequency of the training split",
     }
-    # Importing Zarr takes 0.2 s; the pass over the genotypes releases the interpreter lock, so both run together.
-    threading.Thread(target=importlib.import_module, args=("zarr",)).start()
     with tempfile.TemporaryDirectory(prefix=".pgs.", dir=arguments.out) as folder:
         blocks, passed = _sum(arguments, genotypes, weights, train, Path(folder))
         features, kept, mean, scale = _standardise(arguments.src, entries, blocks, train)

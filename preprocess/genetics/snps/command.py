@@ -12,9 +12,7 @@ variants with duplicate IDs the first counts.
 from __future__ import annotations
 
 import argparse
-import importlib
 import shutil
-import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -198,8 +196,6 @@ def _make_parts(
         sizes = [sum(len(indices) for _, indices in task) for task in tasks]
         parallel.run_parts(parts.extract_part, job, tasks, sizes, arguments, "snps: read", "SNP")
         job = parts.extracted(job, blocks)
-    # Importing Zarr takes longer than packing 100 MB; packing releases the interpreter lock, so both run together.
-    threading.Thread(target=importlib.import_module, args=("zarr",)).start()
     starts = list(job.starts())
     sizes = np.diff([*starts, participants]).tolist()
     parallel.run_parts(parts.pack_part, job, starts, sizes, arguments, "snps: pack", "participant")
