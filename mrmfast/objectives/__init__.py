@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from mrmfast.objectives.base import Objective
 
 OBJECTIVES = {
+    "contig": "mrmfast.objectives.contig:ContIG",
     "mae": "mrmfast.objectives.mae:MAE",
     "mrm": "mrmfast.objectives.mrm:MRM",
+    "multimae": "mrmfast.objectives.multimae:MultiMAE",
     "simclr": "mrmfast.objectives.simclr:SimCLR",
 }
 

@@ -79,12 +79,31 @@ def patch_error(
     Tensor, scalar
         The mean over the pixels of a patch, then over the patches of the batch.
     """
-    target, _, _ = _patch_target(image_BCHW, patch, norm_pixels, predicted_BNP.dtype)
-    predicted = patches_as_image(predicted_BNP, patch)
     if counted_BN is None:
-        return mse_loss(predicted, target)
-    error_BN = (predicted - target).square().mean((1, 3, 5)).flatten(1)
+        target, _, _ = _patch_target(image_BCHW, patch, norm_pixels, predicted_BNP.dtype)
+        return mse_loss(patches_as_image(predicted_BNP, patch), target)
+    error_BN = patch_errors(predicted_BNP, image_BCHW, patch, norm_pixels)
     return (error_BN * counted_BN).sum() / counted_BN.sum()
+
+
+def patch_errors(predicted_BNP: Tensor, image_BCHW: Tensor, patch: int, norm_pixels: bool) -> Tensor:
+    """Mean squared error of each patch, (B, patches); see :func:`patch_error`."""
+    target, _, _ = _patch_target(image_BCHW, patch, norm_pixels, predicted_BNP.dtype)
+    return (patches_as_image(predicted_BNP, patch) - target).square().mean((1, 3, 5)).flatten(1)
+
+
+def mean_over_samples(error_BE: Tensor, counted_BE: Tensor) -> Tensor:
+    """Mean over what counts of each sample, then over the samples of which something counts (MultiMAE); else 0.
+
+    Parameters
+    ----------
+    error_BE : Tensor, (B, E)
+    counted_BE : Tensor of bool, (B, E)
+    """
+    counts_B = counted_BE.sum(1)
+    # A division by 0 would hide behind a choice of samples, and make every gradient NaN.
+    means_B = (error_BE * counted_BE).sum(1) / counts_B.clamp(min=1)
+    return means_B.sum() / (counts_B > 0).sum().clamp(min=1)
 
 
 def patches_as_pixels(predicted_BNP: Tensor, image_BCHW: Tensor, patch: int, norm_pixels: bool) -> Tensor:
