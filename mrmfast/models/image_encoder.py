@@ -77,6 +77,8 @@ class ImageEncoder(nn.Module):
         Side, pixels; a multiple of the patch size.
     depth : int, optional
         Blocks in all, instead of the architecture's own.
+    **sizes
+        Further arguments of the timm model, e.g. ``embed_dim``.
 
     Attributes
     ----------
@@ -95,10 +97,10 @@ class ImageEncoder(nn.Module):
     blocks: nn.ModuleList
     norm: nn.LayerNorm
 
-    def __init__(self, arch: str, image_size: int, depth: int | None = None) -> None:
+    def __init__(self, arch: str, image_size: int, depth: int | None = None, **sizes: Any) -> None:
         super().__init__()
         # How timm builds the same model; export writes it beside the weights.
-        self.arguments: dict[str, Any] = {"num_classes": 0, "img_size": image_size}
+        self.arguments: dict[str, Any] = {"num_classes": 0, "img_size": image_size, **sizes}
         if depth is not None:
             self.arguments["depth"] = depth
         try:

@@ -12,6 +12,11 @@ from mrmfast.models.patch_embed import denormalise, image_as_patches, normalise,
 _EPSILON = 1e-6
 
 
+def similarities(query_ND: Tensor, key_KD: Tensor, temperature: float) -> Tensor:
+    """Cosines of all pairs, divided by the temperature: (N, D) and (K, D), not normalised, to (N, K)."""
+    return normalize(query_ND, dim=1) @ normalize(key_KD, dim=1).T / temperature
+
+
 def nt_xent(first_ND: Tensor, second_ND: Tensor, temperature: float, rows: slice | None = None) -> Tensor:
     """Normalised temperature-scaled cross-entropy of two views (SimCLR; Chen et al. 2020).
 
@@ -32,13 +37,12 @@ def nt_xent(first_ND: Tensor, second_ND: Tensor, temperature: float, rows: slice
         Both directions summed, as google-research/simclr computes it: twice the mean over 2 N rows of most ports. Equal
         vectors give 2 ln(2 N - 1).
     """
-    first_ND, second_ND = normalize(first_ND, dim=1), normalize(second_ND, dim=1)
     own = torch.arange(len(first_ND), device=first_ND.device)
     rows = rows or slice(None)
 
     def direction(query_ND: Tensor, other_ND: Tensor) -> Tensor:
-        across = query_ND[rows] @ other_ND.T / temperature
-        within = query_ND[rows] @ query_ND.T / temperature
+        across = similarities(query_ND[rows], other_ND, temperature)
+        within = similarities(query_ND[rows], query_ND, temperature)
         within = within.masked_fill(own[rows, None] == own, float("-inf"))
         return cross_entropy(torch.cat([across, within], 1), own[rows])
 
