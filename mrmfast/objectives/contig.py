@@ -13,7 +13,7 @@ import torch
 from annotated_types import Gt
 from pydantic import AllowInfNan
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import cross_entropy
 
 from mrmfast.batch import Batch
 from mrmfast.config import PositiveInt, Share
@@ -22,6 +22,7 @@ from mrmfast.models.image_encoder import ImageEncoder
 from mrmfast.objectives.base import LossOutput, Objective, StepInfo
 from mrmfast.objectives.collectives import all_gather
 from mrmfast.objectives.genome import GenomeReader, modality_slices
+from mrmfast.objectives.losses import similarities
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ def contig_loss(image_ND: Tensor, genome_ND: Tensor, temperature: float, alpha: 
         ``alpha CE(image to genome) + (1 - alpha) CE(genome to image)``, means over the rows that take part; 0 where none
         or one does. Equal vectors give ln N.
     """
-    logits = normalize(image_ND, dim=1) @ normalize(genome_ND, dim=1).T / temperature
+    logits = similarities(image_ND, genome_ND, temperature)
     own = torch.arange(len(logits), device=logits.device)
     weights: Sequence[tuple[float, Tensor]] = ((alpha, logits), (1 - alpha, logits.T))
     loss = logits.new_zeros(())

@@ -49,7 +49,7 @@ def nt_xent(first_ND: Tensor, second_ND: Tensor, temperature: float, rows: slice
     return direction(first_ND, second_ND) + direction(second_ND, first_ND)
 
 
-def _patch_target(
+def patch_target(
     image_BCHW: Tensor, patch: int, norm_pixels: bool, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Return what is to be predicted, (B, 3, rows, patch, columns, patch), and the statistics of each patch."""
@@ -84,7 +84,7 @@ def patch_error(
         The mean over the pixels of a patch, then over the patches of the batch.
     """
     if counted_BN is None:
-        target, _, _ = _patch_target(image_BCHW, patch, norm_pixels, predicted_BNP.dtype)
+        target, _, _ = patch_target(image_BCHW, patch, norm_pixels, predicted_BNP.dtype)
         return mse_loss(patches_as_image(predicted_BNP, patch), target)
     error_BN = patch_errors(predicted_BNP, image_BCHW, patch, norm_pixels)
     return (error_BN * counted_BN).sum() / counted_BN.sum()
@@ -92,7 +92,7 @@ def patch_error(
 
 def patch_errors(predicted_BNP: Tensor, image_BCHW: Tensor, patch: int, norm_pixels: bool) -> Tensor:
     """Mean squared error of each patch, (B, patches); see :func:`patch_error`."""
-    target, _, _ = _patch_target(image_BCHW, patch, norm_pixels, predicted_BNP.dtype)
+    target, _, _ = patch_target(image_BCHW, patch, norm_pixels, predicted_BNP.dtype)
     return (patches_as_image(predicted_BNP, patch) - target).square().mean((1, 3, 5)).flatten(1)
 
 
@@ -116,7 +116,7 @@ def patches_as_pixels(predicted_BNP: Tensor, image_BCHW: Tensor, patch: int, nor
     With `norm_pixels`, each patch gets the mean and the standard deviation of the image's patch.
     """
     pixels = patches_as_image(predicted_BNP.float(), patch)
-    _, mean, scale = _patch_target(image_BCHW, patch, norm_pixels, torch.float32)
+    _, mean, scale = patch_target(image_BCHW, patch, norm_pixels, torch.float32)
     if mean is not None and scale is not None:
         pixels = pixels * scale + mean
     return denormalise(pixels.flatten(4, 5).flatten(2, 3))

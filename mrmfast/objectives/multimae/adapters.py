@@ -26,12 +26,9 @@ class Adapter(nn.Module):
         Fixed positions in the decoders; learned ones where there are none.
     """
 
-    positions: Tensor | None
-
     def __init__(self, name: str, tokens: int, positions: Tensor | None = None) -> None:
         super().__init__()
-        self.name, self.tokens = name, tokens
-        self.register_buffer("positions", positions, persistent=False)
+        self.name, self.tokens, self.positions = name, tokens, positions
 
     def forward(self, raw: Any) -> Tensor:
         """Embed a modality, positions added: to (B, tokens, D)."""

@@ -7,20 +7,20 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import torch
-from annotated_types import Gt, Le
+from annotated_types import Gt
 from pydantic import AllowInfNan
 from torch import Tensor, nn
 
 from mrmfast.batch import Batch
 from mrmfast.errors import UserError
 from mrmfast.models.genome_encoder import GenomeInput
-from mrmfast.models.image_encoder import ImageEncoder
+from mrmfast.models.image_encoder import EncoderDesign, ImageEncoder
 from mrmfast.models.patch_embed import denormalise, image_as_patches, normalise
 from mrmfast.models.task_decoder import TaskDecoder, TaskDecoderConfig
-from mrmfast.objectives.base import Column, Figure, LossOutput, Objective, StepInfo
+from mrmfast.objectives.base import Column, Figure, LossOutput, Mode, Objective, StepInfo
 from mrmfast.objectives.genome import GenomeReader, modality_slices
 from mrmfast.objectives.losses import patches_as_pixels
-from mrmfast.objectives.mae import sincos_positions
+from mrmfast.models.positions import sincos_positions
 from mrmfast.objectives.multimae.adapters import Adapter, GenomeAdapter, ImageAdapter, groups_of_modalities
 from mrmfast.objectives.multimae.masking import Draws, choose_visible, draw
 
@@ -45,8 +45,8 @@ class MultiMAEConfig:
     """
 
     name: Literal["multimae"] = "multimae"
-    mode: Literal["same_settings", "official"] = "same_settings"
-    visible: Annotated[float, AllowInfNan(False), Gt(0), Le(1)] = 0.5
+    mode: Mode = "same_settings"
+    visible: PositiveFloat = 0.5
     alpha: PositiveFloat = 1.0
     decoder: TaskDecoderConfig = field(default_factory=TaskDecoderConfig)
 
@@ -64,7 +64,8 @@ class MultiMAE(Objective):
         if self.kept < 1:
             raise UserError(f"objective.visible={config.visible}: leaves no token of {encoder.grid**2} patches visible")
         if config.mode == "official":
-            _as_published(encoder)
+            encoder.norm = nn.Identity()  # type: ignore[assignment]  # run_blocks calls it
+            encoder.arguments["final_norm"] = False  # of timm, for the export
         self.reader = None if genome is None else GenomeReader(genome.spec)
         self.adapters = nn.ModuleList(self.build_adapters(genome))
         adapters = self.each_adapter()
@@ -80,10 +81,15 @@ class MultiMAE(Objective):
                 decoder = TaskDecoder(config.decoder, encoder.width, adapter.name, self.tokens, positions, head)
                 self.decoders.append(decoder)
 
+    @classmethod
+    def encoder_design(cls, config: MultiMAEConfig) -> EncoderDesign:
+        """Fixed positions in the official mode."""
+        return EncoderDesign(positions="row_first" if config.mode == "official" else "learned")
+
     def build_adapters(self, genome: GenomeInput | None) -> Iterable[Adapter]:
         """Make the modalities in the order of the sequence; the image comes first."""
         encoder = self.encoder
-        positions = row_first_positions(encoder.grid, self.config.decoder.width)
+        positions = sincos_positions(encoder.grid, self.config.decoder.width, "row")
         yield ImageAdapter("image", encoder.patch, encoder.grid, positions)
         if genome is not None:
             modalities = genome.spec.modalities
@@ -180,18 +186,3 @@ class MultiMAE(Objective):
         pixels = patches_as_pixels(adapter.pixels(predicted), image_BCHW, patch, norm_pixels=False)
         columns = (Column("original", image_BCHW), Column("visible", visible), Column("prediction", pixels))
         return [Figure("reconstructions", "Training images predicted from visible tokens of all modalities", columns)]
-
-
-def row_first_positions(grid: int, width: int) -> Tensor:
-    """Return MultiMAE's fixed positions, (grid^2, width), float64: the row in the first half, the column in the second."""
-    column, row = sincos_positions(grid, width).chunk(2, 1)
-    return torch.cat([row, column], 1)
-
-
-def _as_published(encoder: ImageEncoder) -> None:
-    """Fix the positions, and remove the last norm; the export stays a ViT of timm."""
-    positions = nn.functional.pad(row_first_positions(encoder.grid, encoder.width), (0, 0, 1, 0))
-    with torch.no_grad():
-        encoder.tokens.pos_embed.requires_grad_(False).copy_(positions)
-    encoder.norm = nn.Identity()  # type: ignore[assignment]  # run_blocks calls it
-    encoder.arguments["final_norm"] = False
