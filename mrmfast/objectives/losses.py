@@ -49,10 +49,24 @@ def nt_xent(first_ND: Tensor, second_ND: Tensor, temperature: float, rows: slice
     return direction(first_ND, second_ND) + direction(second_ND, first_ND)
 
 
-def _patch_target(
+def patch_target(
     image_BCHW: Tensor, patch: int, norm_pixels: bool, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Return what is to be predicted, (B, 3, rows, patch, columns, patch), and the statistics of each patch."""
+    """Return what is to be predicted, and the statistics that standardised each patch.
+
+    Parameters
+    ----------
+    image_BCHW : Tensor, uint8 or normalised, (B, 3, S, S)
+    patch : int
+    norm_pixels : bool
+    dtype : torch.dtype
+
+    Returns
+    -------
+    Tensor, (B, 3, rows, patch, columns, patch)
+    Tensor or None, mean of each patch
+    Tensor or None, standard deviation of each patch
+    """
     pixels = image_as_patches(normalise(image_BCHW, dtype), patch)
     if not norm_pixels:
         return pixels, None, None
@@ -83,7 +97,7 @@ def patch_error(
     Tensor, scalar
         The mean over the pixels of a patch, then over the patches of the batch.
     """
-    target, _, _ = _patch_target(image_BCHW, patch, norm_pixels, predicted_BNP.dtype)
+    target, _, _ = patch_target(image_BCHW, patch, norm_pixels, predicted_BNP.dtype)
     predicted = patches_as_image(predicted_BNP, patch)
     if counted_BN is None:
         return mse_loss(predicted, target)
@@ -97,7 +111,7 @@ def patches_as_pixels(predicted_BNP: Tensor, image_BCHW: Tensor, patch: int, nor
     With `norm_pixels`, each patch gets the mean and the standard deviation of the image's patch.
     """
     pixels = patches_as_image(predicted_BNP.float(), patch)
-    _, mean, scale = _patch_target(image_BCHW, patch, norm_pixels, torch.float32)
+    _, mean, scale = patch_target(image_BCHW, patch, norm_pixels, torch.float32)
     if mean is not None and scale is not None:
         pixels = pixels * scale + mean
     return denormalise(pixels.flatten(4, 5).flatten(2, 3))
