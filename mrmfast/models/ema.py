@@ -24,7 +24,9 @@ class EMA(nn.Module):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        self.module = copy.deepcopy(module).float().requires_grad_(False)
+        self.module = copy.deepcopy(module).requires_grad_(False)
+        for parameter in self.module.parameters():
+            parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
 
     def forward(self, *inputs: Any) -> Any:
         """Run the copy, without gradients."""

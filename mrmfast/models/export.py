@@ -12,6 +12,7 @@ from typing import Any
 import timm
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
+from timm.models.beit import Beit
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
@@ -61,7 +62,7 @@ def export_encoder(path: Path, tensors: Mapping[str, Tensor], recipe: ExportReci
         json.dump({**asdict(recipe), "mean": list(PIXEL_MEAN), "std": list(PIXEL_STD)}, text, indent=1)
 
 
-def load_encoder(path: str | Path) -> VisionTransformer:
+def load_encoder(path: str | Path) -> VisionTransformer | Beit:
     """Build the timm model of an export and load it strictly.
 
     ``timm.data.resolve_model_data_config`` of it gives the mean and standard deviation that it was trained with (the
@@ -94,5 +95,5 @@ def load_encoder(path: str | Path) -> VisionTransformer:
     except (FileNotFoundError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{path}: not an exported encoder ({' '.join(str(error).split())[:200]})") from error
     model.pretrained_cfg = {**(getattr(model, "pretrained_cfg", None) or {}), **trained}
-    assert isinstance(model, VisionTransformer)
+    assert isinstance(model, (VisionTransformer, Beit))
     return model

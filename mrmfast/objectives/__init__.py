@@ -71,4 +71,5 @@ def build_objective(config: Any, model: ModelConfig, image_size: int, genome: Ge
     used = None
     if genome is not None and objective.genetics != "unused":
         used = GenomeInput(genome, model.genome_layers, model.alpha_dropout)
-    return objective(config, ImageEncoder(model.arch, image_size, model.depth), used)
+    design = objective.encoder_design(config)
+    return objective(config, ImageEncoder(model.arch, image_size, model.depth, design), used)

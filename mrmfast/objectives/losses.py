@@ -52,7 +52,21 @@ def nt_xent(first_ND: Tensor, second_ND: Tensor, temperature: float, rows: slice
 def patch_target(
     image_BCHW: Tensor, patch: int, norm_pixels: bool, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Return what is to be predicted, (B, 3, rows, patch, columns, patch), and the statistics of each patch."""
+    """Return what is to be predicted, and the statistics that standardised each patch.
+
+    Parameters
+    ----------
+    image_BCHW : Tensor, uint8 or normalised, (B, 3, S, S)
+    patch : int
+    norm_pixels : bool
+    dtype : torch.dtype
+
+    Returns
+    -------
+    Tensor, (B, 3, rows, patch, columns, patch)
+    Tensor or None, mean of each patch
+    Tensor or None, standard deviation of each patch
+    """
     pixels = image_as_patches(normalise(image_BCHW, dtype), patch)
     if not norm_pixels:
         return pixels, None, None

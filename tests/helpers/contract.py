@@ -35,7 +35,8 @@ def build(cls):
     """A small objective with seeded weights, with genetics where it takes some."""
     torch.manual_seed(0)
     genome = None if cls.genetics == "unused" else GenomeInput(SPEC, MODEL.genome_layers, MODEL.alpha_dropout)
-    return cls(shrink(cls.Config()), ImageEncoder(MODEL.arch, IMAGE, MODEL.depth), genome)
+    config = shrink(cls.Config())
+    return cls(config, ImageEncoder(MODEL.arch, IMAGE, MODEL.depth, cls.encoder_design(config)), genome)
 
 
 def inputs(model, samples=6):

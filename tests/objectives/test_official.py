@@ -11,7 +11,9 @@ import pytest
 from tests.helpers import official
 
 FILES = official.files()
-CASES = [pytest.param(file, case, id=f"{name}-{case['name']}") for name, file in FILES.items() for case in file["cases"]]
+CASES = [
+    pytest.param(file, case, id=f"{name}-{case['name']}") for name, file in FILES.items() for case in file["cases"]
+]
 FACTS = [pytest.param(file, id=name) for name, file in FILES.items() if official.numeric_facts(file)]
 
 

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from mrmfast.training.optimiser import OptimiserConfig, build_optimiser, build_schedule
+from mrmfast.training.optimiser import OptimiserConfig, Schedule, build_optimiser
 from tests.helpers.objectives import build_mrm
 
 
@@ -23,7 +23,7 @@ def test_decay_is_for_the_matrices_of_the_vit_side_only():
 
 def test_the_rate_rises_linearly_then_falls_as_a_cosine():
     optimiser = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
-    schedule = build_schedule(optimiser, OptimiserConfig(lr=1e-3, warmup=0.1, final=0.01), 100)
+    schedule = Schedule(optimiser, OptimiserConfig(lr=1e-3, warmup=0.1, final=0.01), 100)
     rates = []
     for step in range(100):
         schedule.step_update(step)

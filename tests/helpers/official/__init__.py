@@ -20,7 +20,18 @@ from pathlib import Path
 from tests.helpers.official.checks import Checks, leaves, stat_differences
 from tests.helpers.official.formula import fill, image, positive, symmetric
 
-__all__ = ["Checks", "fill", "image", "input_of", "leaves", "numeric_facts", "positive", "runner", "stat_differences", "symmetric"]
+__all__ = [
+    "Checks",
+    "fill",
+    "image",
+    "input_of",
+    "leaves",
+    "numeric_facts",
+    "positive",
+    "runner",
+    "stat_differences",
+    "symmetric",
+]
 
 ROOT = Path(__file__).resolve().parents[3]
 SHARED, COPIES = ROOT.parent / "shared" / "official", ROOT / "tests" / "golden" / "official"

@@ -1,11 +1,16 @@
 """Our models at the sizes of a case, in float64."""
 
+from collections import defaultdict
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 
 from mrmfast.models.image_encoder import ImageEncoder
+from mrmfast.training.optimiser import Schedule, build_optimiser
+from mrmfast.training.schedules import SCHEDULES
 
+CPU = torch.device("cpu")
 BASE = "vit_base_patch16_224"
 
 
@@ -36,6 +41,70 @@ def build_encoder(sizes, **arguments):
 
 def published_encoder(encoder, prefix=""):
     """Return the encoder's trainable parameters by timm's names, which the files use."""
-    return {
-        prefix + name.removeprefix("tokens."): p for name, p in encoder.named_parameters() if p.requires_grad
-    }
+    return {prefix + name.removeprefix("tokens."): p for name, p in encoder.named_parameters() if p.requires_grad}
+
+
+def watch(**modules):
+    """Return a dict that holds, by the names given, the inputs and the output of each module's last call."""
+    seen = {}
+
+    def remember(name):
+        def hook(module, inputs, named, output):
+            seen[name] = ((*inputs, *named.values()), output)
+
+        return hook
+
+    for name, module in modules.items():
+        module.register_forward_hook(remember(name), with_kwargs=True)
+    return seen
+
+
+def check_step(checks, model, parameters, config, *, others=(), step=0, steps=1):
+    """Compare the parameter groups, and one optimiser step from the gradients that the model has.
+
+    Parameters
+    ----------
+    checks : Checks
+        Expects ``optimizer_step``.
+    model : TrainableModule
+    parameters : dict of str to Parameter
+        Trainable ones by published name.
+    config : OptimiserConfig
+        Its rate and betas are replaced by the case's.
+    others : list of int
+        Elements of the tensors that are in the published groups, but are not trained.
+    step, steps : int
+        Where in the run the step is: groups may be frozen at first.
+    """
+    golden = checks.expected["optimizer_step"]
+    config = replace(config, lr=checks.at("optimizer_step", "lr"), betas=tuple(checks.at("optimizer_step", "betas")))
+    config = replace(config, schedule="mae", warmup=0, final=1)  # the case's rate
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    ours = defaultdict(list)
+    for group in build_optimiser(model, config, CPU).param_groups:
+        ours[group["weight_decay"]] += group["params"]
+    for number, group in enumerate(golden["groups"]):
+        members = ours.pop(group["weight_decay"], [])
+        path = ("optimizer_step", "groups", number)
+        checks.at(*path, "weight_decay")
+        checks.same(len(members) + len(others), *path, "tensors")
+        checks.same(sum(p.numel() for p in members) + sum(others), *path, "numbers")
+        if "names" in group:
+            checks.same({names[id(p)] for p in members}, *path, "names", convert=set)
+    checks.failures += [f"optimizer_step: a group with weight decay {decay} of ours alone" for decay in ours]
+    optimiser = build_optimiser(model, config, CPU, flat_over=1)
+    checks.same(optimiser.param_groups[0]["eps"], "optimizer_step", "eps")
+    Schedule(optimiser, config, steps).step_update(step)
+    optimiser.step()
+    for name in golden["after"]:
+        checks.stat(parameters[name], "optimizer_step", "after", name)
+
+
+def check_rates(checks, config, steps, *further, shift=0):
+    """Compare ``schedule values``: rows of (time, rate, ...); `further` are functions of the time for later columns."""
+
+    def rate(time):
+        return config.lr * SCHEDULES[config.schedule](time + shift, steps, config.warmup, config.final)
+
+    rows = checks.expected["schedule values"]["values"]
+    checks.numbers_each([[row[0], *(f(row[0]) for f in (rate, *further))] for row in rows], "schedule values", "values")

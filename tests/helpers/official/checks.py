@@ -58,11 +58,12 @@ class Checks:
             if not any(path[: len(prefix)] == prefix for prefix in self._read)
         ]
 
-    def same(self, value, *path):
-        """Integers, booleans and lists of them are equal."""
+    def same(self, value, *path, convert=lambda golden: golden):
+        """Integers, texts and lists of them are equal; `convert` is applied to the published value first."""
         if isinstance(value, torch.Tensor):
             value = value.tolist()
-        if value != (golden := self.at(*path)):
+        golden = self.at(*path)
+        if golden is not None and value != convert(golden):  # null: too long for the file
             self._fail(path, value, golden)
 
     def number(self, value, *path, tolerance=TOLERANCE):
@@ -79,6 +80,14 @@ class Checks:
         scale = float(golden.norm()) / golden.numel() ** 0.5
         if value.shape != golden.shape or float((value - golden).abs().max()) > TOLERANCE * scale + FLOOR:
             self._fail(path, value.tolist(), golden.tolist())
+
+    def numbers_each(self, rows, *path):
+        """Rows of numbers of different sizes are equal, each number relative to its own size."""
+        golden = self.at(*path)
+        for ours, theirs in zip(rows, golden, strict=True):
+            pairs = zip(ours, theirs, strict=True)
+            if not all(_close(float(value), other, abs(other), TOLERANCE) for value, other in pairs):
+                self._fail(path, ours, theirs)
 
     def stat(self, tensor, *path):
         """A tensor has the sum, norm, first and last elements (and the shape) of a summary."""
@@ -126,7 +135,7 @@ class Checks:
                     self._fail((*path, name), "no value of ours", mistaken)
                     continue
                 ours = matching[0]
-            if _close(float(ours), mistaken, abs(mistaken), TOLERANCE):
+            if _close(float(torch.as_tensor(ours).detach()), mistaken, abs(mistaken), TOLERANCE):
                 self._fail((*path, name), "equals the mistake", mistaken)
 
     def _section(self, path):
@@ -161,7 +170,8 @@ def stat_differences(tensor, entry):
 
 
 def _close(value, golden, scale, tolerance):
-    return abs(value - golden) <= tolerance * scale + FLOOR
+    """Compare relative to a scale; a value that is 0 by construction has none."""
+    return abs(value - golden) <= max(tolerance * scale, FLOOR if scale < FLOOR else 0.0)
 
 
 def _name(path):

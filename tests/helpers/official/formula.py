@@ -9,8 +9,10 @@ SCALES = {"bias": (0.0, 0.1), "norm_b": (0.0, 0.1), "token": (0.0, 0.5), "norm_w
 
 
 def _residues(k, phase, shape):
-    i = torch.arange(torch.Size(shape).numel(), dtype=torch.int64)
-    return ((31 * (i * i % PRIME) + i * (20011 + 2 * k) + 7919 * k + 104729 * phase) % PRIME).view(*shape)
+    count = torch.Size(shape).numel()
+    i = torch.arange(min(count, PRIME), dtype=torch.int64)
+    period = (31 * (i * i % PRIME) + i * (20011 + 2 * k) + 7919 * k + 104729 * phase) % PRIME  # i counts modulo PRIME
+    return period.repeat((count + PRIME - 1) // PRIME)[:count].view(*shape)
 
 
 def symmetric(k, phase, shape):
