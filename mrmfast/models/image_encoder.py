@@ -16,7 +16,8 @@ from mrmfast.models.attention import pack_attention
 from mrmfast.models.patch_embed import PixelProjection
 from mrmfast.models.positions import sincos_positions
 
-BEIT = "beit_base_patch16_224"  # its sizes are replaced by those of the ViT
+# Their sizes are replaced by those of the ViT.
+BEIT, CLIP = "beit_base_patch16_224", "vit_base_patch16_clip_quickgelu_224"
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,9 @@ class EncoderDesign:
 
     Attributes
     ----------
-    blocks : {"vit", "beit"}
-        beit: BEiT's, whose keys have no bias, and which can have the next two.
+    blocks : {"vit", "beit", "clip"}
+        beit: BEiT's, whose keys have no bias, and which can have the next two. clip: CLIP's, with quick GELU, a norm
+        before the first block, and no bias of the patch embedding (M3AE).
     positions : {"learned", "column_first", "row_first", "relative"}
         learned: a vector per token. column_first, row_first: fixed sines and cosines (MAE; MoCo v3). relative: a bias
         of the attention for each offset between two patches, one table for all blocks (BEiT, SimMIM).
@@ -38,7 +40,7 @@ class EncoderDesign:
         Whether the patch embedding keeps its initial weights (MoCo v3).
     """
 
-    blocks: Literal["vit", "beit"] = "vit"
+    blocks: Literal["vit", "beit", "clip"] = "vit"
     positions: Literal["learned", "column_first", "row_first", "relative"] = "learned"
     layer_scale: float | None = None
     drop_path: float = 0.0
@@ -46,7 +48,7 @@ class EncoderDesign:
 
     def __post_init__(self) -> None:
         fitting = ("learned", "relative") if self.blocks == "beit" else ("learned", "column_first", "row_first")
-        if self.positions not in fitting or (self.layer_scale is not None and self.blocks == "vit"):
+        if self.positions not in fitting or (self.layer_scale is not None and self.blocks != "beit"):
             raise ValueError(f"{self}: no such encoder")
 
 
@@ -62,6 +64,7 @@ class PatchTokens(nn.Module):
     def __init__(self, vit: Any) -> None:
         super().__init__()
         self.patch_embed, self.cls_token, self.pos_embed = vit.patch_embed, vit.cls_token, vit.pos_embed
+        self.norm_pre = getattr(vit, "norm_pre", None) or nn.Identity()
         self.patch_embed.proj = PixelProjection(vit.patch_embed.proj)
         self.patch_embed.strict_img_size = False  # a view may be smaller
 
@@ -103,7 +106,8 @@ class PatchTokens(nn.Module):
             class_token, x_BND = class_token + class_position, x_BND + _resized(positions, x_BND.shape[1])
         if kept_BK is not None:
             x_BND = x_BND.gather(1, kept_BK[..., None].expand(-1, -1, x_BND.shape[-1]))
-        return torch.cat([class_token.expand(len(x_BND), -1, -1), x_BND], 1)
+        tokens: Tensor = self.norm_pre(torch.cat([class_token.expand(len(x_BND), -1, -1), x_BND], 1))
+        return tokens
 
 
 def _resized(positions_1ND: Tensor, patches: int) -> Tensor:
@@ -132,8 +136,8 @@ def _is_plain(vit: Any) -> bool:
     return with_class and not vit.dynamic_img_size and all(isinstance(extra, nn.Identity) for extra in extras)
 
 
-def _as_beit(vit: Any, design: EncoderDesign) -> dict[str, Any]:
-    """Return the arguments that give timm's BEiT the sizes of a ViT."""
+def _sizes(vit: Any) -> dict[str, Any]:
+    """Return the arguments that give another timm model the sizes of a ViT."""
     block = vit.blocks[0]
     return {
         "patch_size": vit.patch_embed.patch_size[0],
@@ -141,6 +145,11 @@ def _as_beit(vit: Any, design: EncoderDesign) -> dict[str, Any]:
         "depth": len(vit.blocks),
         "num_heads": block.attn.num_heads,
         "mlp_ratio": block.mlp.fc1.out_features / vit.embed_dim,
+    }
+
+
+def _beit_options(design: EncoderDesign) -> dict[str, Any]:
+    return {
         "init_values": design.layer_scale,
         "use_abs_pos_emb": design.positions == "learned",
         "use_rel_pos_bias": False,
@@ -208,10 +217,12 @@ class ImageEncoder(nn.Module):
             raise UserError(
                 f"data.image_size={image_size}: not a multiple of the patch size {vit.patch_embed.patch_size[0]}"
             )
-        if design.blocks == "beit":
-            arch, self.arguments = BEIT, {"num_classes": 0, "img_size": image_size, **_as_beit(vit, design)}
+        if design.blocks != "vit":
+            options = _beit_options(design) if design.blocks == "beit" else {}
+            arch = BEIT if design.blocks == "beit" else CLIP
+            self.arguments = {"num_classes": 0, "img_size": image_size, **_sizes(vit), **options}
             vit = timm.create_model(arch, drop_path_rate=design.drop_path, **self.arguments)
-        else:
+        if design.blocks != "beit":
             for block in vit.blocks:
                 pack_attention(block)
         self.arch, self.image_size = arch, image_size

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 OBJECTIVES = {
     "contig": "mrmfast.objectives.contig:ContIG",
+    "m3ae": "mrmfast.objectives.m3ae:M3AE",
     "mae": "mrmfast.objectives.mae:MAE",
     "mrm": "mrmfast.objectives.mrm:MRM",
     "multimae": "mrmfast.objectives.multimae:MultiMAE",
