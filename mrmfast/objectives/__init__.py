@@ -17,6 +17,7 @@ OBJECTIVES = {
     "contig": "mrmfast.objectives.contig:ContIG",
     "m3ae": "mrmfast.objectives.m3ae:M3AE",
     "mae": "mrmfast.objectives.mae:MAE",
+    "mcbeit": "mrmfast.objectives.mcbeit:McBEiT",
     "mrm": "mrmfast.objectives.mrm:MRM",
     "multimae": "mrmfast.objectives.multimae:MultiMAE",
     "simclr": "mrmfast.objectives.simclr:SimCLR",
