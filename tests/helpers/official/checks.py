@@ -69,7 +69,7 @@ class Checks:
     def number(self, value, *path, tolerance=TOLERANCE):
         """A number is equal, relative to its size."""
         golden = self.at(*path)
-        value = float(torch.as_tensor(value).detach())
+        value = float(value.detach() if isinstance(value, torch.Tensor) else value)
         if not _close(value, golden, abs(golden), tolerance):
             self._fail(path, value, golden)
 
