@@ -141,7 +141,7 @@ def _as_beit(vit: Any, design: EncoderDesign) -> dict[str, Any]:
         "depth": len(vit.blocks),
         "num_heads": block.attn.num_heads,
         "mlp_ratio": block.mlp.fc1.out_features / vit.embed_dim,
-        "init_values": design.layer_scale,
+        "init_values": design.layer_scale or 0.0,  # timm takes a None for its default
         "use_abs_pos_emb": design.positions == "learned",
         "use_rel_pos_bias": False,
         "use_shared_rel_pos_bias": design.positions == "relative",

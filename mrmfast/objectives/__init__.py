@@ -17,6 +17,7 @@ OBJECTIVES = {
     "mae": "mrmfast.objectives.mae:MAE",
     "mrm": "mrmfast.objectives.mrm:MRM",
     "simclr": "mrmfast.objectives.simclr:SimCLR",
+    "simmim": "mrmfast.objectives.simmim:SimMIM",
 }
 
 
