@@ -150,7 +150,7 @@ def _sizes(vit: Any) -> dict[str, Any]:
 
 def _beit_options(design: EncoderDesign) -> dict[str, Any]:
     return {
-        "init_values": design.layer_scale,
+        "init_values": design.layer_scale or 0.0,  # timm takes a None for its default
         "use_abs_pos_emb": design.positions == "learned",
         "use_rel_pos_bias": False,
         "use_shared_rel_pos_bias": design.positions == "relative",

@@ -21,6 +21,7 @@ OBJECTIVES = {
     "mrm": "mrmfast.objectives.mrm:MRM",
     "multimae": "mrmfast.objectives.multimae:MultiMAE",
     "simclr": "mrmfast.objectives.simclr:SimCLR",
+    "simmim": "mrmfast.objectives.simmim:SimMIM",
 }
 
 

@@ -160,7 +160,7 @@ class FlatAdamW(AdamW):
 
 
 def _clip_each(gradients: list[Tensor], largest: float) -> None:
-    """Scale down every gradient whose norm is above `largest`, as :func:`torch.nn.utils.clip_grad_norm_` does for all."""
+    """Scale down every gradient whose norm is above `largest`, as `torch.nn.utils.clip_grad_norm_` does for all."""
     norms = torch.stack(torch._foreach_norm(gradients))
     factors = (largest / (norms + 1e-6)).clamp(max=1.0)
     torch._foreach_mul_(gradients, list(factors.unbind()))
@@ -174,9 +174,7 @@ def _chain(lists: Iterable[list[Tensor]]) -> list[Tensor]:
 def _flatten(parameters: list[nn.Parameter]) -> Tensor:
     dtypes = {parameter.dtype for parameter in parameters}
     if not dtypes <= {torch.float32, torch.bfloat16, torch.float64} or len(dtypes) > 1:
-        raise UserError(
-            f"parameters of {sorted(map(str, dtypes))}: the optimiser takes one of float32, bfloat16, float64"
-        )
+        raise UserError(f"parameters of {sorted(map(str, dtypes))}: the optimiser takes float32 or bfloat16 throughout")
     size = sum(_padded(parameter.numel()) for parameter in parameters)
     dtype = torch.promote_types(parameters[0].dtype, torch.float32)
     buffer = torch.zeros(size, dtype=dtype, device=parameters[0].device)

@@ -1,7 +1,8 @@
 """Every golden value of the published implementations, against our code in float64.
 
-One test per case of each JSON file of the folder that ``MRMFAST_OFFICIAL`` names (`tests/helpers/official`). Further files
-and cases of the same form run without a change. A method without a runner fails; so does a value that no runner reads.
+One test per case of each JSON file of the folder that ``MRMFAST_OFFICIAL`` names (`tests/helpers/official`). Further
+files and cases of the same form run without a change. A method without a runner fails; so does a value that no runner
+reads.
 """
 
 import copy

@@ -1,8 +1,8 @@
 """Golden values of published implementations, and a runner per method that computes ours.
 
-A JSON file says which repository, at which commit, and what was run: ``README.md`` of the folder and ``recipe`` in each file.
-`files` reads the folder that the environment variable ``MRMFAST_OFFICIAL`` names; by default ``../shared/official`` beside
-the repository, and the copies in ``tests/golden/official`` where that is missing.
+A JSON file says which repository, at which commit, and what was run. `files` reads the folder that the environment
+variable ``MRMFAST_OFFICIAL`` names; by default ``../shared/official`` beside the repository, and the copies in
+``tests/golden/official`` where that is missing.
 
 A runner is a module of this package with the name of the method (letters and digits, lower case):
 

@@ -1,4 +1,4 @@
-"""Weights and inputs of the golden cases: an integer formula, independent of any random generator (`recipe` in a file)."""
+"""Weights and inputs of the golden cases: an integer formula, independent of any random generator (see ``recipe``)."""
 
 import torch
 
