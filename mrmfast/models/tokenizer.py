@@ -50,9 +50,12 @@ class Tokenizer(nn.Module):
     @torch.no_grad()
     def forward(self, image_BCHW: Tensor) -> Tensor:
         """Compute logits, float32: (B, 3, S, S) to (B, patches, V)."""
-        patches_BNP = self.patches(image_BCHW)
+        return self.logits(self.patches(image_BCHW))
+
+    def logits(self, patches: Tensor) -> Tensor:
+        """Compare patches with codes: (..., cell * cell * 3) to (..., V)."""
         # |x - c|^2 without |x|^2, which is the same for all codes.
-        return (2 * patches_BNP @ self.codes.T - self.codes.square().sum(1)) / self.scale
+        return (2 * patches @ self.codes.T - self.codes.square().sum(1)) / self.scale
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Tokenizer:
         """Follow the model to a device, not to a narrower precision."""

@@ -30,9 +30,7 @@ class Draws:
     def to(self, device: torch.device) -> Draws:
         """Copy to a device."""
         noises = tuple(noise.to(device, non_blocking=True) for noise in self.noises)
-        return Draws(
-            self.shares.to(device, non_blocking=True), noises, self.final.to(device, non_blocking=True)
-        )
+        return Draws(self.shares.to(device, non_blocking=True), noises, self.final.to(device, non_blocking=True))
 
 
 def draw(samples: int, tokens: Sequence[int], alphas: Sequence[float], seed: int) -> Draws:

@@ -49,7 +49,9 @@ class Text(nn.Module):
         self.words, self.types = nn.Embedding(sizes["vocab"], width), nn.Embedding(2, width)
         self.positions = nn.Embedding(self.maskable, width)
         self.norm = nn.LayerNorm(width, eps=1e-12)
-        layers = (PostNormLayer(width, sizes["heads (text, fusion)"], 0.0, cross=False) for _ in range(sizes["text layers"]))
+        layers = (
+            PostNormLayer(width, sizes["heads (text, fusion)"], 0.0, cross=False) for _ in range(sizes["text layers"])
+        )
         self.layers = nn.ModuleList(layers)
         self.transform = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width, eps=1e-12))
         self.head = nn.Linear(width, sizes["vocab"])
@@ -100,7 +102,11 @@ def build(sizes):
         fusion=FusionConfig(layers, sizes["text width = fusion width"], sizes["heads (text, fusion)"], 0.0),
         decoder=ImageDecoderConfig(decoder["width"], decoder["blocks"], decoder["heads"]),
     )
-    vision = {"width": sizes["vision width"], "depth": sizes["vision blocks"], "heads": sizes["vision heads (width/64)"]}
+    vision = {
+        "width": sizes["vision width"],
+        "depth": sizes["vision blocks"],
+        "heads": sizes["vision heads (width/64)"],
+    }
     encoder = build_encoder({**sizes, **vision, "mlp_ratio": 4}, design=M3AE.encoder_design(config))
     return Published(sizes, config, encoder)
 
@@ -195,7 +201,9 @@ def run(file, case):
     checks.stat(tokens, "text_features_after_fusion, text masked")
     checks.stat(seen, "image_features_after_fusion, text masked")
     checks.stat(model.stream.predict(tokens), "text_logits")
-    checks.stat(model.tapped(text, model.encoder(pixels, order[:, : model.visible])), "image_features_tapped, image masked")
+    checks.stat(
+        model.tapped(text, model.encoder(pixels, order[:, : model.visible])), "image_features_tapped, image masked"
+    )
     checks.stat(model.predict_image(text, pixels, noise)[0], "image_prediction")
     target = patch_target(pixels, sizes["patch"], sizes["norm_pix"], pixels.dtype)[0]
     checks.stat(target.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2), "image_target")
