@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+
+from mrmfast.models.precision import KeepsPrecision
 
 
-class EMA(nn.Module):
+class EMA(KeepsPrecision):
     """Exponential moving average of a module, in float32 for every precision of training.
 
     In bfloat16 an update of less than 0.4 % of a weight is rounded away. The copy takes whole parameters, so an
@@ -46,15 +47,3 @@ class EMA(nn.Module):
         """
         for mean, value in zip(self.module.parameters(), module.parameters(), strict=True):
             mean.lerp_(value.to(mean.dtype), 1 - momentum)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> EMA:
-        """Follow the model to a device, not to a narrower precision (``.bfloat16()`` of the whole model)."""
-
-        def widest(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            if tensor.is_floating_point() and moved.dtype.itemsize < tensor.dtype.itemsize:
-                return tensor.to(moved.device)
-            return moved
-
-        applied: EMA = super()._apply(widest, recurse)
-        return applied

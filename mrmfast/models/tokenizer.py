@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate
 
 from mrmfast.atomic import write_aside
 from mrmfast.errors import UserError
 from mrmfast.models.patch_embed import normalise, patchify
+from mrmfast.models.precision import KeepsPrecision
 
 REMEDY = "train one with: mrmfast tokenizer --config CONFIG --out FILE"
 
 
-class Tokenizer(nn.Module):
+class Tokenizer(KeepsPrecision):
     """Logits of codes for each patch: minus the squared distance to a code, over a scale.
 
     It stays float32 for every precision of training, and is no part of a checkpoint: it never changes.
@@ -56,16 +56,6 @@ class Tokenizer(nn.Module):
         """Compare patches with codes: (..., cell * cell * 3) to (..., V)."""
         # |x - c|^2 without |x|^2, which is the same for all codes.
         return (2 * patches @ self.codes.T - self.codes.square().sum(1)) / self.scale
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Tokenizer:
-        """Follow the model to a device, not to a narrower precision."""
-
-        def widest(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            return tensor.to(moved.device) if moved.dtype.itemsize < tensor.dtype.itemsize else moved
-
-        applied: Tokenizer = super()._apply(widest, recurse)
-        return applied
 
 
 def random_tokenizer(codes: int, cell: int) -> Tokenizer:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 import torch
@@ -71,7 +72,7 @@ class GenomeProjection(nn.Module):
         super().__init__()
         widths = [features, *config.genome_layers]
         layers: list[nn.Module] = []
-        for before, after in zip(widths, widths[1:], strict=False):
+        for before, after in pairwise(widths):
             layers += [nn.Linear(before, after), nn.ReLU(), nn.BatchNorm1d(after, track_running_stats=False)]
         self.network = nn.Sequential(*layers)
         self.projection = _projection(widths[-1], config.hidden, config.width)
@@ -167,8 +168,8 @@ def contig_loss(image_ND: Tensor, genome_ND: Tensor, temperature: float, alpha: 
     Returns
     -------
     Tensor, scalar
-        ``alpha CE(image to genome) + (1 - alpha) CE(genome to image)``, means over the rows that take part; 0 where none
-        or one does. Equal vectors give ln N.
+        ``alpha CE(image to genome) + (1 - alpha) CE(genome to image)``, means over the rows that take part; 0 where
+        none or one does. Equal vectors give ln N.
     """
     logits = similarities(image_ND, genome_ND, temperature)
     own = torch.arange(len(logits), device=logits.device)

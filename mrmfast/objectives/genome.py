@@ -63,8 +63,8 @@ def genome_errors(
     Returns
     -------
     list of Tensor, (B, features of the modality)
-        Cross-entropy of genotypes over {0, 1, 2} (uniform predictions give ln 3), binary cross-entropy of bits (0 logits
-        give ln 2), squared error of scores; 0 where nothing was observed. float32 or wider.
+        Cross-entropy of genotypes over {0, 1, 2} (uniform predictions give ln 3), binary cross-entropy of bits (0
+        logits give ln 2), squared error of scores; 0 where nothing was observed. float32 or wider.
     """
     predicted_BO = predicted_BO.to(torch.promote_types(predicted_BO.dtype, torch.float32))
     errors, start = [], 0

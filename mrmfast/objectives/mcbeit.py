@@ -114,8 +114,8 @@ class McBEiT(Objective):
         tokenizer = read_tokenizer(Path(config.file), config.sha256)
         if tokenizer.cell != patch // 2:
             raise UserError(
-                f"objective.tokenizer.file={config.file}: made for patches of {2 * tokenizer.cell} pixels, the encoder's "
-                f"have {patch}; train one with this model.arch"
+                f"objective.tokenizer.file={config.file}: made for patches of {2 * tokenizer.cell} pixels, the "
+                f"encoder's have {patch}; train one with this model.arch"
             )
         return tokenizer
 

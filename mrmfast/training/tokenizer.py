@@ -59,7 +59,8 @@ def train_tokenizer(config: TrainConfig, out: Path, codes: int, patches: int) ->
     training = sample[~held_out]
     if len(training) < codes:
         raise UserError(
-            f"--codes {codes}: the images gave {len(training)} patches to train on; take fewer codes, or raise --patches"
+            f"--codes {codes}: the images gave {len(training)} patches to train on; take fewer codes, or raise "
+            "--patches"
         )
     book = torch.from_numpy(fit_codes(training, codes, config.seed))
     tokenizer = Tokenizer(book, 1.0, patch // 2)
@@ -123,7 +124,15 @@ def perplexity(chosen: Tensor, codes: int) -> float:
 
 
 def choose_scale(tokenizer: Tokenizer, patches_NP: Tensor, spread: float) -> float:
-    """Return the scale with which a target at the published temperature spreads over `spread` codes (exp of entropy)."""
+    """Return the scale with which a target at the published temperature spreads over `spread` codes (exp of entropy).
+
+    Parameters
+    ----------
+    tokenizer : Tokenizer
+    patches_NP : Tensor, (n, P)
+        The first 512 are used.
+    spread : float
+    """
     unscaled = tokenizer.logits(patches_NP[:512]) * tokenizer.scale / TEMPERATURE
     low, high = 1e-6, 1e6
     for _ in range(60):

@@ -1,4 +1,4 @@
-"""ContIG: what the loss compares, and who takes part; ``test_official.py`` compares it with the published code's numbers."""
+"""ContIG: what the loss compares, and who takes part; ``test_official.py`` has the published code's numbers."""
 
 import math
 

@@ -80,7 +80,7 @@ def test_a_book_for_other_patches_and_a_digest_without_file_are_refused(tmp_path
     write_tokenizer(path, random_tokenizer(6, 4), {})
     with pytest.raises(UserError, match="made for patches of 8 pixels, the encoder's have 16"):
         build(file=str(path))
-    with pytest.raises(UserError, match="set tokenizer.file too"):
+    with pytest.raises(UserError, match=r"set tokenizer\.file too"):
         TokenizerConfig(sha256="00")
 
 

@@ -22,7 +22,7 @@ def build(**options):
 
 
 def test_the_number_of_visible_tokens_is_exact_and_shares_decide_whose():
-    draws = draw(200, [196, 22, 4, 22], [1.0] * 4, seed=3)
+    draws = draw(200, [196, 22, 4, 22], [20.0, 2.0, 0.5, 2.0], seed=3)
     assert torch.allclose(draws.shares.sum(1), torch.ones(200, dtype=torch.float64))
     kept, restore = choose_visible(draws, 98)
     assert kept.shape == (200, 98)

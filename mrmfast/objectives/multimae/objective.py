@@ -16,11 +16,11 @@ from mrmfast.errors import UserError
 from mrmfast.models.genome_encoder import GenomeInput
 from mrmfast.models.image_encoder import EncoderDesign, ImageEncoder
 from mrmfast.models.patch_embed import denormalise, image_as_patches, normalise
+from mrmfast.models.positions import sincos_positions
 from mrmfast.models.task_decoder import TaskDecoder, TaskDecoderConfig
 from mrmfast.objectives.base import Column, Figure, LossOutput, Mode, Objective, StepInfo
 from mrmfast.objectives.genome import GenomeReader, modality_slices
 from mrmfast.objectives.losses import patches_as_pixels
-from mrmfast.models.positions import sincos_positions
 from mrmfast.objectives.multimae.adapters import Adapter, GenomeAdapter, ImageAdapter, groups_of_modalities
 from mrmfast.objectives.multimae.masking import Draws, choose_visible, draw
 
@@ -34,7 +34,7 @@ class MultiMAEConfig:
     Attributes
     ----------
     mode : {"same_settings", "official"}
-        ``official``: fixed positions, no last norm of the encoder, one `alpha` for all modalities. ``same_settings``: the
+        official: fixed positions, no last norm of the encoder, one `alpha` for all modalities. same_settings: the
         encoder of this package, and an alpha in proportion to the number of tokens.
     visible : float
         Visible tokens of all modalities, as a share of the image's patches: 98 at 224 px.

@@ -69,8 +69,8 @@ def draw_ranks(rule: Rule, chosen: int, candidates: int, progress: float, genera
     Parameters
     ----------
     rule : {"mid", "hard", "random", "curriculum"}
-        mid: of 30 to 99. hard: the first. random: of all, with repetition. curriculum: of 100 to 149, then 50 to 99, then
-        0 to 49, with repetition. As published for 300 candidates; with fewer, the bounds shrink in proportion.
+        mid: of 30 to 99. hard: the first. random: of all, with repetition. curriculum: of 100 to 149, then 50 to 99,
+        then 0 to 49, with repetition. As published for 300 candidates; with fewer, the bounds shrink in proportion.
     chosen, candidates : int
     progress : float
         Share of the training that is done, for ``curriculum``.

@@ -16,6 +16,7 @@ from mrmfast.config import NonNegative, PositiveInt, Share
 from mrmfast.models.ema import EMA
 from mrmfast.objectives.base import Mode
 from mrmfast.tasks.xing.discrepancy import Contrast, DiscrepancyLoss, Pairs, Rule
+from mrmfast.tasks.xing.networks import PathHead
 from mrmfast.tasks.xing.refinement import gradient_cosines, refinement_weights
 
 TEACHERS = ("fusion", "ema")
@@ -114,10 +115,10 @@ class Distillation(nn.Module):
         self.config, self.student, self.teacher = config, student, teacher.requires_grad_(False)
         self.ema = EMA(student)
         if config.mode == "official":
-            # An independent network, until the first step makes it the student.
+            # Its head is an independent one, until the first step makes it the student's.
             for module in self.ema.modules():
-                if isinstance(module, nn.Linear | nn.BatchNorm1d):
-                    module.reset_parameters()
+                if isinstance(module, PathHead):
+                    module.reset()
         self.contrast = nn.ModuleDict(
             {
                 name: DiscrepancyLoss(

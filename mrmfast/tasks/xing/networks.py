@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -23,6 +24,12 @@ class PathHead(nn.Module):
         super().__init__()
         self.feature = nn.Sequential(nn.Linear(width_in, width), nn.BatchNorm1d(width), nn.ReLU())
         self.classifier = nn.Linear(width, classes)
+
+    def reset(self) -> None:
+        """Draw new weights."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.BatchNorm1d):
+                module.reset_parameters()
 
     def forward(self, pooled_BD: Tensor) -> tuple[Tensor, Tensor]:
         """Pooled features, (B, width_in), to (B, width) and (B, classes)."""
@@ -48,7 +55,7 @@ class GeneNetwork(nn.Module):
         widths = [genes, *hidden, width]
         layers = (
             nn.Sequential(nn.Linear(before, after), nn.ELU(), nn.AlphaDropout(dropout))
-            for before, after in zip(widths, widths[1:], strict=False)
+            for before, after in pairwise(widths)
         )
         self.encoder = nn.Sequential(*layers)
         self.classifier = nn.Linear(width, classes)

@@ -21,7 +21,7 @@ NETWORK = {"hidden_1": 0, "bn1": 2, "hidden_2": 3, "bn2": 5}
 
 def run(file, case):
     """Projections, loss of each modality, loss, gradients."""
-    checks, sizes, inputs = Checks(case["expected"]), case["sizes"], case["inputs"]
+    checks, inputs = Checks(case["expected"]), case["inputs"]
     names = [name for name in inputs if name not in (FEATURES, "missing")]
     genomes = [input_of(checks, case, name, stated(inputs[name]["value"])) for name in names]
     features = input_of(checks, case, FEATURES, stated(inputs[FEATURES]["value"])).flatten(1).requires_grad_()

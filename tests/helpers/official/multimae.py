@@ -13,7 +13,7 @@ from mrmfast.objectives.multimae import MultiMAE, MultiMAEConfig
 from mrmfast.objectives.multimae.adapters import Adapter, ImageAdapter
 from mrmfast.objectives.multimae.masking import Draws, choose_visible
 from mrmfast.training.optimiser import OptimiserConfig, build_optimiser
-from tests.helpers.official import Checks, fill, image, input_of, numeric_facts, positive
+from tests.helpers.official import Checks, fill, image, input_of, numeric_facts
 from tests.helpers.official.building import build_encoder, check_rates, float64
 from tests.helpers.official.stated import stated
 

@@ -15,9 +15,7 @@ from tests.helpers.official.stated import stated
 
 GRADIENTS, WRONG = "grad_norms of loss", "wrong_variants (loss of each step)"
 KNOWLEDGE = "knowledge bank (weighted losses, in order)"
-NAMES = ("KL from the fusion teacher", "KL from the EMA teacher", "DC-Distill from the fusion teacher") + (
-    "DC-Distill from the EMA teacher",
-)
+NAMES = [f"{loss} from the {teacher} teacher" for loss in ("KL", "DC-Distill") for teacher in ("fusion", "EMA")]
 HEAD = {"fc_new1": "feature", "fc_new2": "classifier"}
 GENE = {"path_net": "path", "omic_net": "gene", "classifier.0": "classifier"}
 FUSION = {
