@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from mrmfast.batch import Batch
-from mrmfast.config import NonNegativeInt, PositiveInt
+from mrmfast.config import NonNegativeInt, PositiveInt, Share
 from mrmfast.errors import UserError
 from mrmfast.models.decoders import ImageDecoder, ImageDecoderConfig
 from mrmfast.models.fusion import CoAttention
@@ -47,7 +47,7 @@ class FusionConfig:
     layers: PositiveInt = 6
     width: PositiveInt | None = None
     heads: PositiveInt | None = None
-    dropout: Annotated[float, AllowInfNan(False), Lt(1)] = 0.1
+    dropout: Annotated[Share, Lt(1)] = 0.1
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ class MultiMAE(Objective):
         return EncoderDesign(positions="row_first" if config.mode == "official" else "learned")
 
     def build_adapters(self, genome: GenomeInput | None) -> Iterable[Adapter]:
-        """Make the modalities in the order of the sequence; the image comes first."""
+        """Make the modalities in the order of the sequence."""
         encoder = self.encoder
         positions = sincos_positions(encoder.grid, self.config.decoder.width, "row")
         yield ImageAdapter("image", encoder.patch, encoder.grid, positions)
@@ -99,6 +99,10 @@ class MultiMAE(Objective):
     def each_adapter(self) -> list[Adapter]:
         """Return the modalities in the order of the sequence."""
         return [adapter for adapter in self.adapters if isinstance(adapter, Adapter)]
+
+    def image_adapter(self) -> ImageAdapter:
+        """Return that of the image."""
+        return next(adapter for adapter in self.adapters if isinstance(adapter, ImageAdapter))
 
     def compute_loss(self, batch: Batch, info: StepInfo) -> LossOutput:
         """Draw what is visible, and predict the rest; the loss is the sum of the outputs' errors."""
@@ -149,9 +153,10 @@ class MultiMAE(Objective):
 
     def visible_tokens(self, raw: Mapping[str, Any], kept_BK: Tensor) -> Tensor:
         """Embed all modalities: the visible tokens, then the global one (the class token), (B, K + 1, D)."""
-        image, *others = self.each_adapter()
+        image = self.image_adapter()
         global_token, patches = self.encoder.tokens(raw[image.name]).split([1, image.tokens], 1)
-        sequence = torch.cat([patches, *(adapter(raw[adapter.name]) for adapter in others)], 1)
+        parts = [patches if adapter is image else adapter(raw[adapter.name]) for adapter in self.each_adapter()]
+        sequence = torch.cat(parts, 1)
         visible = sequence.gather(1, kept_BK[..., None].expand(-1, -1, sequence.shape[-1]))
         return torch.cat([visible, global_token], 1)
 
@@ -177,12 +182,10 @@ class MultiMAE(Objective):
         draws = self.draw(len(image_BCHW), 0).to(image_BCHW.device)
         kept_BK, restore_BN = choose_visible(draws, self.kept, available_BN)
         predicted = self.predict(self.encode(raw, kept_BK), kept_BK, restore_BN)["image"]
-        adapter = self.each_adapter()[0]
-        assert isinstance(adapter, ImageAdapter)
         image_BCHW = denormalise(normalise(image_BCHW))
         visible = image_BCHW.clone()
         hidden = (restore_BN[:, : grid**2] >= self.kept).unflatten(1, (grid, grid))[:, None, :, None, :, None]
         image_as_patches(visible, patch).masked_fill_(hidden, 128)
-        pixels = patches_as_pixels(adapter.pixels(predicted), image_BCHW, patch, norm_pixels=False)
+        pixels = patches_as_pixels(self.image_adapter().pixels(predicted), image_BCHW, patch, norm_pixels=False)
         columns = (Column("original", image_BCHW), Column("visible", visible), Column("prediction", pixels))
         return [Figure("reconstructions", "Training images predicted from visible tokens of all modalities", columns)]

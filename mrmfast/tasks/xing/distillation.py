@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
 from mrmfast.config import NonNegative, PositiveInt, Share
+from mrmfast.errors import UserError
 from mrmfast.models.ema import EMA
 from mrmfast.objectives.base import Mode
 from mrmfast.tasks.xing.discrepancy import Contrast, DiscrepancyLoss, Pairs, Rule
@@ -58,6 +59,13 @@ class XingConfig:
     chosen_positives: PositiveInt = 20
     chosen_negatives: PositiveInt = 512
     rule: Rule = "mid"
+
+    def __post_init__(self) -> None:
+        for kind in ("positives", "negatives"):
+            if getattr(self, f"chosen_{kind}") > getattr(self, kind):
+                raise UserError(
+                    f"chosen_{kind}={getattr(self, f'chosen_{kind}')}: must be at most {kind}={getattr(self, kind)}"
+                )
 
 
 @dataclass(frozen=True)

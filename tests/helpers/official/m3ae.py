@@ -1,5 +1,7 @@
 """M3AE with its published second modality, text with a small BERT (zhjohnchan/M3AE)."""
 
+import re
+
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -89,14 +91,14 @@ class Published(M3AE):
         return Text(self.sizes)
 
 
-def build(sizes):
+def build(sizes, masked=0.15):
     layers, tap = sizes["fusion layers per stream"], sizes["tap"]
     tap = layers if tap == "after all fusion layers" else int(tap.split("fusion layer index ")[1].split(",")[0])
     decoder = sizes["decoder"]
     config = M3AEConfig(
         mode="official",
         image_ratio=sizes["mim ratio"],
-        genome_ratio=0.3,
+        genome_ratio=masked,
         norm_pixels=sizes["norm_pix"],
         tap=tap,
         fusion=FusionConfig(layers, sizes["text width = fusion width"], sizes["heads (text, fusion)"], 0.0),
@@ -184,7 +186,7 @@ ROLES = {
 def run(file, case):
     checks, sizes, inputs = Checks(case["expected"]), case["sizes"], case["inputs"]
     with float64():
-        model = build(sizes)
+        model = build(sizes, float(re.search(r"w < ([0-9.]+)", inputs["masked text"]["value"])[1]))
     parameters = published(case, model)
     fill(case, parameters)
     pixels, false = (input_of(checks, case, name, image) for name in ("image", "false image"))

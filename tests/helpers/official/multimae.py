@@ -108,9 +108,11 @@ def published(model):
     encoder, adapters, parameters = model.encoder, model.each_adapter(), {}
     parameters["global_tokens"] = encoder.tokens.cls_token
     parameters |= _named(encoder.blocks, "encoder")
-    parameters |= _named(encoder.tokens.patch_embed.proj, f"input_adapters.{adapters[0].name}.proj")
-    for adapter in adapters[1:]:
-        parameters |= _named(adapter, f"input_adapters.{adapter.name}")
+    for adapter in adapters:
+        if isinstance(adapter, ImageAdapter):
+            parameters |= _named(encoder.tokens.patch_embed.proj, f"input_adapters.{adapter.name}.proj")
+        else:
+            parameters |= _named(adapter, f"input_adapters.{adapter.name}")
     ours = {new: old for old, new in DECODER.items()}
     for (output, _), decoder in zip(model.outputs, model.decoders, strict=True):
         for name, parameter in decoder.named_parameters():
