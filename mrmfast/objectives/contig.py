@@ -20,7 +20,7 @@ from mrmfast.batch import Batch
 from mrmfast.config import PositiveInt, Share
 from mrmfast.models.genome_encoder import GenomeInput
 from mrmfast.models.image_encoder import ImageEncoder
-from mrmfast.objectives.base import LossOutput, Objective, StepInfo
+from mrmfast.objectives.base import LossOutput, Mode, Objective, StepInfo
 from mrmfast.objectives.collectives import all_gather
 from mrmfast.objectives.genome import GenomeReader, modality_slices
 from mrmfast.objectives.losses import similarities
@@ -32,6 +32,9 @@ class ContIGConfig:
 
     Attributes
     ----------
+    mode : {"same_settings", "official"}
+        official: weight decay of every parameter, as published. Heads, loss and missing rows are the published ones in
+        both.
     temperature : float
         Divides the cosine similarities in the loss.
     alpha : float
@@ -46,6 +49,7 @@ class ContIGConfig:
     """
 
     name: Literal["contig"] = "contig"
+    mode: Mode = "same_settings"
     temperature: Annotated[float, AllowInfNan(False), Gt(0)] = 0.1
     alpha: Share = 0.75
     width: PositiveInt = 128
@@ -107,6 +111,10 @@ class ContIG(Objective):
     def min_samples_per_pass(cls, config: Any) -> int:
         """A genome needs another one that it is not."""
         return 2
+
+    def decays(self, name: str, parameter: nn.Parameter) -> bool:
+        """As published in the official mode: everything."""
+        return self.config.mode == "official" or super().decays(name, parameter)
 
     def compute_loss(self, batch: Batch, info: StepInfo) -> LossOutput:
         """Encode the images, and compare them with the genomes of all ranks.

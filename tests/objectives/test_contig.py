@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy, normalize
 from mrmfast.models.genome_encoder import GenomeInput
 from mrmfast.models.image_encoder import ImageEncoder
 from mrmfast.objectives.contig import ContIG, ContIGConfig, GenomeProjection, contig_loss
+from mrmfast.training.optimiser import OptimiserConfig, build_optimiser
 from tests.helpers.objectives import IMAGE, SPEC, as_batch, batch
 
 
@@ -59,6 +60,14 @@ def test_the_genome_network_is_linear_relu_batchnorm():
     expected = (normed @ projection[0].weight.T + projection[0].bias).clamp(min=0) @ projection[2].weight.T
     assert torch.allclose(network(x), expected + projection[2].bias, rtol=1e-12)
     assert not torch.allclose(network(x)[:4], network(x[:4]))
+
+
+def test_the_published_form_decays_everything():
+    genome = GenomeInput(SPEC, layers=0, alpha_dropout=0.0)
+    for mode, free in (("same_settings", True), ("official", False)):
+        model = ContIG(ContIGConfig(mode=mode, hidden=8), ImageEncoder("vit_tiny_patch16_224", IMAGE, 1), genome)
+        groups = build_optimiser(model, OptimiserConfig(weight_decay=0.1), torch.device("cpu")).param_groups
+        assert any(group["params"] for group in groups if group["weight_decay"] == 0) == free
 
 
 def test_a_modality_that_nobody_has_keeps_its_weight_and_its_values_do_not_matter():
