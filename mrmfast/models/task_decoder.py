@@ -24,6 +24,7 @@ class TaskDecoderConfig:
     Attributes
     ----------
     width, heads : int
+        Of all its layers.
     depth : int
         Self-attention blocks after the cross-attention.
     """

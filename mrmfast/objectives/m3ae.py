@@ -42,6 +42,7 @@ class FusionConfig:
     width, heads : int, optional
         The image encoder's by default.
     dropout : float
+        Probability in attention and in what each layer adds.
     """
 
     layers: PositiveInt = 6
@@ -65,7 +66,9 @@ class M3AEConfig:
     tap : int
         Fusion layers before the image decoder.
     fusion : FusionConfig
+        Of both streams.
     decoder : ImageDecoderConfig
+        Of the image.
     """
 
     name: Literal["m3ae"] = "m3ae"

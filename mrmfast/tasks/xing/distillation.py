@@ -37,7 +37,9 @@ class XingConfig:
     alpha, beta : float
         Weights of the Kullback-Leibler and of the contrastive losses.
     kl_temperature, temperature : float
+        Of the Kullback-Leibler and of the contrastive losses.
     bank_momentum, ema : float
+        Of the memory banks and of the moving average.
     positives, negatives : int
         Candidates of a sample.
     chosen_positives, chosen_negatives : int
