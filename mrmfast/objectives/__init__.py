@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from mrmfast.objectives.base import Objective
 
 OBJECTIVES = {
+    "attmask": "mrmfast.objectives.attmask:AttMask",
     "mae": "mrmfast.objectives.mae:MAE",
+    "mocov3": "mrmfast.objectives.mocov3:MoCoV3",
     "mrm": "mrmfast.objectives.mrm:MRM",
     "simclr": "mrmfast.objectives.simclr:SimCLR",
     "simmim": "mrmfast.objectives.simmim:SimMIM",
