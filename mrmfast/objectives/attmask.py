@@ -232,13 +232,10 @@ class AttMask(Objective):
 
         Parameters
         ----------
-        images_BCHW : Tensor, (2 B, 3, S, S)
-            View 1 of all samples, then view 2.
-        local : sequence of Tensor, (B, 3, s, s) each
-            The small views.
+        images_BCHW : Tensor, (2 B, 3, S, S), view 1 of all samples, then view 2
+        local : sequence of Tensor, (B, 3, s, s) each, the small views
         draws : Draws
-        info : StepInfo
-            Decides the teacher's temperatures.
+        info : StepInfo, which decides the teacher's temperatures
         """
         with torch.no_grad():
             tokens, attention_BN = self.teacher_encoder.module.forward_with_attention(images_BCHW)
@@ -247,16 +244,13 @@ class AttMask(Objective):
         students, student_patches = self.head(
             self.encoder(images_BCHW, masked_BN=masked_BN, mask_token=self.mask_token)
         )
-        classes = list(students.chunk(2))
-        if local:
-            classes += self.head.of_class(self.encoder(torch.cat(list(local)))).chunk(len(local))
-        at = info.step * self.config.epochs // info.total_steps
-        teacher = self.config.teacher
+        small = self.head.of_class(self.encoder(torch.cat(list(local)))).chunk(len(local)) if local else ()
+        at, teacher = info.step * self.config.epochs // info.total_steps, self.config.teacher
         targets = self.class_centre.sharpen(class_logits, self.temperature_at(at, teacher.temperature))
         patch_targets = self.patch_centre.sharpen(patch_logits, self.temperature_at(at, teacher.patch_temperature))
         self.class_centre.collect(class_logits, info)
         self.patch_centre.collect(patch_logits, info)
-        class_loss = self.class_loss(list(targets.chunk(2)), classes)
+        class_loss = self.class_loss(targets.chunk(2), (*students.chunk(2), *small))
         return class_loss, self.patch_loss(patch_targets, student_patches, masked_BN)
 
     def class_loss(self, targets: Sequence[Tensor], classes: Sequence[Tensor]) -> Tensor:
