@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
-
-from mrmfast.models.precision import KeepsPrecision
+from torch import Tensor, nn
 
 
-class EMA(KeepsPrecision):
+class EMA(nn.Module):
     """Exponential moving average of a module, in float32 for every precision of training.
 
     In bfloat16 an update of less than 0.4 % of a weight is rounded away. The copy takes whole parameters, so an
@@ -47,3 +47,25 @@ class EMA(KeepsPrecision):
         """
         for mean, value in zip(self.module.parameters(), module.parameters(), strict=True):
             mean.lerp_(value.to(mean.dtype), 1 - momentum)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> EMA:
+        """Follow the model to a device, not to a narrower precision (``.bfloat16()`` of the whole model)."""
+        applied: EMA = super()._apply(never_narrower(fn), recurse)
+        return applied
+
+
+def never_narrower(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Return `fn`, what a module does to its tensors, without its casts to fewer bytes."""
+
+    def widest(tensor: Tensor) -> Tensor:
+        moved = fn(tensor)
+        if tensor.is_floating_point() and moved.dtype.itemsize < tensor.dtype.itemsize:
+            return tensor.to(moved.device)
+        return moved
+
+    return widest
+
+
+def rising_momentum(first: float, progress: float) -> float:
+    """Return the momentum at a share of the run: from `first` to 1 on half a cosine (BYOL, DINO, MoCo v3)."""
+    return 1 - 0.5 * (1 + math.cos(math.pi * progress)) * (1 - first)

@@ -249,6 +249,14 @@ class ImageEncoder(nn.Module):
         """Encode as timm does: (B, 3, S, S) to (B, 1 + patches, D); the rest as in :meth:`PatchTokens.forward`."""
         return self.run_blocks(self.tokens(image_BCHW, kept_BK, masked_BN, mask_token))
 
+    def forward_with_attention(self, image_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode, and return with it the last block's attention of the class token to the patches, (B, patches)."""
+        x_BND = self.tokens(image_BCHW)
+        for block in self.blocks[:-1]:
+            x_BND = block(x_BND)
+        last: Any = self.blocks[-1]
+        return self.run_blocks(x_BND, len(self.blocks) - 1), last.attn.class_attention(last.norm1(x_BND))
+
     def run_blocks(self, x_BND: Tensor, first: int = 0) -> Tensor:
         """Run the blocks from number `first` on, and the last norm: (B, N, D) to (B, N, D)."""
         shared = () if self.rel_pos_bias is None else (self.rel_pos_bias(),)

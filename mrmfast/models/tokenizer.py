@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate
 
 from mrmfast.atomic import write_aside
 from mrmfast.errors import UserError
+from mrmfast.models.ema import never_narrower
 from mrmfast.models.patch_embed import normalise, patchify
-from mrmfast.models.precision import KeepsPrecision
 
 REMEDY = "train one with: mrmfast tokenizer --config CONFIG --out FILE"
 
 
-class Tokenizer(KeepsPrecision):
+class Tokenizer(nn.Module):
     """Logits of codes for each patch: minus the squared distance to a code, over a scale.
 
     It stays float32 for every precision of training, and is no part of a checkpoint: it never changes.
@@ -56,6 +57,11 @@ class Tokenizer(KeepsPrecision):
         """Compare patches with codes: (..., cell * cell * 3) to (..., V)."""
         # |x - c|^2 without |x|^2, which is the same for all codes.
         return (2 * patches @ self.codes.T - self.codes.square().sum(1)) / self.scale
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Tokenizer:
+        """Follow the model to a device, not to a narrower precision."""
+        applied: Tokenizer = super()._apply(never_narrower(fn), recurse)
+        return applied
 
 
 def random_tokenizer(codes: int, cell: int) -> Tokenizer:

@@ -14,10 +14,12 @@ if TYPE_CHECKING:
     from mrmfast.objectives.base import Objective
 
 OBJECTIVES = {
+    "attmask": "mrmfast.objectives.attmask:AttMask",
     "contig": "mrmfast.objectives.contig:ContIG",
     "m3ae": "mrmfast.objectives.m3ae:M3AE",
     "mae": "mrmfast.objectives.mae:MAE",
     "mcbeit": "mrmfast.objectives.mcbeit:McBEiT",
+    "mocov3": "mrmfast.objectives.mocov3:MoCoV3",
     "mrm": "mrmfast.objectives.mrm:MRM",
     "multimae": "mrmfast.objectives.multimae:MultiMAE",
     "simclr": "mrmfast.objectives.simclr:SimCLR",

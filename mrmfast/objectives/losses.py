@@ -17,6 +17,22 @@ def similarities(query_ND: Tensor, key_KD: Tensor, temperature: float) -> Tensor
     return normalize(query_ND, dim=1) @ normalize(key_KD, dim=1).T / temperature
 
 
+def info_nce(query_BD: Tensor, key_ND: Tensor, temperature: float, own: slice | None = None) -> Tensor:
+    """Cross-entropy of each query over all keys (InfoNCE; van den Oord et al. 2018), mean over the queries.
+
+    Parameters
+    ----------
+    query_BD : Tensor, (B, D)
+    key_ND : Tensor, (N, D)
+        Of all ranks. Neither is normalised.
+    temperature : float
+    own : slice, optional
+        The keys of the queries' samples, in their order; all by default.
+    """
+    targets = torch.arange(len(key_ND), device=key_ND.device)[own or slice(None)]
+    return cross_entropy(similarities(query_BD, key_ND, temperature), targets)
+
+
 def nt_xent(first_ND: Tensor, second_ND: Tensor, temperature: float, rows: slice | None = None) -> Tensor:
     """Normalised temperature-scaled cross-entropy of two views (SimCLR; Chen et al. 2020).
 

@@ -9,56 +9,19 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import torch
-from annotated_types import Gt, Le
+from annotated_types import Gt
 from pydantic import AllowInfNan
-from torch import Tensor, nn
+from torch import Tensor
 
-from mrmfast.batch import Batch, Photometric, ViewSpec
-from mrmfast.config import PositiveInt, Share
+from mrmfast.batch import Batch, ViewSpec
+from mrmfast.config import PositiveInt
 from mrmfast.models.genome_encoder import GenomeInput
+from mrmfast.models.heads import ProjectionHead
 from mrmfast.models.image_encoder import ImageEncoder
+from mrmfast.objectives.augment import AugmentConfig
 from mrmfast.objectives.base import LossOutput, Objective, StepInfo
 from mrmfast.objectives.collectives import all_gather, rank
 from mrmfast.objectives.losses import nt_xent
-
-CropShare = Annotated[float, AllowInfNan(False), Gt(0), Le(1)]
-
-
-@dataclass(frozen=True)
-class AugmentConfig:
-    """How the two views differ, beside rotation and flip of the ``data`` section.
-
-    Attributes
-    ----------
-    crop : (float, float)
-        Range of the crop's share of the image's area.
-    brightness, contrast, saturation, hue : float
-        Strengths of the colour jitter.
-    jitter, grey, blur : float
-        Probabilities.
-    """
-
-    crop: tuple[CropShare, CropShare] = (0.08, 1.0)
-    brightness: Share = 0.8
-    contrast: Share = 0.8
-    saturation: Share = 0.8
-    hue: Annotated[Share, Le(0.5)] = 0.2
-    jitter: Share = 0.8
-    grey: Share = 0.2
-    blur: Share = 0.5
-
-    def view(self) -> ViewSpec:
-        """Return the recipe of a view."""
-        colour = Photometric(
-            self.brightness,
-            self.contrast,
-            self.saturation,
-            self.hue,
-            jitter=self.jitter,
-            grey=self.grey,
-            blur=self.blur,
-        )
-        return ViewSpec(crop=self.crop, photometric=colour)
 
 
 @dataclass(frozen=True)
@@ -98,24 +61,6 @@ class SimCLRConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
 
-class ProjectionHead(nn.Sequential):
-    """Linear and BatchNorm per layer, ReLU between: google-research/simclr's head.
-
-    No Linear has a bias, and the last BatchNorm has no shift. Statistics are always those of the batch, so there are no
-    running ones.
-    """
-
-    def __init__(self, width: int, config: HeadConfig) -> None:
-        hidden = config.hidden or width
-        widths = [width, *[hidden] * (config.layers - 1), config.width]
-        layers: list[nn.Module] = []
-        for number in range(config.layers):
-            norm = nn.BatchNorm1d(widths[number + 1], track_running_stats=False)
-            layers += [nn.Linear(widths[number], widths[number + 1], bias=False), norm, nn.ReLU()]
-        norm.register_parameter("bias", None)
-        super().__init__(*layers[:-1])
-
-
 class SimCLR(Objective):
     """Encoder, projection head, NT-Xent over the samples of all ranks."""
 
@@ -124,7 +69,9 @@ class SimCLR(Objective):
 
     def __init__(self, config: SimCLRConfig, encoder: ImageEncoder, genome: GenomeInput | None) -> None:
         super().__init__(config, encoder, genome)
-        self.head = ProjectionHead(encoder.width, config.head)
+        hidden = config.head.hidden or encoder.width
+        widths = [encoder.width, *[hidden] * (config.head.layers - 1), config.head.width]
+        self.head = ProjectionHead(widths, last_scale=True)
 
     @classmethod
     def views(cls, config: SimCLRConfig) -> tuple[ViewSpec, ...]:

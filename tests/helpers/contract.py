@@ -120,7 +120,7 @@ def check_account(cls):
     """Arithmetic and memory of a pass can be counted: MFU and ``engine.micro_batch=auto`` are made of these."""
     model, cpu = build(cls), torch.device("cpu")
     forward, both = step_flops(model, example_inputs(model, SPEC, 2, cpu))
-    assert 0 < 2 * forward < both
+    assert 0 < 1.5 * forward < both  # a backward pass costs twice its forward pass, and a teacher has none
     one, two, four = (kept_bytes(model, example_inputs(model, SPEC, samples, cpu)) for samples in (1, 2, 4))
     assert one < two < four
     assert abs((four - two) - 2 * (two - one)) <= 0.05 * four

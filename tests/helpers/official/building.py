@@ -1,5 +1,6 @@
 """Our models at the sizes of a case, in float64."""
 
+import re
 from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import replace
@@ -8,7 +9,6 @@ import torch
 
 from mrmfast.models.image_encoder import ImageEncoder
 from mrmfast.training.optimiser import Schedule, build_optimiser
-from mrmfast.training.schedules import SCHEDULES
 
 CPU = torch.device("cpu")
 BASE = "vit_base_patch16_224"
@@ -39,9 +39,9 @@ def build_encoder(sizes, **arguments):
     )
 
 
-def published_encoder(encoder, prefix=""):
-    """Return the encoder's trainable parameters by timm's names, which the files use."""
-    return {prefix + name.removeprefix("tokens."): p for name, p in encoder.named_parameters() if p.requires_grad}
+def published_encoder(encoder, frozen=False):
+    """Return the encoder's parameters by timm's names, which the files use: the trainable ones, or all."""
+    return {name.removeprefix("tokens."): p for name, p in encoder.named_parameters() if frozen or p.requires_grad}
 
 
 def watch(**modules):
@@ -100,11 +100,17 @@ def check_step(checks, model, parameters, config, *, others=(), step=0, steps=1)
         checks.stat(parameters[name], "optimizer_step", "after", name)
 
 
-def check_rates(checks, config, steps, *further, shift=0):
-    """Compare ``schedule values``: rows of (time, rate, ...); `further` are functions of the time for later columns."""
+def check_rates(checks, config, steps, *further, shift=0, keys=("lr",)):
+    """Compare ``schedule values``: rows of the time, of `keys` of a parameter group, and of functions of the time."""
+    optimiser = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
+    schedule, rows = Schedule(optimiser, config, steps), []
+    for time, *_ in checks.expected["schedule values"]["values"]:
+        schedule.step_update(time + shift)
+        group = optimiser.param_groups[0]
+        rows.append([time, *(group[key] for key in keys), *(function(time) for function in further)])
+    checks.numbers_each(rows, "schedule values", "values")
 
-    def rate(time):
-        return config.lr * SCHEDULES[config.schedule](time + shift, steps, config.warmup, config.final)
 
-    rows = checks.expected["schedule values"]["values"]
-    checks.numbers_each([[row[0], *(f(row[0]) for f in (rate, *further))] for row in rows], "schedule values", "values")
+def clip_of(case):
+    """The norm to which the note of a case's optimiser step says that gradients are clipped."""
+    return float(re.search(r"clipped to (?:norm )?([0-9.]+)", case["expected"]["optimizer_step"]["note"])[1])

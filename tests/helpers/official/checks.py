@@ -69,7 +69,7 @@ class Checks:
     def number(self, value, *path, tolerance=TOLERANCE):
         """A number is equal, relative to its size."""
         golden = self.at(*path)
-        value = float(value.detach() if isinstance(value, torch.Tensor) else value)
+        value = _float(value)
         if not _close(value, golden, abs(golden), tolerance):
             self._fail(path, value, golden)
 
@@ -108,6 +108,10 @@ class Checks:
         groups = {name: part if isinstance(part, list) else [part] for name, part in parameters.items()}
         gradients = {name: [p.grad for p in part if p.grad is not None] for name, part in groups.items()}
         for name in self._section(path):
+            if self._section(path)[name] is None:  # e.g. "patch_embed.proj.weight (frozen)"
+                if parameters[name.split()[0]].grad is not None:
+                    self._fail((*path, name), "a gradient", None)
+                continue
             if name.startswith("all"):
                 found = [p.grad for part in groups.values() for p in part if isinstance(p, torch.nn.Parameter)]
                 found = [gradient for gradient in found if gradient is not None]
@@ -135,7 +139,7 @@ class Checks:
                     self._fail((*path, name), "no value of ours", mistaken)
                     continue
                 ours = matching[0]
-            if _close(float(torch.as_tensor(ours).detach()), mistaken, abs(mistaken), TOLERANCE):
+            if _close(_float(ours), mistaken, abs(mistaken), TOLERANCE):
                 self._fail((*path, name), "equals the mistake", mistaken)
 
     def _section(self, path):
@@ -167,6 +171,10 @@ def stat_differences(tensor, entry):
     if "shape" in entry and list(tensor.shape) != entry["shape"]:
         lines.append(f"shape {list(tensor.shape)}, published {entry['shape']}")
     return lines
+
+
+def _float(value):
+    return value.detach().item() if isinstance(value, torch.Tensor) else float(value)
 
 
 def _close(value, golden, scale, tolerance):

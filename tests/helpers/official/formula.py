@@ -47,14 +47,9 @@ def value(k, phase, shape, kind):
 def fill(case, parameters, rows="params"):
     """Set parameters, a dict by the published names, to the values of a case.
 
-    A value is a tensor, or a function that takes what the case gives (for a part of a fused tensor). Both sides have
-    the same names, so nothing of the published model is missing and nothing else is left at random.
+    Both sides have the same names, so nothing of the published model is missing and nothing else is left at random.
     """
     names = [name for _, name, _, _ in case[rows]]
     assert sorted(names) == sorted(parameters), set(names) ^ set(parameters)
     for k, name, shape, kind in case[rows]:
-        target, filled = parameters[name], value(k, case["phase"], shape, kind)
-        if callable(target) and not isinstance(target, torch.Tensor):
-            target(filled)
-        else:
-            target.copy_(filled.view_as(target))
+        parameters[name].copy_(value(k, case["phase"], shape, kind).view_as(parameters[name]))

@@ -8,6 +8,7 @@ from tests.helpers.official.building import (
     build_encoder,
     check_rates,
     check_step,
+    clip_of,
     float64,
     published_encoder,
     watch,
@@ -70,11 +71,6 @@ def run(file, case):
     if "optimizer_step" in checks.expected:
         check_step(checks, model, parameters, OptimiserConfig(weight_decay=0.05, clip=clip_of(case)))
     return checks
-
-
-def clip_of(case):
-    """The norm to which a case's note says that gradients are clipped."""
-    return float(case["expected"]["optimizer_step"]["note"].split(" to ")[1].split()[0].removeprefix("norm"))
 
 
 def facts(file):
