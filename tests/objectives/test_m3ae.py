@@ -10,6 +10,7 @@ from mrmfast.errors import UserError
 from mrmfast.models.decoders import ImageDecoderConfig
 from mrmfast.models.genome_encoder import GenomeInput
 from mrmfast.models.image_encoder import ImageEncoder
+from mrmfast.models.patch_embed import normalise
 from mrmfast.objectives.base import StepInfo
 from mrmfast.objectives.genome import genome_errors
 from mrmfast.objectives.m3ae import M3AE, FusionConfig, M3AEConfig
@@ -86,6 +87,15 @@ def test_each_kind_of_feature_has_its_own_loss():
     assert snps[0].tolist() == pytest.approx([math.log(sum(math.exp(k - 2) for k in range(3))), 0])
     assert bits.item() == pytest.approx(math.log1p(math.exp(-0.5)))
     assert scores[0].tolist() == [4, 1]
+
+
+def test_the_published_encoder_takes_bytes_as_it_takes_normalised_pixels():
+    """Its patch embedding has no bias, into which the mean of the pixels would be folded."""
+    design = M3AE.encoder_design(M3AEConfig(mode="official"))
+    encoder, (image, _, _) = ImageEncoder("vit_tiny_patch16_224", IMAGE, 1, design), batch(2)
+    assert encoder.tokens.patch_embed.proj.bias is None
+    with torch.no_grad():
+        assert torch.allclose(encoder(image), encoder(normalise(image)), atol=1e-4)
 
 
 def test_the_decoder_taps_an_existing_layer():
