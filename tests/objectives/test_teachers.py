@@ -77,7 +77,7 @@ def test_simmim_rounds_the_masked_cells_up(cells, masked):
 
 
 def test_a_cell_that_does_not_fit_is_refused():
-    with pytest.raises(UserError, match="objective.cell=24: must be a multiple of the patch size 16"):
+    with pytest.raises(UserError, match=r"objective.cell=24: must be a multiple of the patch size 16"):
         SimMIM(SimMIMConfig(cell=24), encoder(), None)
 
 
