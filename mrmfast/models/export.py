@@ -33,10 +33,14 @@ class ExportRecipe:
     timm_model : str
     arguments : dict
         Of ``timm.create_model``, beside the name.
+    mean, std : tuple of float
+        Of the pixels, RGB in 0..1, that the encoder was trained with.
     """
 
     timm_model: str
     arguments: dict[str, Any]
+    mean: tuple[float, ...] = PIXEL_MEAN
+    std: tuple[float, ...] = PIXEL_STD
 
 
 def timm_state(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -59,7 +63,7 @@ def export_encoder(path: Path, tensors: Mapping[str, Tensor], recipe: ExportReci
     with write_aside(path, "wb") as file:
         file.write(save(timm_state(tensors), metadata={"format": "pt"}))
     with write_aside(path.with_suffix(".json")) as text:
-        json.dump({**asdict(recipe), "mean": list(PIXEL_MEAN), "std": list(PIXEL_STD)}, text, indent=1)
+        json.dump(asdict(recipe), text, indent=1)
 
 
 def load_encoder(path: str | Path) -> VisionTransformer | Beit:

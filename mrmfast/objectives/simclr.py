@@ -5,7 +5,7 @@ See ``docs/methods/simclr.md``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 import torch
@@ -15,11 +15,13 @@ from torch import Tensor
 
 from mrmfast.batch import Batch, ViewSpec
 from mrmfast.config import PositiveInt
+from mrmfast.models.export import ExportRecipe
 from mrmfast.models.genome_encoder import GenomeInput
 from mrmfast.models.heads import ProjectionHead
 from mrmfast.models.image_encoder import ImageEncoder
+from mrmfast.models.patch_embed import denormalise, normalise
 from mrmfast.objectives.augment import AugmentConfig
-from mrmfast.objectives.base import LossOutput, Objective, StepInfo
+from mrmfast.objectives.base import LossOutput, Mode, Objective, StepInfo
 from mrmfast.objectives.collectives import all_gather, rank
 from mrmfast.objectives.losses import nt_xent
 
@@ -49,6 +51,8 @@ class SimCLRConfig:
 
     Attributes
     ----------
+    mode : {"same_settings", "official"}
+        official: pixels in 0..1, without a mean and a standard deviation, as published.
     temperature : float
         Divides the cosine similarities in the loss.
     head : HeadConfig
@@ -56,6 +60,7 @@ class SimCLRConfig:
     """
 
     name: Literal["simclr"] = "simclr"
+    mode: Mode = "same_settings"
     temperature: Annotated[float, AllowInfNan(False), Gt(0)] = 0.1
     head: HeadConfig = field(default_factory=HeadConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -86,11 +91,19 @@ class SimCLR(Objective):
     def compute_loss(self, batch: Batch, info: StepInfo) -> LossOutput:
         """Encode both views, and compare them with those of all ranks."""
         samples = len(batch.views[0])
-        features = self.encoder(torch.cat(batch.views[:2]))[:, 0]  # (2 B, D): the class token
+        images = torch.cat(batch.views[:2])
+        if self.config.mode == "official":
+            images = denormalise(normalise(images)).float() / 255
+        features = self.encoder(images)[:, 0]  # (2 B, D): the class token
         features = all_gather(torch.stack(features.chunk(2), 1))  # (ranks * B, 2, D)
         own = slice(rank() * samples, (rank() + 1) * samples)
         loss = self.contrast(features.transpose(0, 1).flatten(0, 1), own)
         return LossOutput(loss, {"contrast": loss.detach()})
+
+    def export_recipe(self) -> ExportRecipe:
+        """Return the encoder's recipe, with the pixels that it takes."""
+        recipe = super().export_recipe()
+        return replace(recipe, mean=(0.0,) * 3, std=(1.0,) * 3) if self.config.mode == "official" else recipe
 
     def contrast(self, features: Tensor, own: slice | None = None) -> Tensor:
         """Project features and compare the views.
