@@ -35,7 +35,7 @@ class EncoderDesign:
     layer_scale : float, optional
         Initial factor of each residual branch of a BEiT block; none by default.
     drop_path : float
-        Probability of leaving out a residual branch of the last block; it falls linearly to 0 at the first.
+        Probability that a residual branch of the last block is skipped; it falls linearly to 0 at the first.
     frozen_patches : bool
         Whether the patch embedding keeps its initial weights (MoCo v3).
     """

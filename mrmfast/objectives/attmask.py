@@ -167,7 +167,7 @@ class AttMask(Objective):
         self.teacher_encoder, self.teacher_head = EMA(encoder), EMA(self.head)
         for module in self.teacher_encoder.modules():
             if hasattr(module, "drop_prob"):
-                module.drop_prob = 0.0  # the teacher leaves out nothing
+                module.drop_prob = 0.0  # the teacher skips no branch
         self.class_centre = Centre(classes)
         self.patch_centre = Centre(config.head.patch_classes or classes)
 

@@ -50,7 +50,7 @@ def run(file, case):
     checks.stat(positions, "pos_embed")
     checks.stat(positions[0, 2], "pos_embed_row_of_patch_1")
     model.update_keys(rising_momentum(model.config.momentum, 0.0))
-    for name in checks.expected["momentum_after_update"]:
+    for name in checks.section("momentum_after_update"):
         checks.stat(momentum[name], "momentum_after_update", name)
     heads = {"base": model.projector, "predictor": model.predictor, "momentum": model.key_projector.module}
     seen = watch_all(**heads, **{f"{name} norm": head[1] for name, head in heads.items()})
@@ -60,7 +60,7 @@ def run(file, case):
     for name, tensor in zip(("q1", "q2", "k1", "k2"), (*queries, *keys), strict=True):
         checks.stat(tensor, name)
     checks.numbers(normalize(queries[0], dim=1) @ normalize(keys[1], dim=1).T, "cosine_q1_k2")
-    for name in checks.expected["running_mean_after_forward"]:
+    for name in checks.section("running_mean_after_forward"):
         inputs = [given for given, _ in seen[f"{name.split()[0].partition('.')[0]} norm"]]
         checks.stat(running_mean(inputs), "running_mean_after_forward", name)
     everything = slice(0, len(views[0]))
