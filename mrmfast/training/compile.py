@@ -43,7 +43,7 @@ def compile_model(model: TrainableModule, mode: CompileMode, *, zero_stage: int 
     Notes
     -----
     Generated code is kept under the cache folder (``MRMFAST_CACHE``), unless ``TORCHINDUCTOR_CACHE_DIR`` is set:
-    a second run of the same shapes compiles nothing.
+    a second run of the same shapes compiles nothing (:func:`count_graphs` tells).
     """
     if mode == "off":
         return
@@ -76,6 +76,14 @@ def _keep_code() -> None:
 
     if os.environ.get("TORCHINDUCTOR_CACHE_DIR") in (None, default_cache_dir()):
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache_folder() / "inductor")
+
+
+def count_graphs() -> tuple[int, int]:
+    """Return how many graphs this process has compiled with Inductor, and how many it has read from the cache."""
+    from torch._dynamo.utils import counters
+
+    graphs = counters["inductor"]
+    return graphs["fxgraph_cache_miss"] + graphs["fxgraph_cache_bypass"], graphs["fxgraph_cache_hit"]
 
 
 def blocks_of(model: TrainableModule) -> list[Any]:
