@@ -11,8 +11,8 @@ from tests.helpers.skips import pytest_terminal_summary
 
 __all__ = ["pytest_terminal_summary"]
 
-# Packed genetics and compiled kernels are kept in the node's cache: tests must not fill the user's. Set here and not in a
-# helper: a process that a test starts inherits this folder, and must not get another one by importing the helper.
+# Packed genetics and compiled kernels are kept in the node's cache: tests must not fill the user's. Set here and not in
+# a helper: a process that a test starts inherits this folder, and must not get another one by importing the helper.
 _CACHE = tempfile.TemporaryDirectory(prefix="mrmfast-test-cache-")
 os.environ["MRMFAST_CACHE"] = _CACHE.name
 

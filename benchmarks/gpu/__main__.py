@@ -65,7 +65,9 @@ def tests(bench: Bench, device: str, sizes: Sizes) -> None:
     some = " (a few, interpreted)" if device == "cpu" else ""
     bench.figure(f"tests of the kernels that passed on {device}{some}", int(passed[1]) if passed else 0, "tests")
     # pytest ends with 5 where it selects none and with 0 where it skips all: neither has checked a kernel.
-    bench.gate(f"tests of the kernels pass on {device}{some}, at least one", done.returncode == 0 and passed is not None)
+    bench.gate(
+        f"tests of the kernels pass on {device}{some}, at least one", done.returncode == 0 and passed is not None
+    )
 
 
 # The budgets add up to 355 s; most sections need a half of theirs.
