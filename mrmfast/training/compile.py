@@ -79,8 +79,8 @@ def keep_code() -> None:
     # Once imported, Inductor has put its own default, a folder of temporary files, there.
     if os.environ.get("TORCHINDUCTOR_CACHE_DIR") in (None, default_cache_dir()):
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache_folder() / "inductor")
-    # A key is a hash of a pickle, and a memory format pickles as a name in the first module that holds `torch`, be it the
-    # caller's: the key would depend on what was imported first.
+    # A key is a hash of a pickle, and a memory format pickles as a name in the first module that holds `torch`, which
+    # can be the caller's: the key would depend on what was imported first.
     copyreg.pickle(torch.memory_format, lambda value: (pkgutil.resolve_name, (str(value),)))
 
 

@@ -101,7 +101,7 @@ def test_mae_is_one_graph():
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_compiled_ranks_train_alike_and_a_second_run_compiles_nothing(dataset, tmp_path, monkeypatch):
-    """SimCLR, whose two blocks are of one kind. ``benchmarks/training/compiled_zero.py`` has all kinds, stages, modes."""
+    """SimCLR: two blocks of one kind. ``benchmarks/training/compiled_zero.py`` has all kinds, stages and modes."""
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
     environment = {"MRMFAST_CACHE": str(tmp_path / "cache")}
     losses, counts, seconds = [], [], []
