@@ -3,8 +3,6 @@
 PYTHONPATH=. python -m tests.helpers.graph_keys
 """
 
-import json
-
 import torch
 from torch._inductor import codecache, compile_fx
 
@@ -44,7 +42,3 @@ def graph_keys():
     loss(joint, packed, present, SPEC.fill).backward()
     assert joint.grad.isfinite().all()
     return keys
-
-
-if __name__ == "__main__":
-    print(json.dumps(graph_keys()))

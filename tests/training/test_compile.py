@@ -20,7 +20,6 @@ from mrmfast.objectives.simclr import SimCLRConfig
 from mrmfast.training.compile import blocks_of, compile_model
 from tests.helpers.common import ROOT, TINY_MODEL, read_jsonl, train
 from tests.helpers.contract import small_overrides
-from tests.helpers.graph_keys import graph_keys
 from tests.helpers.objectives import batch, build_mrm, loss_of
 
 
@@ -117,21 +116,29 @@ def test_compiled_ranks_train_alike_and_a_second_run_compiles_nothing(dataset, t
         assert done.returncode == 0, done.stderr[-3000:]
         losses.append(np.array([entry["loss"] for entry in read_jsonl(tmp_path / name / "metrics.jsonl")]))
         counts.append([tuple(map(int, pair)) for pair in re.findall(r"(\d+) graphs compiled, (\d+) read", done.stderr)])
-    apart = [float(np.abs(compiled - losses[0]).max() / losses[0].max()) for compiled in losses[1:]]
+    apart = np.max([np.abs(compiled - losses[0]) / losses[0] for compiled in losses[1:]], axis=0)
     print("graphs compiled and read", counts, "seconds", np.round(seconds, 1), "losses apart", apart)
     assert counts == [[], [(2, 0)], [(0, 2)]]  # one graph forward, one backward
     assert len(losses[0]) == 4
     assert losses[0][-1] != losses[0][0]
-    assert max(apart) <= 1e-5
+    # AdamW's first steps are as long for a gradient near 0, whose sign rounding decides, as for any other.
+    assert apart[0] <= 1e-6
+    assert apart.max() <= 1e-4
     assert any((tmp_path / "cache/inductor").iterdir())
 
 
 def test_a_graph_with_our_operators_has_the_same_key_in_every_process():
-    """Inductor keeps its code under this key: nothing of our operators may depend on the process."""
-    command = [sys.executable, "-m", "tests.helpers.graph_keys"]
-    environment = {**os.environ, "PYTHONPATH": ".", "PYTHONHASHSEED": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    keys = graph_keys()
-    assert len(set(keys)) == 2
-    assert keys == json.loads(done.stdout.splitlines()[-1])
+    """Inductor keeps its code under this key: it may depend on neither a process nor what that imports first."""
+    start = "from tests.helpers.graph_keys import graph_keys; print(json.dumps(graph_keys()))"
+    early = (
+        "import sys, types; early = sys.modules['early'] = types.ModuleType('early'); import torch; early.torch = torch"
+    )
+    keys = []
+    for seed, code in enumerate((f"import json; {start}", f"import json; {early}; {start}")):
+        environment = {**os.environ, "PYTHONPATH": ".", "PYTHONHASHSEED": str(seed)}
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        keys.append(json.loads(done.stdout.splitlines()[-1]))
+    assert len(set(keys[0])) == 2
+    assert keys[0] == keys[1]
