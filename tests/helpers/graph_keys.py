@@ -1,7 +1,4 @@
-"""The keys under which Inductor would keep the code of a graph with our operators; no code is generated.
-
-PYTHONPATH=. python -m tests.helpers.graph_keys
-"""
+"""The keys under which Inductor would keep the code of a graph with our operators; no code is generated."""
 
 import torch
 from torch._inductor import codecache, compile_fx
