@@ -122,7 +122,7 @@ def test_compiled_ranks_train_alike_and_a_second_run_compiles_nothing(dataset, t
     assert len(losses[0]) == 4
     assert losses[0][-1] != losses[0][0]
     # AdamW's first steps are as long for a gradient near 0, whose sign rounding decides, as for any other.
-    assert apart[0] <= 1e-6
+    assert apart[0] <= 1e-5
     assert apart.max() <= 1e-4
     assert any((tmp_path / "cache/inductor").iterdir())
 
