@@ -83,8 +83,8 @@ def run(folder: Path, case: Case, number: int) -> tuple[np.ndarray, float, tuple
     if done.returncode:
         raise RuntimeError(f"{case}: exit status {done.returncode}: {done.stderr[-3000:]}")
     entries = common.read_jsonl(folder / f"run{number}" / "metrics.jsonl")
-    found = re.search(r"(\d+) graphs compiled, (\d+) read", done.stderr)
-    compiled, read = map(int, found.groups()) if found else (0, 0)
+    match = re.search(r"(\d+) graphs compiled, (\d+) read", done.stderr)
+    compiled, read = map(int, match.groups()) if match else (0, 0)
     return np.array([entry["loss"] for entry in entries]), seconds, (compiled, read)
 
 
