@@ -10,6 +10,12 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 Rule = Literal["mid", "hard", "random", "curriculum"]
+# Of 300 ranks, from and to (exclusive), per stage of the training.
+RANGES: dict[Rule, tuple[tuple[int, int], ...]] = {
+    "mid": ((30, 100),),
+    "random": ((0, 300),),
+    "curriculum": ((100, 150), (50, 100), (0, 50)),
+}
 _EPSILON = 1e-7
 
 
@@ -78,8 +84,8 @@ def draw_ranks(rule: Rule, chosen: int, candidates: int, progress: float, genera
     """
     if rule == "hard":
         return torch.arange(chosen)
-    bounds = {"mid": (30, 100), "random": (0, 300), "curriculum": [(100, 150), (50, 100), (0, 50)]}[rule]
-    low, high = bounds[min(2, int(3 * progress))] if isinstance(bounds, list) else bounds
+    stages = RANGES[rule]
+    low, high = stages[min(len(stages) - 1, int(len(stages) * progress))]
     if candidates < 300:
         low, high = low * candidates // 300, max(high * candidates // 300, low * candidates // 300 + 1)
     if rule == "mid" and high - low >= chosen:
