@@ -25,7 +25,7 @@ class EMA(nn.Module):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        self.module = copy.deepcopy(module).requires_grad_(False)
+        self.module: Any = copy.deepcopy(module).requires_grad_(False)
         for parameter in self.module.parameters():
             parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
 

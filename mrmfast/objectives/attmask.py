@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 import torch
 from annotated_types import Gt
 from pydantic import AllowInfNan
+from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 
@@ -166,7 +167,7 @@ class AttMask(Objective):
         self.head = DistillationHead(encoder.width, config.head)
         self.teacher_encoder, self.teacher_head = EMA(encoder), EMA(self.head)
         for module in self.teacher_encoder.modules():
-            if hasattr(module, "drop_prob"):
+            if isinstance(module, DropPath):
                 module.drop_prob = 0.0  # the teacher skips no branch
         self.class_centre = Centre(classes)
         self.patch_centre = Centre(config.head.patch_classes or classes)
@@ -196,16 +197,15 @@ class AttMask(Objective):
         draws = self.draw(2 * len(batch.views[0]), info.seed)
         images, local = torch.cat(batch.views[:2]), batch.views[2:]
         class_loss, patch_loss = self.distil(images, local, draws, info)
-        loss = class_loss + patch_loss
-        return LossOutput(loss, {"class": class_loss.detach(), "patch": patch_loss.detach()})
+        return LossOutput(class_loss + patch_loss, {"class": class_loss.detach(), "patch": patch_loss.detach()})
 
     def draw(self, images: int, seed: int) -> Draws:
         """Draw what is random, on the CPU, so that devices agree."""
         generator, patches = torch.Generator().manual_seed(seed), self.encoder.grid**2
         low, high = self.config.mask.ratio
-        ratios = (low + (high - low) * torch.rand(2, generator=generator)).tolist()
-        gate_B = torch.rand(images, generator=generator)
-        return Draws(*ratios, gate_B, torch.rand(images, patches, generator=generator))
+        ratio, hint_ratio = (low + (high - low) * torch.rand(2, generator=generator)).tolist()
+        gate_B, pick_BN = (torch.rand(*shape, generator=generator) for shape in ((images,), (images, patches)))
+        return Draws(ratio, hint_ratio, gate_B, pick_BN)
 
     def mask(self, attention_BN: Tensor, draws: Draws) -> Tensor:
         """Return what is masked: bool, (2 B, patches)."""
@@ -278,8 +278,8 @@ class AttMask(Objective):
         """Move teacher and centres."""
         teacher = self.config.teacher
         self.update_teacher(rising_momentum(teacher.momentum, info.step / info.total_steps))
-        for centre in (self.class_centre, self.patch_centre):
-            centre.update(teacher.centre, info)
+        self.class_centre.update(teacher.centre, info)
+        self.patch_centre.update(teacher.centre, info)
 
     def update_teacher(self, momentum: float) -> None:
         """Move the average of encoder and head; the mask token is the student's alone."""
