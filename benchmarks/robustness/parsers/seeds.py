@@ -106,9 +106,13 @@ def vcf_gz() -> Files:
 
 
 def vcf_bgzf() -> Files:
-    """Return the VCF packed by bgzip, in blocks of 400 bytes."""
-    text = vcf()["x.vcf"]
-    return {"x.vcf.gz": b"".join(_block(text[at : at + 400]) for at in range(0, len(text), 400)) + BGZF_END}
+    """Return the VCF packed by bgzip."""
+    return {"x.vcf.gz": bgzf(vcf()["x.vcf"])}
+
+
+def bgzf(text: bytes) -> bytes:
+    """Pack a text as bgzip does, in blocks of 400 bytes."""
+    return b"".join(_block(text[at : at + 400]) for at in range(0, len(text), 400)) + BGZF_END
 
 
 def _block(data: bytes) -> bytes:

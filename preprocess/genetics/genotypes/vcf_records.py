@@ -85,13 +85,17 @@ def _check_records(path: Path) -> None:
                 continue
             if not columns and line.startswith(b"#CHROM\t") and (count := line.count(b"\t") + 1) >= FIXED_COLUMNS - 1:
                 columns = count
-            elif line.count(b"\t") + 1 != columns or not _is_record(line.split(b"\t", 5)):
+            elif not columns or not _is_record(line, columns):
                 what = f"record of {columns} columns" if columns else "header"
                 raise UserError(f"{path}: line {number} is damaged (no {what}); correct it, or copy the file again")
 
 
-def _is_record(fields: list[bytes]) -> bool:
-    chromosome, position, _, reference, alternative = fields[:5]
+def _is_record(line: bytes, columns: int) -> bool:
+    """Whether a line is a record; without samples, further columns do not matter."""
+    count = line.count(b"\t") + 1
+    if count < FIXED_COLUMNS - 1 or (columns > FIXED_COLUMNS and count != columns):
+        return False
+    chromosome, position, _, reference, alternative = line.split(b"\t", 5)[:5]
     return bool(CONTIG.fullmatch(chromosome)) and position.isdigit() and bool(reference) and bool(alternative)
 
 
@@ -131,9 +135,7 @@ def _check_samples(columns: list[bytes], path: Path) -> None:
     names = (columns or [b""])[0].split(b"\t")[FIXED_COLUMNS:]
     repeated = sum(count > 1 for count in Counter(names).values())
     if repeated:
-        raise UserError(
-            f"{path}: {repeated} sample names occur more than once; make them unique (bcftools reheader -s)"
-        )
+        raise UserError(f"{path}: {repeated} sample names occur more than once; make them unique")
     try:
         b"\t".join(names).decode()
     except UnicodeDecodeError as error:
@@ -166,8 +168,11 @@ def _check_end(path: Path, is_text: bool) -> None:
             file.seek(-1, 2)
             last = file.read()
     if is_text and last not in (b"\n", None):
+        with open(path, "rb") as raw, _unpacked(raw) as text:
+            lines = sum(1 for _ in text)
         raise UserError(
-            f"{path}: ends within a line, so it is truncated; copy the file again (if it is complete, add a line end)"
+            f"{path}: line {lines} is damaged (it has no end, so the file is truncated); copy the file again (if it is "
+            "complete, add a line end)"
         )
 
 

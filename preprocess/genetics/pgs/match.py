@@ -84,7 +84,7 @@ class VariantIndex:
     Parameters
     ----------
     variants : DataFrame
-        With ``chromosome``, ``position``, ``id``, ``ref``, ``alt``, ``passes``.
+        With ``chromosome``, ``position``, ``id``, ``ref``, ``alt``, and perhaps ``passes`` (all pass by default).
     keep_ambiguous : bool
         Use strand-ambiguous variants with the alleles as given.
     autosomes_only : bool
@@ -100,7 +100,7 @@ class VariantIndex:
         self.ref, self.alt = codes[: len(variants)].astype(np.int32), codes[len(variants) :].astype(np.int32)
         has_sequence = np.array(["," in allele or is_sequence(allele) for allele in distinct], dtype=bool)
         self.has_sequence = has_sequence[self.ref] & has_sequence[self.alt]
-        self.passes = variants["passes"].to_numpy(bool)
+        self.passes = variants["passes"].to_numpy(bool) if "passes" in variants else np.ones(len(variants), dtype=bool)
         self.usable = self.scored & self.passes & self.has_sequence
         self.key = _position_key(np.where(self.usable, chromosome, 0), variants["position"].to_numpy())
         self.vocabulary = {str(allele): code for code, allele in enumerate(distinct)}
