@@ -18,6 +18,7 @@ from benchmarks.robustness.parsers import seeds
 from mrmfast.errors import UserError
 from preprocess.genetics import cohort
 from preprocess.genetics.genotypes import open_genotypes
+from preprocess.genetics.genotypes.reference import orient
 from preprocess.genetics.snps.variant_list import read_list
 from tests.helpers.genetics_cases import complaint, needs_plink2, people, preprocess, write_bed
 
@@ -135,7 +136,20 @@ def test_a_mixed_line_of_a_fam_and_a_blank_id(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["fam", "bim", "psam", "pvar", "sample", "bgen ids", "vcf samples", "keep", "annotations", "variants"]
+    "name",
+    [
+        "fam",
+        "bim",
+        "psam",
+        "pvar",
+        "sample",
+        "bgen ids",
+        "vcf samples",
+        "keep",
+        "annotations",
+        "variants",
+        "expression",
+    ],
 )
 def test_latin_1_is_one_line_with_a_remedy(tmp_path, capsys, name):
     bed = write(tmp_path / "bed", seeds.bed()) / "x.bed"
@@ -144,6 +158,7 @@ def test_latin_1_is_one_line_with_a_remedy(tmp_path, capsys, name):
         "variants": ("snps", bed, "--reference", "a2", "--variants", tmp_path / "list"),
         "annotations": ("burden", bed, "--reference", "a2", "--mask", "LoF", "--annotations", tmp_path / "list"),
     }
+    options["expression"] = ("expression", tmp_path / "list")
     (tmp_path / "list").write_bytes("Nuñez G LoF\n".encode("latin-1"))
     if name not in options:
         files = {"fam": seeds.bed, "bim": seeds.bed, "psam": seeds.pgen, "pvar": seeds.pgen, "sample": seeds.bgen}
@@ -225,3 +240,15 @@ def test_sample_for_all_commands(tmp_path, command, capsys):
     assert "--sample: names 8 samples, a.bgen holds 10" in complaint(
         capsys, *arguments, *out[:2], "--out", tmp_path / "e"
     )
+
+
+def test_a1_0_is_no_evidence_against_a_fasta(tmp_path):
+    """plink 1.9 keeps one allele of a SNP at which all samples have the other allele than the genome."""
+    bases = "ACGT" * 5
+    (tmp_path / "g.fa").write_text(f">1\n{bases}\n")
+    alleles = {"allele_1": ["0"] * 6 + ["A"] * 2, "allele_2": ["T"] * 6 + ["G"] * 2}
+    position = [1, 5, 9, 13, 17, 2, 3, 7]  # A at 1, 5, ...: six T there; G at 3 and 7
+    bed = write_bed(tmp_path / "a.bed", np.zeros((9, 8)), people(9), bp_position=position, **alleles)
+    oriented = orient(open_genotypes(bed), fasta=tmp_path / "g.fa")
+    assert oriented.genotypes.variants["id"].tolist() == ["rs7", "rs8"]
+    assert set(oriented.excluded["fate"]) == {"reference_mismatch"}

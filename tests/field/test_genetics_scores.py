@@ -140,7 +140,7 @@ def monomorphic(tmp_path: Path) -> tuple[Path, np.ndarray, list[tuple[str, str, 
     for number in range(40):
         # As given, swapped, and both on the other strand.
         pair = (("G", "A"), ("A", "G"), ("C", "T"), ("T", "C"))[number % 4]
-        rows.append((*pair, float(rng.normal().round(3))))
+        rows.append((*pair, round(float(rng.normal()), 3)))
     return bed, calls, rows
 
 

@@ -52,6 +52,8 @@ def open_vcf(path: Path, *, sites: bool = False, check: bool = False) -> VCF:
         _check_end(path, is_text)
         if check and is_text:
             _check_records(path)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: {NOT_UTF8}") from error
     except (OSError, EOFError, zlib.error, struct.error) as error:
         if isinstance(error, FileNotFoundError | PermissionError):
             raise UserError(f"{path}: cannot be read ({type(error).__name__}); check the path") from error
@@ -91,11 +93,19 @@ def _check_records(path: Path) -> None:
 
 
 def _is_record(line: bytes, columns: int) -> bool:
-    """Whether a line is a record; without samples, further columns do not matter."""
+    """Whether a line is a record; without samples, further columns do not matter.
+
+    Raises
+    ------
+    UnicodeDecodeError
+        A column before INFO is not UTF-8.
+    """
     count = line.count(b"\t") + 1
     if count < FIXED_COLUMNS - 1 or (columns > FIXED_COLUMNS and count != columns):
         return False
-    chromosome, position, _, reference, alternative = line.split(b"\t", 5)[:5]
+    fields = line.split(b"\t", FIXED_COLUMNS - 2)[: FIXED_COLUMNS - 2]
+    chromosome, position, _, reference, alternative, *_ = fields
+    b"\t".join(fields).decode()
     return bool(CONTIG.fullmatch(chromosome)) and position.isdigit() and bool(reference) and bool(alternative)
 
 
@@ -131,15 +141,18 @@ def _is_bcf(path: Path) -> bool:
 
 
 def _check_samples(columns: list[bytes], path: Path) -> None:
-    """Refuse names that repeat or are not UTF-8; htslib would print the name, or fail."""
+    """Refuse names that repeat or are not UTF-8; htslib would print the name, or fail.
+
+    Raises
+    ------
+    UserError
+    UnicodeDecodeError
+    """
     names = (columns or [b""])[0].split(b"\t")[FIXED_COLUMNS:]
     repeated = sum(count > 1 for count in Counter(names).values())
     if repeated:
         raise UserError(f"{path}: {repeated} sample names occur more than once; make them unique")
-    try:
-        b"\t".join(names).decode()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: {NOT_UTF8}") from error
+    b"\t".join(names).decode()
 
 
 def _check_end(path: Path, is_text: bool) -> None:
@@ -202,6 +215,7 @@ def read_records(reader: VCF, path: Path) -> Iterator[Any]:
     while True:
         try:
             record = next(stream)
+            _ = record.FILTER  # decoded here, because it may not be UTF-8 in a BCF
         except StopIteration:
             return
         except Exception as error:  # cyvcf2 raises plain Exception for errors of htslib
