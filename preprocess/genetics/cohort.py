@@ -32,7 +32,8 @@ def read_keep(path: str | Path) -> set[str]:
         The file is absent, is not text, lists no participant, or a line lacks the column of ids.
     """
     path = Path(path)
-    column, ids = None, set()
+    column: int | None = None
+    ids: set[str] = set()
     for number, line in read_rows(path, "give a --keep list, one participant ID per line"):
         fields = line.split()
         names = [name.lstrip("#").upper() for name in fields]

@@ -11,7 +11,8 @@ import numpy as np
 
 from benchmarks.robustness.parsers import seeds
 from preprocess.genetics import cohort
-from preprocess.genetics.burden import annotations, vcf, vep
+from preprocess.genetics.burden import annotations as annotation_files
+from preprocess.genetics.burden import vcf, vep
 from preprocess.genetics.burden.gene_bits import Tally
 from preprocess.genetics.genotypes import Genotypes, open_genotypes
 from preprocess.genetics.pgs import scoring_file
@@ -39,7 +40,7 @@ def burden(folder: Path) -> None:
     path = next(file for file in folder.iterdir() if ".vcf" in file.name)
     names, rule = seeds.ids(), vep.HarmRule()
     vcf.scan(path, names, set(names), rule, 0.5, Tally(len(names)), io.StringIO(), vep.CsqCounts(), False)
-    annotations.read_vep(path, rule, valid(folder).variants)
+    annotation_files.read_vep(path, rule, valid(folder).variants)
 
 
 def scoring(folder: Path) -> None:
@@ -54,7 +55,7 @@ def tables(folder: Path) -> None:
     readers: list[Callable[[], object]] = [
         lambda: cohort.read_keep(folder / "keep.txt"),
         lambda: read_list(folder / "variants.txt", variants),
-        lambda: annotations.read_tables(
+        lambda: annotation_files.read_tables(
             *(folder / name for name in ("annotations.txt", "sets.txt", "masks.txt")), "M1", variants, False
         ),
     ]
