@@ -176,7 +176,7 @@ def test_latin_1_is_one_line_with_a_remedy(tmp_path, capsys, name):
     assert "ñ" not in message
 
 
-def test_uk_biobanks_names(tmp_path):
+def test_uk_biobanks_names(tmp_path, capsys):
     """One .sample for all chromosomes, one .fam, a .bim of another name; the number of samples stands in the name."""
     folder = tmp_path / "bgen"
     folder.mkdir()
@@ -186,6 +186,7 @@ def test_uk_biobanks_names(tmp_path):
     (folder / "ukb22828_c1_b0_v3_s487202.sample").write_bytes(files["x.sample"].replace(b"S", b"T"))
     source = open_genotypes(folder)
     assert source.samples.tolist() == [name.replace("S", "T") for name in seeds.ids()], "not the ids inside the .bgen"
+    assert "samples are those of ukb22828_c1_b0_v3_s487202.sample\n" in capsys.readouterr().out
     assert [file.path.name.split("_")[1] for file in source.files] == ["c1", "c2", "c10"]
 
     folder, files = tmp_path / "bed", seeds.bed()

@@ -5,13 +5,15 @@ Beside every file lies a ``._`` file, as macOS writes it. Right values: the call
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks.robustness.parsers import seeds
-from tests.helpers.genetics_cases import opened, preprocess, unpacked
+from tests.helpers.genetics_cases import complaint, opened, preprocess, unpacked
 
 SOURCES = {
     "bed": (seeds.bed, ("--reference", "a2")),
@@ -46,6 +48,8 @@ def test_six_sources_give_one_store(tmp_path, inputs, name):
     preprocess("pgs", inputs / "scores", "--genotypes", source, *out)
     table = ("--annotations", inputs / "tables/annotations.txt", "--mask", "LoF")
     preprocess("burden", source, *table, *reference, "--max-maf", 0.5, *out)
+    report = json.loads((tmp_path / "d/reports/pgs.json").read_text())
+    assert report["files"]["in_folder"] == 1, "a ._ file is no scoring file"
     calls = seeds.calls()
     snps, scores, burden = (opened(tmp_path / "d", modality) for modality in ("snps", "pgs", "burden"))
     order = [seeds.ids().index(participant) for participant in snps.participants]
@@ -58,3 +62,13 @@ def test_six_sources_give_one_store(tmp_path, inputs, name):
     rare = np.flatnonzero(np.nanmean(known, axis=1) / 2 < 0.5)
     genes = [np.any(known[[row for row in rare if row % 2 == gene]] > 0, axis=0) for gene in range(2)]
     np.testing.assert_array_equal(unpacked(burden), np.array(genes).T[order])
+
+
+def test_pipes_are_no_genotypes(tmp_path, capsys):
+    """Reading one would wait for ever."""
+    for name, content in seeds.bed().items():
+        (tmp_path / name).write_bytes(content)
+    os.mkfifo(tmp_path / "y.bed")
+    preprocess("snps", tmp_path, "--reference", "a2", "--stride", 1, "--out", tmp_path / "d", "--test-fraction", 0)
+    message = complaint(capsys, "snps", tmp_path / "y.bed", "--reference", "a2", "--out", tmp_path / "e")
+    assert "no regular file" in message

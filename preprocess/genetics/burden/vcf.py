@@ -28,7 +28,7 @@ def find_vcfs(source: Path) -> list[Path]:
     """List the VCF files of a folder in natural order, or return a single file as a list."""
     if not source.is_dir():
         return [source]
-    paths = [p for p in source.iterdir() if format_of(p) == ".vcf" and not p.name.startswith(".")]
+    paths = [p for p in source.iterdir() if format_of(p) == ".vcf" and not p.name.startswith(".") and p.is_file()]
     if not paths:
         raise UserError(f"{source}: holds no .vcf, .vcf.gz or .bcf file (the output of Ensembl VEP)")
     return sorted(paths, key=natural_key)

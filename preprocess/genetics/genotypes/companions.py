@@ -59,6 +59,13 @@ def samples_beside(path: Path) -> Path:
     return exact
 
 
+def other_tables(paths: list[Path]) -> list[str]:
+    """Return the names of the tables of samples whose name differs from that of their genotypes."""
+    files = [path for path in paths if path.suffix in SAMPLE_TABLES]
+    tables = {table for path in files if (table := samples_beside(path)).stem != path.stem and table.exists()}
+    return sorted(table.name for table in tables)
+
+
 def _without_count(stem: str) -> str:
     return COUNT_AT_END.sub("", stem)
 

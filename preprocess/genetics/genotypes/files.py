@@ -34,8 +34,11 @@ def find_files(source: Path) -> list[Path]:
     if not source.is_dir():
         if format_of(source) is None:
             raise UserError(f"{source}: is no genotype file; give one of {KNOWN}, or a folder of them")
+        if not source.is_file():
+            raise UserError(f"{source}: is no regular file (a pipe or a device); write it to a file first")
         return [source]
-    paths = sorted((p for p in source.iterdir() if format_of(p) and not p.name.startswith(".")), key=natural_key)
+    files = (p for p in source.iterdir() if format_of(p) and not p.name.startswith(".") and p.is_file())
+    paths = sorted(files, key=natural_key)
     formats = sorted({str(format_of(path)) for path in paths})
     if len(formats) != 1:
         what = f"holds {' and '.join(formats)} files" if formats else "holds no genotype file"

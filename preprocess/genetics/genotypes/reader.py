@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from preprocess.genetics import cohort
 from preprocess.genetics.genotypes.base import Carriers, GenotypeFile, counts_of_calls, flipped
-from preprocess.genetics.genotypes.companions import read_samples
+from preprocess.genetics.genotypes.companions import other_tables, read_samples
 from preprocess.genetics.genotypes.files import find_files, names_samples, open_file
 
 
@@ -234,6 +234,8 @@ def open_genotypes(
     paths = find_files(Path(source))
     bar = tqdm(paths, desc="genotypes: open", unit="file", disable=None if len(paths) > 1 else True)
     ids = None if samples is None else read_samples(samples)
+    if ids is None and (tables := other_tables(paths)):
+        print(f"genotypes: the samples are those of {', '.join(tables)}")
     files = [open_file(path, cache, memory, dosages, ids) for path in bar]
     chosen, counts = cohort.select(files[0].ids, keep, names_samples(paths[0], samples))
     participants = np.array(files[0].ids, dtype=object)[chosen]

@@ -24,7 +24,7 @@ GZIP = b"\x1f\x8b"
 BGZF_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")  # SAM specification, 4.1.2
 BGZF_START = BGZF_END[:4]
 LARGEST_BLOCK = 1 << 16
-LONGEST_HEADER = 1 << 28
+LONGEST_LINE = 1 << 28
 CONTIG = re.compile(rb"[0-9A-Za-z!$%&+./:;?@^_|~-][0-9A-Za-z!#$%&*+./:;=?@^_|~-]*")  # VCF specification, 1.4.7
 FIXED_COLUMNS = 9  # before the samples
 
@@ -82,7 +82,7 @@ def _check_records(path: Path) -> None:
     """
     columns = 0
     with open(path, "rb") as raw, _unpacked(raw) as file:
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(_lines(file), start=1):
             if not columns and line.startswith(b"##"):
                 continue
             if not columns and line.startswith(b"#CHROM\t") and (count := line.count(b"\t") + 1) >= FIXED_COLUMNS - 1:
@@ -114,14 +114,14 @@ def header_lines(path: Path) -> list[bytes]:
     with open(path, "rb") as raw, _unpacked(raw) as file:
         start = file.read(9)
         if start[:3] == b"BCF":
-            text = file.read(min(struct.unpack("<I", start[5:9])[0], LONGEST_HEADER)).rstrip(b"\0")
+            text = file.read(min(struct.unpack("<I", start[5:9])[0], LONGEST_LINE)).rstrip(b"\0")
             return [line for line in text.split(b"\n") if line]
-        first = start + file.readline(LONGEST_HEADER)
+        first = start + file.readline(LONGEST_LINE)
         return [first.rstrip(b"\r\n"), *(line.rstrip(b"\r\n") for line in takewhile(_is_header, _lines(file)))]
 
 
 def _lines(file: IO[bytes]) -> Iterator[bytes]:
-    while line := file.readline(LONGEST_HEADER):
+    while line := file.readline(LONGEST_LINE):
         yield line
 
 

@@ -204,7 +204,8 @@ def find_scores(source: Path) -> list[Path]:
     """List the scoring files of a folder in natural order, or return a single file as a list."""
     if not source.is_dir():
         return [source]
-    paths = sorted((p for p in source.iterdir() if p.name.endswith((".txt", ".txt.gz"))), key=natural_key)
+    names = (p for p in source.iterdir() if p.name.endswith((".txt", ".txt.gz")) and not p.name.startswith("."))
+    paths = sorted((p for p in names if p.is_file()), key=natural_key)
     if not paths:
         raise UserError(f"{source}: holds no scoring file (.txt, .txt.gz); download them from the PGS Catalog")
     return paths
