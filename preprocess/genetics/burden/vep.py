@@ -93,8 +93,8 @@ def csq_fields(header: list[bytes], path: Path, rule: HarmRule) -> list[str]:
     absent = [name for name in rule.predictions if name not in fields]
     if len(absent) == 2 or (absent and rule.combine == "mean"):
         raise UserError(
-            f"{path}: CSQ lacks {' and '.join(absent)}, so no missense change can count (BIOTYPE, too, is empty without "
-            f"--biotype); {RUN_VEP}, or use --missense-rule none"
+            f"{path}: CSQ lacks {' and '.join(absent)}, so no missense change can count (without --biotype, BIOTYPE is "
+            f"empty too); {RUN_VEP}, or use --missense-rule none"
         )
     return fields
 
