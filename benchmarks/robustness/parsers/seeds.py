@@ -38,7 +38,7 @@ def bed() -> Files:
     codes = np.array([1, 3, 2, 0], dtype=np.uint8)[calls() + 1]  # missing, 0, 1, 2 copies of A1
     padded = np.pad(codes, ((0, 0), (0, -SAMPLES % 4)))
     raw = padded[:, 0::4] | padded[:, 1::4] << 2 | padded[:, 2::4] << 4 | padded[:, 3::4] << 6
-    variants = "".join(f"1\trs{number}\t0\t{place}\tG\tA\n" for number, place in enumerate(positions()))
+    variants = "".join(f"1\trs{number}\t0\t{position}\tG\tA\n" for number, position in enumerate(positions()))
     samples = "".join(f"{name} {name} 0 0 1 -9\n" for name in ids())
     return {"x.bed": b"\x6c\x1b\x01" + raw.tobytes(), "x.bim": variants.encode(), "x.fam": samples.encode()}
 
@@ -55,7 +55,7 @@ def pgen() -> Files:
             writer.append_dosages(np.where(row < 0, -9, row).astype(np.float32))
         writer.close()
         content = path.read_bytes()
-    rows = [f"1\t{place}\trs{number}\tA\tG\tPASS" for number, place in enumerate(positions())]
+    rows = [f"1\t{position}\trs{number}\tA\tG\tPASS" for number, position in enumerate(positions())]
     variants = "\n".join(["##fileformat=PVARv1.0", "#CHROM\tPOS\tID\tREF\tALT\tFILTER", *rows]) + "\n"
     samples = "\n".join(["#FID\tIID\tSEX", *(f"{name}\t{name}\t1" for name in ids())]) + "\n"
     return {"x.pgen": content, "x.pvar": variants.encode(), "x.psam": samples.encode()}
@@ -67,10 +67,10 @@ def bgen(compression: int = 1) -> Files:
     block = struct.pack("<2I", 8 + len(names), SAMPLES) + names
     header = struct.pack("<3I", 20, VARIANTS, SAMPLES) + b"bgen" + struct.pack("<I", compression | 2 << 2 | 1 << 31)
     body = b""
-    for number, (place, row) in enumerate(zip(positions(), calls(), strict=True)):
+    for number, (position, row) in enumerate(zip(positions(), calls(), strict=True)):
         for text in (f"v{number}", f"rs{number}", "1"):
             body += struct.pack("<H", len(text)) + text.encode()
-        body += struct.pack("<IH", place, 2) + b"".join(struct.pack("<I", 1) + allele for allele in (b"A", b"G"))
+        body += struct.pack("<IH", position, 2) + b"".join(struct.pack("<I", 1) + allele for allele in (b"A", b"G"))
         ploidy = bytes(2 | 0x80 * (copies < 0) for copies in row.tolist())
         shares = b"".join(bytes((255 * (copies == 0), 255 * (copies == 1))) for copies in row.tolist())
         data = struct.pack("<IHBB", SAMPLES, 2, 2, 2) + ploidy + b"\0\x08" + shares
@@ -92,10 +92,10 @@ def vcf() -> Files:
         '##FORMAT=<ID=DS,Number=A,Type=Float,Description="Dosage">',
         "\t".join(["#CHROM", "POS", "ID", "REF", "ALT", "QUAL", "FILTER", "INFO", "FORMAT", *ids()]),
     ]
-    for number, (place, row) in enumerate(zip(positions(), calls(), strict=True)):
-        harm = f"CSQ=G|stop_gained|HIGH|gene{number}|ENSG{number}|protein_coding||"
+    for number, (position, row) in enumerate(zip(positions(), calls(), strict=True)):
+        csq = f"CSQ=G|stop_gained|HIGH|gene{number}|ENSG{number}|protein_coding||"
         cells = [("./.:.", "0/0:0", "0/1:1", "1/1:2")[copies + 1] for copies in row.tolist()]
-        fixed = ["1", str(place), f"rs{number}", "A", "G", "50", "PASS", harm, "GT:DS"]
+        fixed = ["1", str(position), f"rs{number}", "A", "G", "50", "PASS", csq, "GT:DS"]
         lines.append("\t".join([*fixed, *cells]))
     return {"x.vcf": ("\n".join(lines) + "\n").encode()}
 
@@ -125,7 +125,7 @@ def _block(data: bytes) -> bytes:
 def scoring() -> Files:
     """Return a scoring file of the PGS Catalog."""
     names = "rsID chr_name chr_position effect_allele other_allele effect_weight hm_chr hm_pos hm_inferOtherAllele"
-    rows = [f"rs{n}\t1\t{place}\tG\tA\t0.{n}5\t1\t{place}\t" for n, place in enumerate(positions())]
+    rows = [f"rs{n}\t1\t{position}\tG\tA\t0.{n}5\t1\t{position}\t" for n, position in enumerate(positions())]
     header = ["#format_version=2.0", "#pgs_id=PGS1", "#genome_build=GRCh38", "#HmPOS_build=GRCh38"]
     return {"s.txt": "\n".join([*header, names.replace(" ", "\t"), *rows]).encode() + b"\n"}
 
@@ -135,7 +135,7 @@ def tables() -> Files:
     numbered = list(enumerate(positions()))
     texts = {
         "keep.txt": "#FID\tIID\tSEX\n" + "".join(f"0\t{name}\t1\n" for name in ids()),
-        "variants.txt": "#CHROM\tPOS\tID\n" + "".join(f"1\t{place}\trs{n}\n" for n, place in numbered),
+        "variants.txt": "#CHROM\tPOS\tID\n" + "".join(f"1\t{position}\trs{n}\n" for n, position in numbered),
         "annotations.txt": "".join(f"rs{n} GENE{n % 2} LoF\n" for n, _ in numbered),
         "sets.txt": "".join(f"GENE{n} 1 1000 " + ",".join(f"rs{k}" for k, _ in numbered) + "\n" for n in range(2)),
         "masks.txt": "M1 LoF,missense\n",

@@ -83,14 +83,7 @@ def _run(arguments: argparse.Namespace, memory: int) -> int:
         shutil.rmtree(folder, ignore_errors=True)  # of a run killed after the last rename
     rule, pseudonyms = command.check_target(arguments, ["snps"])
     copies = command.copies_folder(arguments.out, "snps")
-    source = open_genotypes(
-        arguments.src,
-        keep=arguments.keep,
-        cache=copies,
-        memory=arguments.memory,
-        samples=arguments.sample,
-        all_filters=arguments.all_filters,
-    )
+    source = _open(arguments, copies)
     oriented = orient(source, arguments.reference, arguments.fasta)
     genotypes = replace(oriented.genotypes, samples=pseudonyms.of(source.samples))
     train = cohort.training_rows(genotypes.samples, rule, arguments.src)
@@ -141,6 +134,17 @@ def _run(arguments: argparse.Namespace, memory: int) -> int:
     shutil.rmtree(copies, ignore_errors=True)
     _print(report, missing, arguments)
     return 0
+
+
+def _open(arguments: argparse.Namespace, copies: Path) -> Genotypes:
+    return open_genotypes(
+        arguments.src,
+        keep=arguments.keep,
+        cache=copies,
+        memory=arguments.memory,
+        samples=arguments.sample,
+        all_filters=arguments.all_filters,
+    )
 
 
 def _pick(genotypes: Genotypes, arguments: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, int]:
