@@ -52,12 +52,11 @@ def scoring(folder: Path) -> None:
 def tables(folder: Path) -> None:
     """Read the lists and annotation tables."""
     variants = valid(folder).variants
+    annotated, sets, masks = (folder / name for name in ("annotations.txt", "sets.txt", "masks.txt"))
     readers: list[Callable[[], object]] = [
         lambda: cohort.read_keep(folder / "keep.txt"),
         lambda: read_list(folder / "variants.txt", variants),
-        lambda: annotation_files.read_tables(
-            *(folder / name for name in ("annotations.txt", "sets.txt", "masks.txt")), "M1", variants, False
-        ),
+        lambda: annotation_files.read_tables(annotated, sets, masks, "M1", variants, False),
     ]
     for read in readers:
         read()
