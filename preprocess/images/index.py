@@ -25,9 +25,10 @@ from mrmfast.atomic import write_aside
 from mrmfast.errors import UserError
 from mrmfast.formats.checksums import file_sha256
 from mrmfast.formats.image_shards import Member, finalise_images, index_text, tar_samples
-from mrmfast.formats.manifest import Shard, SplitRule, claim_splits
+from mrmfast.formats.manifest import Shard, claim_splits
 from mrmfast.formats.pseudonyms import Pseudonyms, add_argument
-from preprocess.images.command import add_split_arguments
+from preprocess.images.source_table import sources_path, write_sources
+from preprocess.splits import add_split_arguments, split_rule
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg")
 
@@ -69,16 +70,17 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"{dataset}: no file matches {arguments.tars}; give the folder that holds the tars, or --tars")
     identify = _Identify(arguments.participant_field, _pattern(arguments.participant_pattern))
     pseudonyms = Pseudonyms.read(arguments.pseudonymise)
-    claim_splits(dataset, SplitRule(arguments.split_seed, arguments.test_fraction))
+    claim_splits(dataset, split_rule(arguments, pseudonyms))
     pseudonyms.check(dataset)
     size = _OneSize()
     shards: list[tuple[Shard, list[dict[str, Any]]]] = []
+    sources: list[dict[str, str]] = []
     for path in tqdm(tars, desc="index", unit="tar", disable=None):
-        first = sum(shard.samples for shard, _ in shards)
-        shards.append(_index_tar(dataset, path, first, identify, pseudonyms, size))
+        shards.append(_index_tar(dataset, path, identify, pseudonyms, size, sources))
     samples = sum(shard.samples for shard, _ in shards)
     schema = {"jpg": "RGB image, image_size x image_size"}
     pseudonyms.claim(dataset)
+    write_sources(sources_path(dataset, "index"), sources)
     finalise_images(dataset, shards, image_size=size.pixels, schema=schema, statistics={"found": samples})
     print(f"index: {samples} images of {len(tars)} tars; {dataset} is now a dataset")
     if pseudonyms.key:
@@ -87,19 +89,28 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _index_tar(
-    dataset: Path, path: Path, first: int, identify: _Identify, pseudonyms: Pseudonyms, size: _OneSize
+    dataset: Path,
+    path: Path,
+    identify: _Identify,
+    pseudonyms: Pseudonyms,
+    size: _OneSize,
+    sources: list[dict[str, str]],
 ) -> tuple[Shard, list[dict[str, Any]]]:
     """Write the DALI index of a tar; return its manifest entry and its rows of the sample table.
 
-    Keys are numbers from `first` on: keys appear in logs, and keys of another tool may contain ids.
+    Keys are running numbers, since keys appear in logs and keys of another tool may contain ids. What each key stands
+    for is appended to `sources`.
     """
     rows: list[dict[str, Any]] = []
     samples: list[list[Member]] = []
     for members, image, jpeg, metadata in _samples(path):
         size.check(path, image, jpeg)
         [participant] = pseudonyms.of([identify(path, image, metadata)])
-        key = f"{first + len(rows):09d}"
+        key = f"{len(sources):09d}"
         rows.append({"key": key, "participant": participant, "offset": image.offset, "size": image.size})
+        # Names of members may hold ids.
+        name = "" if pseudonyms.key else image.name
+        sources.append({"key": key, "participant": participant, "file": str(path.relative_to(dataset)), "member": name})
         samples.append(members)
     if not rows:
         raise UserError(f"{path}: holds no JPEG images; exclude it with --tars")

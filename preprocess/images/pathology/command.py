@@ -16,8 +16,7 @@ import cv2
 from preprocess.images.command import (
     ImageCommand,
     add_job_arguments,
-    find_participants,
-    fraction,
+    find_sources,
     integer,
     run_image_command,
 )
@@ -26,10 +25,9 @@ from preprocess.images.outcome import Excluded, Outcome, ProcessedImage
 from preprocess.images.partition import FILES_PER_PART
 from preprocess.images.pathology.slide import SLIDE_SUFFIXES, Tiling, cut_tiles, is_slide, read_slide, shrink_slide
 from preprocess.images.pathology.tissue import tile_fault
-from preprocess.images.sources import IMAGE_SUFFIXES, SourceFile, find_files
+from preprocess.images.sources import IMAGE_SUFFIXES, SourceFile
+from preprocess.splits import fraction
 
-# A TCGA barcode: project, site, patient; the rest names sample and slide.
-PATTERN = r"(?P<slide>(?P<participant>TCGA-[A-Z0-9]{2}-[A-Z0-9]{4})(?:-[A-Z0-9]+)*)"
 SCHEMA = {
     "jpg": "H&E tile or whole slide, RGB, image_size x image_size",
     "json": "participant (TCGA case), slide; of a tile from a whole slide x, y, side, of a shrunk slide slide_size "
@@ -49,7 +47,7 @@ CHOICES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command line of ``pathology``."""
-    add_job_arguments(parser, "folder with tiles (jpg, png, tif) or whole slides (svs, tif pyramids, ...)", PATTERN)
+    add_job_arguments(parser, "folder with tiles (jpg, png, tif) or whole slides (svs, tif pyramids, ...)")
     parser.add_argument(
         "--magnification",
         type=integer(1),
@@ -93,8 +91,8 @@ def run(arguments: argparse.Namespace) -> int:
     UserError
         SRC is missing or empty, no file is usable, or DATASET was created with other arguments.
     """
-    files, masks = find_files(arguments.source, IMAGE_SUFFIXES + SLIDE_SUFFIXES, _is_mask)
-    sources, counts = find_participants(arguments, "pathology", files)
+    files, counts = find_sources(arguments, "pathology", IMAGE_SUFFIXES + SLIDE_SUFFIXES, _is_mask)
+    sources = files
     if arguments.one_slide_per_participant:
         sources = one_slide_each(sources, arguments.seed)
     tiling = Tiling(
@@ -105,12 +103,12 @@ def run(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         min_tissue=arguments.min_tissue,
     )
-    slides = any(file.lower().endswith(SLIDE_SUFFIXES) for file in files)
+    slides = any(source.file.lower().endswith(SLIDE_SUFFIXES) for source in files)
     command = ImageCommand(
         name="pathology",
         process=partial(process_file, tiling=tiling, shrink=arguments.whole_slide),
         choices={name: getattr(arguments, name) for name in CHOICES},
-        counts={**counts, "masks_skipped": masks, "slides_not_chosen": len(files) - len(sources)},
+        counts={**counts, "slides_not_chosen": len(files) - len(sources)},
         schema=SCHEMA,
         files_per_part=1 if slides else FILES_PER_PART,
     )
@@ -137,7 +135,7 @@ def one_slide_each(sources: list[SourceFile], seed: int) -> list[SourceFile]:
     """
 
     def slide_of(source: SourceFile) -> str:
-        return source.metadata.get("slide") or PurePosixPath(source.file).stem
+        return source.metadata.get("slide") or str(PurePosixPath(source.file).with_suffix(""))
 
     def draw(slide: str) -> bytes:
         return hashlib.sha256(f"{seed}:{slide}".encode()).digest()
