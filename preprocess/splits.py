@@ -67,7 +67,7 @@ def split_rule(arguments: argparse.Namespace, pseudonyms: Pseudonyms) -> SplitRu
     graph = networkx.Graph(_related(arguments.kinship, arguments.kinship_threshold))
     families = [pseudonyms.of(sorted(family)).tolist() for family in networkx.connected_components(graph)]
     print(
-        f"{arguments.command}: {graph.number_of_edges()} pairs of kinship {arguments.kinship_threshold} or more: "
+        f"kinship: {graph.number_of_edges()} pairs of {arguments.kinship_threshold} or more, "
         f"{graph.number_of_nodes()} people in {len(families)} families, each on one side of the split"
     )
     return SplitRule.of_families(arguments.split_seed, arguments.test_fraction, families)

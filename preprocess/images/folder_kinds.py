@@ -12,7 +12,7 @@ class Kind(Enum):
 
     EYE = "an eye"
     VISIT = "a visit or date"
-    YEAR = "a year, or a number"
+    YEAR = "a year or date, or a number"
     PERSON = "a person"
     SLIDE = "a slide"
     SPLIT = "training or test data"
@@ -26,8 +26,9 @@ class Kind(Enum):
 
 YEAR = r"(?:19|20)\d\d"
 _MONTH, _DAY = r"(?:0[1-9]|1[0-2])", r"(?:0[1-9]|[12]\d|3[01])"
-# Six digits may be a number of a person: they are no date.
-DATE = rf"{YEAR}[-_.]{_MONTH}(?:[-_.]{_DAY})?|{YEAR}{_MONTH}{_DAY}|{_DAY}[-_.]{_MONTH}[-_.]{YEAR}"
+PLAIN_DATE = rf"{YEAR}{_MONTH}{_DAY}"
+# Digits without signs may be a number of a person: six are no date, and eight only beside an identifier.
+DATE = rf"{YEAR}[-_.]{_MONTH}(?:[-_.]{_DAY})?|{_DAY}[-_.]{_MONTH}[-_.]{YEAR}"
 VISIT = (
     rf"(?:{DATE})(?:[-_.t ]\d\d[-_.:h]?\d\d.*)?"
     r"|(?:visit|ses|session|study|exam|examination|instance|timepoint|tp|follow[-_ ]?up|fu|month|week|v|t)[-_ ]?\d{1,2}"
@@ -44,7 +45,7 @@ _PATTERNS = [
     (kind, re.compile(pattern))
     for kind, pattern in (
         (Kind.EYE, EYE),
-        (Kind.YEAR, YEAR),
+        (Kind.YEAR, rf"{YEAR}|{PLAIN_DATE}"),
         (Kind.VISIT, VISIT),
         (Kind.PERSON, PERSON),
         (Kind.SLIDE, SLIDE),

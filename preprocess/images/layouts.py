@@ -10,13 +10,13 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 
 from mrmfast.errors import UserError
-from preprocess.images.folder_kinds import Kind, folded, words
-from preprocess.images.path_reading import BARCODE, VIEW_WORDS, PathReading, read_path
+from preprocess.images.folder_kinds import Kind, folded
+from preprocess.images.path_comparison import all_but_eye, in_several, place, stem_key, unambiguous
+from preprocess.images.path_reading import BARCODE, PathReading, is_counter, read_path
 
 BARCODES, UKB_NAMES = "barcodes (TCGA, GTEx, CPTAC)", "UK Biobank names"
 FOLDERS, NAMES = "folders of people or slides", "names with a person or an eye"
@@ -80,13 +80,14 @@ class _Layout:
         self.common = _common_folders([_names(reading) for reading in readings])
         self.scopes: dict[str, set[object]] = defaultdict(set)  # folder of a person -> where it stands
         rest = [reading for reading in readings if not self._settled(reading)]
-        self.named = {reading.file for reading in _unambiguous(rest)}
+        self.named = {reading.file for reading in unambiguous(rest)}
         plain = [reading for reading in rest if reading.file not in self.named]
-        self.repeated = _in_several(plain, _stem, lambda reading: reading.parent)
-        self.repeated_kinds = {self._kind(reading) for reading in plain if _stem(reading) in self.repeated}
+        self.repeated = in_several(plain, stem_key, lambda reading: reading.parent)
+        self.repeated_kinds = {self._kind(reading) for reading in plain if stem_key(reading) in self.repeated}
+        self.twins = Counter(map(place, readings))
         self.images_in = Counter(reading.parent for reading in plain)
         self.crowded_kinds = {self._kind(reading) for reading in plain if self.images_in[reading.parent] > 1}
-        self.pairs = _in_several(plain, _all_but_eye, lambda reading: reading.name.eye)
+        self.pairs = in_several(plain, all_but_eye, lambda reading: reading.name.eye)
 
     def identify(self, reading: PathReading) -> Identity:
         """Return the identity of one file.
@@ -97,6 +98,8 @@ class _Layout:
             The path does not identify a person.
         """
         if reading.file in self.named:
+            if is_counter(reading.name.participant):
+                self._check_twins(reading)
             answer: Found = reading.name.participant, NAMES, {}
         else:
             answer = self._settled(reading) or self._of_folder(reading) or self._of_stem(reading)
@@ -133,8 +136,10 @@ class _Layout:
         people = reading.positions(Kind.PERSON)
         if people:
             return self._person(reading, people)
-        slides, identifiers = reading.positions(Kind.SLIDE), reading.positions(Kind.ID, start=self.common)
-        return self._folder(reading, (identifiers or slides)[-1]) if slides else None
+        slides = reading.positions(Kind.SLIDE)
+        if slides and reading.positions(*_FOLDERS_OF_PEOPLE, start=self.common):
+            raise Ambiguous("folders of slides stand in folders that may name people")
+        return self._folder(reading, slides[-1]) if slides else None
 
     def _person(self, reading: PathReading, people: list[int]) -> Found:
         names = [folded(reading.folders[number][0]) for number in people]
@@ -156,11 +161,11 @@ class _Layout:
     def _owner(self, reading: PathReading, start: int) -> int | None:
         """Return the position of the folder that may name a person; None if there is none, or more than one."""
         candidates = reading.positions(*_FOLDERS_OF_PEOPLE, start=start)
-        identifiers = [number for number in candidates if reading.folders[number][1] is Kind.ID]
-        words_only = len(candidates) == 1 + len(reading.positions(Kind.WORD, start=start))
-        if len(candidates) > 1 and len(identifiers) == 1 and words_only:
-            return identifiers[0]
-        return candidates[0] if len(candidates) == 1 else None
+        kinds = [reading.folders[number][1] for number in candidates]
+        # oslo/1001 is a person; 00001/oslo may be one, or a part of the data.
+        if len(candidates) > 1 and not (kinds[-1] is Kind.ID and set(kinds[:-1]) == {Kind.WORD}):
+            return None
+        return candidates[-1] if candidates else None
 
     def _kind(self, reading: PathReading) -> Kind | None:
         """Return what the folder that tells a file apart stands for; CLASS also for training and test data."""
@@ -190,7 +195,7 @@ class _Layout:
         if names_nobody:
             raise Ambiguous("files named by an eye stand in no folder of a person, or below several")
         if owner is not None and kind is Kind.ID:
-            if name.bare or kind in self.repeated_kinds or kind not in self.crowded_kinds:
+            if kind in self.repeated_kinds or kind not in self.crowded_kinds:
                 return self._folder(reading, owner)
             raise Ambiguous("folders named by numbers hold several images, of one person or of many")
         if kind is Kind.NUMBER and owner is not None and self.images_in[reading.parent] > 1:
@@ -209,15 +214,20 @@ class _Layout:
         """
         if reading.name.participant and reading.name.source != "number":
             raise Ambiguous("the same person or number before an eye stands in several folders")
-        if (_all_but_eye(reading)) in self.pairs:
+        if all_but_eye(reading) in self.pairs:
             raise Ambiguous("file names without a person's ID differ in the eye only")
+        self._check_twins(reading)
         stem = unicodedata.normalize("NFC", reading.stem)
         if self._kind(reading) is Kind.CLASS:
             path = f"{reading.parent}/{stem}" if Kind.CLASS in self.repeated_kinds else stem
             return path, CLASSES, {}
-        if _stem(reading) in self.repeated:
+        if stem_key(reading) in self.repeated:
             raise Ambiguous("files of the same name stand in several folders, which may be people or classes")
         return stem, OWN, {}
+
+    def _check_twins(self, reading: PathReading) -> None:
+        if self.twins[place(reading)] > 1:
+            raise Ambiguous("two files of a folder differ in the suffix only")
 
 
 def _common_folders(paths: list[list[str]]) -> int:
@@ -228,57 +238,3 @@ def _common_folders(paths: list[list[str]]) -> int:
 
 def _names(reading: PathReading) -> list[str]:
     return [name for name, _ in reading.folders]
-
-
-def _stem(reading: PathReading) -> str:
-    return folded(reading.stem)
-
-
-def _all_but_eye(reading: PathReading) -> tuple[str, str]:
-    return reading.parent, reading.name.rest
-
-
-def _in_several(
-    readings: Iterable[PathReading], key: Callable[[PathReading], Hashable], of: Callable[[PathReading], Hashable]
-) -> set[Hashable]:
-    """Return the keys that occur with several values of `of`, without regard to empty values."""
-    values: dict[Hashable, set[Hashable]] = defaultdict(set)
-    for reading in readings:
-        values[key(reading)].add(of(reading))
-    return {name for name, several in values.items() if len(several) > 1}
-
-
-def _unambiguous(readings: list[PathReading]) -> list[PathReading]:
-    """Return the files whose names identify: none of those with an ID if an ID stands for two people."""
-    weak = [reading for reading in readings if reading.name.source == "word"]
-    several = _in_several(weak, lambda reading: folded(reading.name.participant), lambda reading: reading.scope())
-    named = [reading for reading in weak if folded(reading.name.participant) not in several]
-    named += _numbers_in_eyes_and_visits(readings)
-    strong = [reading for reading in readings if reading.name.source in ("person", "eye")]
-    repeated = _in_several(
-        strong,
-        lambda reading: (folded(reading.name.participant), reading.name.eye, reading.name.rest),
-        lambda reading: reading.scope(),
-    )
-    spread = _in_several(strong, lambda reading: folded(reading.name.participant), lambda reading: reading.scope())
-    conflict = bool(repeated) or any(
-        folded(reading.name.participant) in spread and not _identifies_across_classes(reading) for reading in strong
-    )
-    return named if conflict else named + strong
-
-
-def _numbers_in_eyes_and_visits(readings: list[PathReading]) -> list[PathReading]:
-    """Return the files such as left/1000012.jpg, right/1000012.jpg: long numbers in folders of eyes or visits only."""
-    numbers = [reading for reading in readings if reading.name.source == "number"]
-    apart = all(reading.positions(Kind.EYE, Kind.VISIT) for reading in numbers)
-    return numbers if apart and len({reading.scope() for reading in numbers}) == 1 else []
-
-
-def _identifies_across_classes(reading: PathReading) -> bool:
-    """Whether a name identifies in all folders: these are classes or splits, and the name is no counter of images."""
-    grades = all(
-        kind in (Kind.CLASS, Kind.SPLIT) or (kind is Kind.NUMBER and name.isdecimal() and len(name) == 1)
-        for name, kind in reading.scope()
-    )
-    named = words(reading.name.participant)
-    return grades and not (named and VIEW_WORDS.issuperset(named))

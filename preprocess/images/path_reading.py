@@ -8,7 +8,18 @@ import unicodedata
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from preprocess.images.folder_kinds import DATE, PERSON_WORDS, VISIT, Kind, folded, folder_kind, is_hash, word_set
+from preprocess.images.folder_kinds import (
+    DATE,
+    PERSON_WORDS,
+    PLAIN_DATE,
+    VISIT,
+    Kind,
+    folded,
+    folder_kind,
+    is_hash,
+    word_set,
+    words,
+)
 from preprocess.images.sources import EYES
 
 # A TCGA barcode: project, site and patient; then sample, portion and slide. GTEx and CPTAC name donors likewise.
@@ -20,7 +31,8 @@ BARCODE = re.compile(
 # {participant}_{field}_{instance}_{array}; 21015 and 21016 are the fundus photographs of the two eyes.
 UK_BIOBANK = re.compile(r"([0-9]+)_(21015|21016)(?=[_.]|$)|([0-9]{7})_[0-9]{4,5}_[0-9]+_[0-9]+")
 PERSON_NAME = re.compile(
-    rf"((?:{PERSON_WORDS})[ _-]?(?:id[ _-]?)?[a-z]{{0,2}}\d+|p\d{{3,}}|sub-[a-z\d]+)(?=[ _.(-]|$)", re.IGNORECASE
+    rf"((?:{PERSON_WORDS})[ _-]?(?:id[ _-]?)?[a-z]{{0,2}}\d+|p\d{{3,}}|sub-(?:[a-z\d]*\d|[a-z]+))(?=[ _.(-]|$)",
+    re.IGNORECASE,
 )
 _EYE = r"(?P<eye>left|right|od|os|l|r)"
 EYE_NAMES = [
@@ -30,8 +42,8 @@ EYE_NAMES = [
         rf"(?P<id>.*\d){_EYE}(?P<rest>)",
     )
 ]
-_VISIT_END = re.compile(rf"(.+?)[ _.-]+({VISIT})", re.IGNORECASE)
-_VISIT_START = re.compile(rf"({DATE})[ _.-]+(.+)", re.IGNORECASE)
+_VISIT_END = re.compile(rf"(.+?)[ _.-]+({VISIT}|{PLAIN_DATE})", re.IGNORECASE)
+_VISIT_START = re.compile(rf"({DATE}|{PLAIN_DATE})[ _.-]+(.+)", re.IGNORECASE)
 VIEW_WORDS = word_set(
     """
     eye macula disc disk fovea centre center central optic nerve fundus image img photo pic scan retina retinal
@@ -122,6 +134,8 @@ def read_path(file: str) -> PathReading:
     """Read a path relative to the source folder."""
     path = PurePosixPath(unicodedata.normalize("NFC", file))
     folders = tuple((name, _folder_kind(name)) for name in path.parts[:-1])
+    if any(kind in (Kind.ID, Kind.PERSON) for _, kind in folders):
+        folders = tuple((name, Kind.VISIT if kind is Kind.YEAR and len(name) > 4 else kind) for name, kind in folders)
     return PathReading(file, folders, path.stem.strip(), read_name(path.stem.strip()))
 
 
@@ -161,6 +175,11 @@ def _without_visit(text: str) -> tuple[str, str]:
     """Return an identifier without a date or visit at its end or a date at its start, and this visit."""
     if match := _VISIT_END.fullmatch(text):
         return match[1], match[2]
-    if match := _VISIT_START.fullmatch(text):
-        return match[2], match[1]
-    return text, ""
+    match = _VISIT_START.fullmatch(text)
+    return (match[2], match[1]) if match and not is_counter(match[2]) else (text, "")
+
+
+def is_counter(participant: str) -> bool:
+    """Whether an identifier may count images: a short number, alone or after words such as ``img``."""
+    digits = re.sub(r"\D", "", participant)
+    return len(digits) < 4 and VIEW_WORDS.issuperset(words(participant))
