@@ -64,7 +64,8 @@ def split_rule(arguments: argparse.Namespace, pseudonyms: Pseudonyms) -> SplitRu
     """
     if arguments.kinship is None:
         return SplitRule(arguments.split_seed, arguments.test_fraction)
-    graph = networkx.Graph(_related(arguments.kinship, arguments.kinship_threshold))
+    graph = networkx.Graph()
+    graph.add_edges_from(_related(arguments.kinship, arguments.kinship_threshold))
     families = [pseudonyms.of(sorted(family)).tolist() for family in networkx.connected_components(graph)]
     print(
         f"kinship: {graph.number_of_edges()} pairs of {arguments.kinship_threshold} or more, "

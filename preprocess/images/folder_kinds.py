@@ -31,8 +31,8 @@ PLAIN_DATE = rf"{YEAR}{_MONTH}{_DAY}"
 DATE = rf"{YEAR}[-_.]{_MONTH}(?:[-_.]{_DAY})?|{_DAY}[-_.]{_MONTH}[-_.]{YEAR}"
 VISIT = (
     rf"(?:{DATE})(?:[-_.t ]\d\d[-_.:h]?\d\d.*)?"
-    r"|(?:visit|ses|session|study|exam|examination|instance|timepoint|tp|follow[-_ ]?up|fu|month|week|v|t)[-_ ]?\d{1,2}"
-    r"|study\d+|s\d{8}|baseline|screening|follow[-_ ]?up"  # s12345678: a study of MIMIC-CXR
+    r"|(?:visit|ses|session|study|exam|examination|instance|timepoint|tp|fu|month|week|v|t)[-_ ]?\d{1,2}"
+    r"|study\d+|s\d{8}|baseline|screening|follow[-_ ]?up\d{0,2}"  # s12345678: a study of MIMIC-CXR
 )
 EYE = r"(?:(?:ukb|field|f)[-_. ]?)?2101[56]|(?:left|right|l|r|od|os)(?:[-_ ]?eyes?)?|eyes?[-_ ](?:left|right|l|r|od|os)"
 PERSON_WORDS = "patient|pat|pt|subject|subj|sub|participant|person|proband|individual|volunteer|case|eid|pid|mrn"

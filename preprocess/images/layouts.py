@@ -165,7 +165,8 @@ class _Layout:
         # oslo/1001 is a person; 00001/oslo may be one, or a part of the data.
         if len(candidates) > 1 and not (kinds[-1] is Kind.ID and set(kinds[:-1]) == {Kind.WORD}):
             return None
-        return candidates[-1] if candidates else None
+        is_date = bool(candidates) and kinds[-1] is Kind.YEAR and len(reading.folders[candidates[-1]][0]) > 4
+        return candidates[-1] if candidates and not is_date else None
 
     def _kind(self, reading: PathReading) -> Kind | None:
         """Return what the folder that tells a file apart stands for; CLASS also for training and test data."""

@@ -61,7 +61,8 @@ def _place_of_name(reading: PathReading) -> tuple[tuple[str, Kind], ...]:
     if words(participant):  # img_1_left
         return reading.folders
     # 1_left may be the first of a day, but is the same person at each visit of a study.
-    return tuple(
+    date = ((reading.name.visit, Kind.VISIT),) if reading.name.dated else ()
+    return date + tuple(
         (name, kind)
         for name, kind in reading.folders
         if kind not in (Kind.EYE, Kind.GENERIC) and not (kind is Kind.VISIT and name[:1].isalpha())

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from preprocess.images.folder_kinds import (
-    DATE,
     PERSON_WORDS,
     PLAIN_DATE,
     VISIT,
@@ -43,7 +42,7 @@ EYE_NAMES = [
     )
 ]
 _VISIT_END = re.compile(rf"(.+?)[ _.-]+({VISIT}|{PLAIN_DATE})", re.IGNORECASE)
-_VISIT_START = re.compile(rf"({DATE}|{PLAIN_DATE})[ _.-]+(.+)", re.IGNORECASE)
+_VISIT_START = re.compile(rf"({VISIT}|{PLAIN_DATE})[ _.-]+(.+)", re.IGNORECASE)
 VIEW_WORDS = word_set(
     """
     eye macula disc disk fovea centre center central optic nerve fundus image img photo pic scan retina retinal
@@ -73,6 +72,8 @@ class FileName:
         The name consists of an eye, words of views and numbers: it names nobody.
     numbers : bool
         Whether a bare name holds numbers.
+    dated : bool
+        A date precedes the participant: a short number may count the images of a day.
     """
 
     participant: str = ""
@@ -82,6 +83,7 @@ class FileName:
     rest: str = ""
     bare: bool = False
     numbers: bool = False
+    dated: bool = False
 
 
 @dataclass(frozen=True)
@@ -156,9 +158,9 @@ def read_name(stem: str) -> FileName:
     rest = f"{folded(match['id'])} {folded(match['rest'] or '')}" if match else folded(stem)
     if person := PERSON_NAME.match(stem):
         return FileName(person[1], "person", eye or eye_of(stem[person.end() :]), rest=rest)
-    participant, visit = _without_visit(match["id"]) if match else ("", "")
+    participant, visit, dated = _without_visit(match["id"]) if match else ("", "", False)
     if re.search(r"\d", participant):
-        return FileName(participant, "eye", eye, visit, rest)
+        return FileName(participant, "eye", eye, visit, rest, dated=dated)
     parts = [part for part in re.split(r"[\W_]+|(?<=\D)(?=\d)|(?<=\d)(?=\D)", folded(stem)) if part]
     eyes = {EYES[part] for part in parts if part in EYES and not part.isdecimal()}
     if eyes and all(part.isdecimal() or part in EYES or part in VIEW_WORDS for part in parts):
@@ -171,12 +173,13 @@ def read_name(stem: str) -> FileName:
     return FileName(eye=eye, rest=rest)
 
 
-def _without_visit(text: str) -> tuple[str, str]:
-    """Return an identifier without a date or visit at its end or a date at its start, and this visit."""
+def _without_visit(text: str) -> tuple[str, str, bool]:
+    """Return an identifier without a date or visit at its end or start, the visit, and whether it is a date before."""
     if match := _VISIT_END.fullmatch(text):
-        return match[1], match[2]
-    match = _VISIT_START.fullmatch(text)
-    return (match[2], match[1]) if match and not is_counter(match[2]) else (text, "")
+        return match[1], match[2], False
+    if match := _VISIT_START.fullmatch(text):
+        return match[2], match[1], match[1][:1].isdecimal()
+    return text, "", False
 
 
 def is_counter(participant: str) -> bool:
