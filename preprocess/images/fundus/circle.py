@@ -48,8 +48,7 @@ class Circle:
 def detect_outline(image: np.ndarray) -> Circle | None:
     """Find the field of view from the outline of the lit region.
 
-    Where no circle is found and the corners are white or grey, the difference from their colour takes the place of the
-    brightness.
+    Where the corners are white or grey, the difference from their colour takes the place of the brightness.
 
     The lit region is the largest connected component above a threshold on the brightest channel (red, on retina). A
     circle is fitted to the convex outline by RANSAC and trimmed least squares. Points on the image border and long
@@ -70,12 +69,11 @@ def detect_outline(image: np.ndarray) -> Circle | None:
     if factor < 1:
         size = (max(1, round(width * factor)), max(1, round(height * factor)))
         image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    best = _fit_level(image.max(axis=2))
-    if best is None:
-        surround = light_surround(image)
-        if surround is not None:
-            difference = cv2.absdiff(image, np.full_like(image, surround))
-            best = _fit_level(difference.max(axis=2))
+    surround = light_surround(image)
+    if surround is None:
+        best = _fit_level(image.max(axis=2))
+    else:
+        best = _fit_level(cv2.absdiff(image, np.full_like(image, surround)).max(axis=2))
     return best.scaled(width / image.shape[1]) if best else None
 
 

@@ -112,7 +112,7 @@ def crop_fundus(path: Path, source: SourceFile, *, size: int, detector: str, opt
         raise Excluded("no circle")
     surround = light_surround(image)
     cropped = crop(image, circle, MARGIN / reduction, size)
-    if surround:
+    if surround is not None:
         cropped = blacken_outside(cropped, circle.radius / (circle.radius + MARGIN / reduction))
         remarks = (*remarks, "light surround made black")
     fault = content_fault(cropped)

@@ -16,14 +16,17 @@ import cv2
 from preprocess.images.command import (
     ImageCommand,
     add_job_arguments,
+    add_reading_arguments,
     find_participants,
     fraction,
     integer,
+    read_options,
     run_image_command,
 )
-from preprocess.images.image_file import read_image
+from preprocess.images.image_file import ReadOptions, read_image
 from preprocess.images.outcome import Excluded, Outcome, ProcessedImage
 from preprocess.images.partition import FILES_PER_PART
+from preprocess.images.pathology.resolution import PLAUSIBLE
 from preprocess.images.pathology.slide import SLIDE_SUFFIXES, Tiling, cut_tiles, is_slide, read_slide, shrink_slide
 from preprocess.images.pathology.tissue import tile_fault
 from preprocess.images.sources import IMAGE_SUFFIXES, SourceFile, find_files
@@ -38,23 +41,34 @@ SCHEMA = {
 # Arguments that determine the output bytes.
 CHOICES = (
     "magnification",
+    "mpp",
     "tile",
     "tiles_per_slide",
     "min_tissue",
     "whole_slide",
     "one_slide_per_participant",
     "seed",
+    "bits",
+    "max_image_mb",
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command line of ``pathology``."""
     add_job_arguments(parser, "folder with tiles (jpg, png, tif) or whole slides (svs, tif pyramids, ...)", PATTERN)
+    add_reading_arguments(parser)
     parser.add_argument(
         "--magnification",
         type=integer(1),
         default=20,
         help="magnification (objective power) of tiles from whole slides (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--mpp",
+        type=_microns,
+        metavar="MICRONS",
+        help="microns per pixel of all slides at full resolution (default: the pixel size that a slide records, else "
+        "its objective power)",
     )
     parser.add_argument(
         "--tile",
@@ -104,17 +118,30 @@ def run(arguments: argparse.Namespace) -> int:
         tiles=arguments.tiles_per_slide,
         seed=arguments.seed,
         min_tissue=arguments.min_tissue,
+        mpp=arguments.mpp,
     )
     slides = any(file.lower().endswith(SLIDE_SUFFIXES) for file in files)
     command = ImageCommand(
         name="pathology",
-        process=partial(process_file, tiling=tiling, shrink=arguments.whole_slide),
+        process=partial(
+            process_file, tiling=tiling, shrink=arguments.whole_slide, options=read_options(arguments, background=255)
+        ),
         choices={name: getattr(arguments, name) for name in CHOICES},
         counts={**counts, "masks_skipped": masks, "slides_not_chosen": len(files) - len(sources)},
         schema=SCHEMA,
         files_per_part=1 if slides else FILES_PER_PART,
     )
     return run_image_command(command, arguments, sources)
+
+
+def _microns(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not PLAUSIBLE[0] <= value <= PLAUSIBLE[1]:
+        raise argparse.ArgumentTypeError(f"must be a number from {PLAUSIBLE[0]} to {PLAUSIBLE[1]:g} (got {text!r})")
+    return value
 
 
 def _is_mask(path: PurePosixPath) -> bool:
@@ -149,7 +176,7 @@ def one_slide_each(sources: list[SourceFile], seed: int) -> list[SourceFile]:
     return [source for source in sources if slide_of(source) == chosen[source.participant]]
 
 
-def process_file(path: Path, source: SourceFile, *, tiling: Tiling, shrink: bool) -> Outcome:
+def process_file(path: Path, source: SourceFile, *, tiling: Tiling, shrink: bool, options: ReadOptions) -> Outcome:
     """Convert one tile or one whole slide into images; with `shrink`, a whole slide becomes one image.
 
     Raises
@@ -157,13 +184,13 @@ def process_file(path: Path, source: SourceFile, *, tiling: Tiling, shrink: bool
     Unreadable, Excluded
         The image or slide is incomplete; it has no tissue or only ink.
     """
-    if is_slide(path):
+    if is_slide(path, tiling.tile):
         if shrink:
             return read_slide(path, partial(shrink_slide, size=tiling.size))
         return read_slide(path, partial(cut_tiles, name=path.name, tiling=tiling))
-    tile, _ = read_image(path)
+    tile, _, remarks = read_image(path, options=options)
     fault = tile_fault(tile, tiling.min_tissue)
     if fault:
         raise Excluded(fault)
     pixels = cv2.resize(tile, (tiling.size, tiling.size), interpolation=cv2.INTER_AREA)
-    return Outcome([ProcessedImage(pixels, {})])
+    return Outcome([ProcessedImage(pixels, {})], remarks=remarks)
