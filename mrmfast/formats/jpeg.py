@@ -9,6 +9,8 @@ Warnings of libjpeg inside the compressed data change nothing either, because ne
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
 import simplejpeg
@@ -105,3 +107,28 @@ def jpeg_fault(jpeg: bytes) -> str | None:
     except ValueError:
         return "damaged"
     return None
+
+
+def jpeg_orientation(jpeg: bytes) -> int:
+    """Return the EXIF orientation (1 to 8) of a JPEG; 1 where there is none. The image backends ignore it."""
+    segment = next((data for marker, data in _segments(jpeg) if marker == 0xE1 and data[:6] == b"Exif\0\0"), b"")[6:]
+    order: Literal["big", "little"] = "big" if segment[:2] == b"MM" else "little"
+
+    def number(start: int, length: int) -> int:
+        return int.from_bytes(segment[start : start + length], order)
+
+    directory = number(4, 4)
+    for entry in range(directory + 2, directory + 2 + 12 * number(directory, 2), 12):
+        if number(entry, 2) == 0x0112:
+            value = number(entry + 8, 2)
+            return value if 1 <= value <= 8 else 1
+    return 1
+
+
+def _segments(jpeg: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield marker and content of the segments before the compressed data."""
+    position = 2
+    while position + 4 <= len(jpeg) and jpeg[position] == 0xFF and jpeg[position + 1] != 0xDA:
+        length = int.from_bytes(jpeg[position + 2 : position + 4], "big")
+        yield jpeg[position + 1], jpeg[position + 4 : position + 2 + length]
+        position += 2 + length

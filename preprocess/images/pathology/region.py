@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import cv2
@@ -57,7 +58,7 @@ def _cuts(length: int, side: int) -> list[tuple[int, int]]:
     """Cut a length into equal pieces of at most `side`."""
     pieces = ceil_div(length, side)
     edges = [round(length * number / pieces) for number in range(pieces + 1)]
-    return list(zip(edges[:-1], edges[1:], strict=True))
+    return list(itertools.pairwise(edges))
 
 
 def thumbnail(slide: openslide.OpenSlide, side: int) -> np.ndarray:
