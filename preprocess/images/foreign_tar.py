@@ -6,6 +6,7 @@ before anything is read.
 
 from __future__ import annotations
 
+import errno
 import json
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -50,9 +51,11 @@ def read_members(path: Path) -> list[list[Member]]:
             samples = list(tar_samples(tar))
     except (tarfile.TarError, ValueError, OverflowError, EOFError, RecursionError, MemoryError) as error:
         detail = str(error) if isinstance(error, tarfile.TarError) else type(error).__name__
-        raise UserError(
-            f"{path}: not a complete, uncompressed tar ({detail}); decompress it, or copy it again"
-        ) from error
+        raise _damaged(path, detail) from error
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise _damaged(path, "a size in it is impossible") from error  # no file can be as long
     size = path.stat().st_size
     for members in samples:
         for member in members:
@@ -63,6 +66,10 @@ def read_members(path: Path) -> list[list[Member]]:
                 "refuses; write the tar again"
             )
     return samples
+
+
+def _damaged(path: Path, detail: str) -> UserError:
+    return UserError(f"{path}: not a complete, uncompressed tar ({detail}); decompress it, or copy it again")
 
 
 def _check_member(path: Path, size: int, member: Member) -> None:

@@ -27,7 +27,15 @@ from preprocess.images.image_file import ReadOptions, read_image
 from preprocess.images.outcome import Excluded, Outcome, ProcessedImage
 from preprocess.images.partition import FILES_PER_PART
 from preprocess.images.pathology.resolution import PLAUSIBLE
-from preprocess.images.pathology.slide import SLIDE_SUFFIXES, Tiling, cut_tiles, is_slide, read_slide, shrink_slide
+from preprocess.images.pathology.slide import (
+    SLIDE_SUFFIXES,
+    Tiling,
+    cut_tiles,
+    is_slide,
+    read_slide,
+    series_of,
+    shrink_slide,
+)
 from preprocess.images.pathology.tissue import tile_fault
 from preprocess.images.sources import IMAGE_SUFFIXES, SourceFile, find_files
 
@@ -109,6 +117,9 @@ def run(arguments: argparse.Namespace) -> int:
     """
     files, masks = find_files(arguments.source, IMAGE_SUFFIXES + SLIDE_SUFFIXES, _is_mask)
     sources, counts = find_participants(arguments, "pathology", files)
+    sources = one_file_per_series(arguments.source, sources)
+    slides_before = len(sources)
+    counts["dicom_levels"] = len(files) - slides_before
     if arguments.one_slide_per_participant:
         sources = one_slide_each(sources, arguments.seed)
     tiling = Tiling(
@@ -127,7 +138,11 @@ def run(arguments: argparse.Namespace) -> int:
             process_file, tiling=tiling, shrink=arguments.whole_slide, options=read_options(arguments, background=255)
         ),
         choices={name: getattr(arguments, name) for name in CHOICES},
-        counts={**counts, "masks_skipped": masks, "slides_not_chosen": len(files) - len(sources)},
+        counts={
+            **counts,
+            "masks_skipped": masks,
+            "slides_not_chosen": len(files) - len(sources) - counts["dicom_levels"],
+        },
         schema=SCHEMA,
         files_per_part=1 if slides else FILES_PER_PART,
     )
@@ -146,6 +161,20 @@ def _microns(text: str) -> float:
 
 def _is_mask(path: PurePosixPath) -> bool:
     return "masks" in {part.lower() for part in path.parts[:-1]}
+
+
+def one_file_per_series(root: Path, sources: list[SourceFile]) -> list[SourceFile]:
+    """Keep the first file of each DICOM series of a folder: the others are levels and labels of the same slide."""
+    seen: set[tuple[Path, str]] = set()
+    kept = []
+    for source in sources:
+        path = root / source.file
+        series = series_of(path)
+        if series is None or (path.parent, series) not in seen:
+            kept.append(source)
+        if series is not None:
+            seen.add((path.parent, series))
+    return kept
 
 
 def one_slide_each(sources: list[SourceFile], seed: int) -> list[SourceFile]:

@@ -22,6 +22,7 @@ THUMBNAIL_SIDE = 2048
 MIN_SLIDE_TISSUE = 0.002
 SLIDE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".svslide", ".bif", ".vms", ".vmu", ".dcm")
 TIFF_SUFFIXES = (".tif", ".tiff")
+DICOM_SUFFIXES = (".dcm",)
 
 
 def is_slide(path: Path, tile: int) -> bool:
@@ -44,6 +45,20 @@ def is_slide(path: Path, tile: int) -> bool:
             return slide.level_count > 1 or vendor != "generic-tiff" or max(slide.dimensions) > 2 * tile
     except (openslide.OpenSlideError, OSError):
         return False  # an ordinary TIFF; a damaged one fails when it is read as a tile
+
+
+def series_of(path: Path) -> str | None:
+    """Return the DICOM series of a file; None if it is not DICOM, or OpenSlide cannot read it.
+
+    OpenSlide finds all levels of a slide from any file of its series in the folder.
+    """
+    if path.suffix.lower() not in DICOM_SUFFIXES:
+        return None
+    try:
+        with openslide.OpenSlide(path) as slide:
+            return slide.properties.get("dicom.SeriesInstanceUID")
+    except (openslide.OpenSlideError, OSError):
+        return None  # the file is counted as unreadable later
 
 
 def read_slide(path: Path, render: Callable[[openslide.OpenSlide], Outcome]) -> Outcome:
