@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from mrmfast.errors import UserError
 from mrmfast.formats.pseudonyms import Pseudonyms, add_argument
 from preprocess import parallel
+from preprocess.images.image_file import DECODED_MEGABYTES, ReadOptions
 from preprocess.images.job import ImageJob
 from preprocess.images.layouts import CLASSES, OWN
 from preprocess.images.listing import OTHER_SUFFIXES, counted, list_files
-from preprocess.images.outcome import Outcome
+from preprocess.images.outcome import REMEDIES, Outcome
 from preprocess.images.participants import ParticipantRule
 from preprocess.images.run import run_job
 from preprocess.images.sources import SourceFile, pseudonymised
@@ -70,6 +72,38 @@ def add_job_arguments(parser: argparse.ArgumentParser, source_help: str) -> None
         action="store_true",
         help="exit with status 0 even if some files cannot be read",
     )
+
+
+def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that decide how image files are decoded."""
+    parser.add_argument(
+        "--bits",
+        type=integer(8),
+        metavar="N",
+        help="scale of images with more than 8 bits per channel: 0 to 2^N - 1 (default: what the file declares, "
+        "else the smallest of 8, 10, 12, 14 and 16 bits that holds the largest value of the file)",
+    )
+    parser.add_argument(
+        "--max-image-mb",
+        type=integer(1),
+        default=DECODED_MEGABYTES,
+        metavar="MB",
+        help="largest decoded image in 10^6 bytes, by its header; a worker needs up to about four times this "
+        "(default: %(default)s)",
+    )
+
+
+def read_options(arguments: argparse.Namespace, background: int = 0) -> ReadOptions:
+    """Return the options of :func:`add_reading_arguments`; `background` is the grey level under transparent pixels.
+
+    Raises
+    ------
+    UserError
+        --bits is above 16.
+    """
+    if arguments.bits and arguments.bits > 16:
+        raise UserError(f"--bits={arguments.bits}: must be from 8 to 16")
+    return ReadOptions(arguments.max_image_mb, arguments.bits, background)
 
 
 def find_sources(
@@ -200,8 +234,13 @@ def _print_summary(job: ImageJob, counts: dict[str, Any], accepted: bool) -> Non
         f"written to {job.dataset} at {job.image_size} x {job.image_size}"
     )
     if counts["excluded"]:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in counts["excluded"].items())
+        reasons = ", ".join(
+            f"{count} {reason}" + (f" ({REMEDIES[reason]})" if reason in REMEDIES else "")
+            for reason, count in counts["excluded"].items()
+        )
         print(f"{job.command}: excluded by quality control: {reasons}; listed in {job.report}")
+    for remark, count in counts["remarks"].items():
+        print(f"{job.command}: {count} files: {remark}")
     if counts["unreadable"]:
         line = f"{counts['unreadable']} of {counts['found']} files could not be read and were skipped"
         if accepted:

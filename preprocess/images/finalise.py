@@ -17,6 +17,7 @@ from mrmfast.formats.image_shards import Sample, finalise_images, write_shard
 from mrmfast.formats.manifest import Shard
 from preprocess import parallel
 from preprocess.images.job import ImageJob
+from preprocess.images.outcome import REMEDIES
 from preprocess.images.partition import Part
 from preprocess.images.source_table import sources_path, write_sources
 
@@ -51,12 +52,15 @@ def finalise(job: ImageJob, parts: list[Part], arguments: argparse.Namespace) ->
     excluded += [{"file": images[number][1]["file"], "reason": reason} for number, reason in sorted(beyond.items())]
     unreadable = [entry for record in records for entry in record["unreadable"]]
     kept = [image for number, image in enumerate(images) if number not in beyond]
+    notes = [note for record in records for note in record["notes"]]
+    remarks = Counter(remark for note in notes for remark in note.get("remarks", []))
     counts = {
         "found": len(job.sources),
         "written": len(kept),
         "participants": len({row["participant"] for _, row in kept}),
         "unreadable": len(unreadable),
         "excluded": dict(sorted(Counter(entry["reason"] for entry in excluded).items())),
+        "remarks": dict(sorted(remarks.items())),
         **job.counts,
     }
     report = {
@@ -64,7 +68,7 @@ def finalise(job: ImageJob, parts: list[Part], arguments: argparse.Namespace) ->
         "counts": counts,
         "unreadable": unreadable,
         "excluded": sorted(excluded, key=lambda entry: (entry["file"], entry["reason"])),
-        "sources": [note for record in records for note in record["notes"]],
+        "sources": notes,
     }
     _write_report(job, report)
     write_sources(sources_path(job.dataset, job.command), _source_rows(job, [row for _, row in kept]))
@@ -137,9 +141,11 @@ def _write_report(job: ImageJob, report: dict[str, Any]) -> None:
 
 def _no_image(job: ImageJob, counts: dict[str, Any]) -> UserError:
     reasons = Counter(counts["excluded"]) + Counter(unreadable=counts["unreadable"])
+    remedies = "".join(f"; {REMEDIES[reason]}" for reason in counts["excluded"] if reason in REMEDIES)
     return UserError(
         f"{job.root}: none of {len(job.sources)} files gave an image "
         f"({', '.join(f'{count} {reason}' for reason, count in reasons.items())}); they are listed in {job.report}"
+        f"{remedies}"
     )
 
 

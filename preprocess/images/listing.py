@@ -27,7 +27,7 @@ SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desk
 # Kinds of images that no command reads, or not every command: counted, so that nobody misses them unknowingly.
 OTHER_SUFFIXES = _words(
     """
-    .ppm .pgm .pbm .pnm .bmp .dib .webp .gif .heic .heif .avif .jp2 .j2k .jpx .jxl .jfif .jpe .tga .psd .dcm
+    .gif .dib .heic .heif .avif .jp2 .j2k .jpx .jxl .tga .psd .dcm
     .dicom .dng .cr2 .cr3 .nef .arw .orf .raf .svs .ndpi .mrxs .scn .vms .vmu .bif .svslide .czi .qptiff .fda
     .e2e
     """

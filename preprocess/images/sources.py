@@ -7,7 +7,21 @@ from typing import Any
 
 from mrmfast.formats.pseudonyms import Pseudonyms
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
+IMAGE_SUFFIXES = (
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jfif",
+    ".png",
+    ".tif",
+    ".tiff",
+    ".ppm",
+    ".pgm",
+    ".pbm",
+    ".pnm",
+    ".bmp",
+    ".webp",
+)
 EYES = {
     **dict.fromkeys(("left", "l", "os", "21015"), "left"),
     **dict.fromkeys(("right", "r", "od", "21016"), "right"),

@@ -136,7 +136,7 @@ def test_circle_found_on_all_real_photographs() -> None:
     files = [p for p in sorted(FUNDUS.glob("*/*")) if p.suffix in (".jpg", ".tif")]
     assert len(files) == 96
     for path in files:
-        image, reduction = read_image(path, 448)
+        image, reduction, _ = read_image(path, 448)
         circle = detect_outline(image)
         assert circle is not None, path.name
         assert content_fault(crop(image, circle, 5 / reduction, 224)) is None, path.name
@@ -148,7 +148,7 @@ def test_circle_agrees_with_the_field_of_view_masks() -> None:
     assert masks
     for path in masks:
         mask = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) > 127
-        image, _ = read_image(FUNDUS / "drive" / path.name.replace("_fov.gif", "_training.tif"))
+        image, _, _ = read_image(FUNDUS / "drive" / path.name.replace("_fov.gif", "_training.tif"))
         circle = detect_outline(image)
         disc = np.zeros(mask.shape, np.uint8)
         cv2.circle(disc, (round(circle.x), round(circle.y)), round(circle.radius), 1, -1)
@@ -159,7 +159,7 @@ def test_circle_agrees_with_the_field_of_view_masks() -> None:
 def test_published_detector_is_there_by_name(tmp_path: Path) -> None:
     (tmp_path / "src").mkdir()
     shutil.copy(FUNDUS / "chase" / "chase_test_1.jpg", tmp_path / "src")
-    image, _ = read_image(tmp_path / "src" / "chase_test_1.jpg")
+    image, _, _ = read_image(tmp_path / "src" / "chase_test_1.jpg")
     published, ours = DETECTORS["hough"](image), DETECTORS["mrmfast"](image)
     for name in ("x", "y", "radius"):
         assert abs(getattr(published, name) - getattr(ours, name)) < 10

@@ -1,0 +1,1 @@
+"""What damaged and hostile input does to the product."""
