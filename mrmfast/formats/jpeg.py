@@ -4,8 +4,6 @@ The rule of the backends is structural: the file begins with a start marker, and
 data. Bytes after the end marker (padding, trailers of phones, a second picture) and bytes before it change nothing.
 Warnings of libjpeg inside the compressed data change nothing either, because neither DALI nor nvJPEG reports them.
 :func:`jpeg_fault` decodes the complete file and reports these warnings: preprocessors refuse such files beforehand.
-They also refuse the one kind on which the backends differ: after an error in a later scan of a progressive JPEG, the
-CPU path refuses the file, and DALI returns the scans before it.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from preprocess import parallel
 from preprocess.images.job import ImageJob
 from preprocess.images.outcome import REMEDIES
 from preprocess.images.partition import Part
+from preprocess.images.source_table import sources_path, write_sources
 
 StoredImage = tuple[Path, dict[str, Any]]  # payload of its part, row of the part's record
 
@@ -70,10 +71,21 @@ def finalise(job: ImageJob, parts: list[Part], arguments: argparse.Namespace) ->
         "sources": notes,
     }
     _write_report(job, report)
+    write_sources(sources_path(job.dataset, job.command), _source_rows(job, [row for _, row in kept]))
     if not kept:
         raise _no_image(job, counts)
     _write_images(job, kept, {**counts, "pixels": pixel_statistics([row for _, row in kept], job)}, arguments)
     return report
+
+
+def _source_rows(job: ImageJob, rows: list[dict[str, Any]]) -> Iterator[dict[str, str]]:
+    """Yield the rows of the table of sources: eye, visit, class, slide and labels beside the file."""
+    source_of = {source.number: source for source in job.sources}
+    for row in rows:
+        source = source_of[int(row["key"].partition("-")[0])]
+        known = {"key": row["key"], "participant": source.participant, "file": source.shown, **source.metadata}
+        labels = {f"table.{name}" if name in known else name: text for name, text in source.labels.items()}
+        yield known | labels
 
 
 def brightness_limits(rows: list[dict[str, Any]], percent: float) -> dict[int, str]:

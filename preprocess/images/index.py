@@ -27,11 +27,12 @@ from mrmfast.errors import UserError
 from mrmfast.formats.checksums import file_sha256
 from mrmfast.formats.image_shards import Member, finalise_images, index_text
 from mrmfast.formats.jpeg import jpeg_fault, jpeg_orientation
-from mrmfast.formats.manifest import Shard, SplitRule, claim_splits
+from mrmfast.formats.manifest import Shard, claim_splits
 from mrmfast.formats.pseudonyms import Pseudonyms, add_argument
-from preprocess.images.command import add_split_arguments
 from preprocess.images.foreign_tar import IMAGE_EXTENSIONS, TarImage, images_of, read_members
 from preprocess.images.run import STATUS_UNREADABLE
+from preprocess.images.source_table import sources_path, write_sources
+from preprocess.splits import add_split_arguments, split_rule
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,18 +84,19 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"{dataset}: no file matches {arguments.tars}; give the folder that holds the tars, or --tars")
     identify = _Identify(arguments.participant_field, _pattern(arguments.participant_pattern))
     pseudonyms = Pseudonyms.read(arguments.pseudonymise)
-    claim_splits(dataset, SplitRule(arguments.split_seed, arguments.test_fraction))
+    claim_splits(dataset, split_rule(arguments, pseudonyms))
     pseudonyms.check(dataset)
     verdicts = _Verdicts(dataset)
     shards: list[tuple[Shard, list[dict[str, Any]]]] = []
+    sources: list[dict[str, str]] = []
     for path in tqdm(tars, desc="index", unit="tar", disable=None):
-        first = sum(shard.samples for shard, _ in shards)
-        shards.append(_index_tar(dataset, path, first, identify, pseudonyms, verdicts, arguments.image_field))
+        shards.append(_index_tar(dataset, path, identify, pseudonyms, verdicts, sources, arguments.image_field))
     samples = sum(shard.samples for shard, _ in shards)
     schema = {extension: "RGB image, image_size x image_size" for extension in sorted(verdicts.extensions)}
     pseudonyms.claim(dataset)
     statistics = {"found": samples + len(verdicts.refused), "unreadable": len(verdicts.refused)}
     verdicts.write_report()
+    write_sources(sources_path(dataset, "index"), sources)
     finalise_images(dataset, shards, image_size=verdicts.side, schema=schema, statistics=statistics)
     print(f"index: {samples} images of {len(tars)} tars; {dataset} is now a dataset")
     if pseudonyms.key:
@@ -106,15 +108,16 @@ def run(arguments: argparse.Namespace) -> int:
 def _index_tar(
     dataset: Path,
     path: Path,
-    first: int,
     identify: _Identify,
     pseudonyms: Pseudonyms,
     verdicts: _Verdicts,
+    sources: list[dict[str, str]],
     fields: list[str] | None,
 ) -> tuple[Shard, list[dict[str, Any]]]:
     """Write the DALI index of a tar; return its manifest entry and its rows of the sample table.
 
-    Keys are numbers from `first` on: keys appear in logs, and keys of another tool may contain ids.
+    Keys are running numbers, since keys appear in logs and keys of another tool may contain ids. What each key stands
+    for is appended to `sources`.
     """
     rows: list[dict[str, Any]] = []
     samples = read_members(path)
@@ -123,8 +126,11 @@ def _index_tar(
         if not verdicts.accept(path, image):
             continue
         [participant] = pseudonyms.of([identify(path, image, apart=names[_key_of(image.member)] > 1)])
-        key = f"{first + len(rows):09d}"
+        key = f"{len(sources):09d}"
         rows.append({"key": key, "participant": participant, "offset": image.member.offset, "size": image.member.size})
+        # Names of members may hold ids.
+        name = "" if pseudonyms.key else image.member.name
+        sources.append({"key": key, "participant": participant, "file": str(path.relative_to(dataset)), "member": name})
     if not rows:
         raise verdicts.no_image(path, samples)
     index = path.with_suffix(".idx")

@@ -15,19 +15,17 @@ from preprocess.images.command import (
     ImageCommand,
     add_job_arguments,
     add_reading_arguments,
-    find_participants,
-    fraction,
+    find_sources,
     read_options,
     run_image_command,
 )
 from preprocess.images.fundus.circle import DETECTORS, blacken_outside, content_fault, crop, light_surround
 from preprocess.images.image_file import ReadOptions, read_image
 from preprocess.images.outcome import Excluded, Outcome, ProcessedImage
-from preprocess.images.sources import IMAGE_SUFFIXES, SourceFile, find_files
+from preprocess.images.sources import IMAGE_SUFFIXES, SourceFile
 from preprocess.images.square import to_square
+from preprocess.splits import fraction
 
-# UK Biobank's file names ({id}_{field}_{instance}_{array}) and those of the original study's code ({id}_{eye}_0.jpg).
-PATTERN = r"(?P<participant>\d+)_(?P<eye>21015|21016|left|right|l|r|od|os)(?=[_.])"
 # Pixels of the source image added around the circle.
 MARGIN = 5
 NO_DETECTOR = "none"
@@ -42,9 +40,7 @@ SCHEMA = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command line of ``fundus``."""
-    add_job_arguments(
-        parser, "folder with fundus images (jpg, png, tif, ppm, bmp, webp), searched recursively", PATTERN
-    )
+    add_job_arguments(parser, "folder with fundus images (jpg, png, tif, ppm, bmp, webp), searched recursively")
     add_reading_arguments(parser)
     parser.add_argument(
         "--detector",
@@ -70,15 +66,12 @@ def run(arguments: argparse.Namespace) -> int:
     UserError
         SRC is missing or empty, no file is usable, or DATASET was created with other arguments.
     """
-    files, masks = find_files(arguments.source, IMAGE_SUFFIXES, _is_mask)
-    if masks:
-        print(f"fundus: {masks} masks are not fundus images and are skipped")
-    sources, counts = find_participants(arguments, "fundus", files)
+    sources, counts = find_sources(arguments, "fundus", IMAGE_SUFFIXES, _is_mask)
     command = ImageCommand(
         name="fundus",
         process=partial(crop_fundus, size=arguments.size, detector=arguments.detector, options=read_options(arguments)),
         choices={name: getattr(arguments, name) for name in CHOICES},
-        counts={**counts, "masks_skipped": masks},
+        counts=counts,
         schema=SCHEMA,
         brightness_percent=arguments.brightness_percent,
     )

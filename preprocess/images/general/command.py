@@ -14,16 +14,15 @@ from preprocess.images.command import (
     ImageCommand,
     add_job_arguments,
     add_reading_arguments,
-    find_participants,
+    find_sources,
     read_options,
     run_image_command,
 )
 from preprocess.images.image_file import ReadOptions, read_image
 from preprocess.images.outcome import Outcome, ProcessedImage
-from preprocess.images.sources import IMAGE_SUFFIXES, SourceFile, find_files
+from preprocess.images.sources import IMAGE_SUFFIXES, SourceFile
 from preprocess.images.square import CROPS, to_square
 
-PATTERN = r"(?P<participant>\d+)_(?P<eye>21015|21016|left|right|l|r|od|os)(?=[_.])"
 SCHEMA = {"jpg": "image, RGB, image_size x image_size", "json": "participant, eye if known"}
 # Arguments that determine the output bytes.
 CHOICES = ("crop", "bits", "max_image_mb")
@@ -31,7 +30,7 @@ CHOICES = ("crop", "bits", "max_image_mb")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command line of ``images``."""
-    add_job_arguments(parser, "folder with images (jpg, png, tif, ppm, bmp, webp), searched recursively", PATTERN)
+    add_job_arguments(parser, "folder with images (jpg, png, tif, ppm, bmp, webp), searched recursively")
     add_reading_arguments(parser)
     parser.add_argument(
         "--crop",
@@ -50,13 +49,12 @@ def run(arguments: argparse.Namespace) -> int:
     UserError
         SRC is missing or empty, no file is usable, or DATASET was created with other arguments.
     """
-    files, masks = find_files(arguments.source, IMAGE_SUFFIXES, _is_mask)
-    sources, counts = find_participants(arguments, "images", files)
+    sources, counts = find_sources(arguments, "images", IMAGE_SUFFIXES, _is_mask)
     command = ImageCommand(
         name="images",
         process=partial(square_image, size=arguments.size, crop=arguments.crop, options=read_options(arguments)),
         choices={name: getattr(arguments, name) for name in CHOICES},
-        counts={**counts, "masks_skipped": masks},
+        counts=counts,
         schema=SCHEMA,
     )
     return run_image_command(command, arguments, sources)

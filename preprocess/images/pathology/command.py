@@ -17,8 +17,7 @@ from preprocess.images.command import (
     ImageCommand,
     add_job_arguments,
     add_reading_arguments,
-    find_participants,
-    fraction,
+    find_sources,
     integer,
     read_options,
     run_image_command,
@@ -37,10 +36,9 @@ from preprocess.images.pathology.slide import (
     shrink_slide,
 )
 from preprocess.images.pathology.tissue import tile_fault
-from preprocess.images.sources import IMAGE_SUFFIXES, SourceFile, find_files
+from preprocess.images.sources import IMAGE_SUFFIXES, SourceFile
+from preprocess.splits import fraction
 
-# A TCGA barcode: project, site, patient; the rest names sample and slide.
-PATTERN = r"(?P<slide>(?P<participant>TCGA-[A-Z0-9]{2}-[A-Z0-9]{4})(?:-[A-Z0-9]+)*)"
 SCHEMA = {
     "jpg": "H&E tile or whole slide, RGB, image_size x image_size",
     "json": "participant (TCGA case), slide; of a tile from a whole slide x, y, side, of a shrunk slide slide_size "
@@ -63,7 +61,7 @@ CHOICES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command line of ``pathology``."""
-    add_job_arguments(parser, "folder with tiles (jpg, png, tif) or whole slides (svs, tif pyramids, ...)", PATTERN)
+    add_job_arguments(parser, "folder with tiles (image files) or whole slides (svs, tiled tif, dcm, ...)")
     add_reading_arguments(parser)
     parser.add_argument(
         "--magnification",
@@ -115,11 +113,9 @@ def run(arguments: argparse.Namespace) -> int:
     UserError
         SRC is missing or empty, no file is usable, or DATASET was created with other arguments.
     """
-    files, masks = find_files(arguments.source, IMAGE_SUFFIXES + SLIDE_SUFFIXES, _is_mask)
-    sources, counts = find_participants(arguments, "pathology", files)
-    sources = one_file_per_series(arguments.source, sources)
-    slides_before = len(sources)
-    counts["dicom_levels"] = len(files) - slides_before
+    files, counts = find_sources(arguments, "pathology", IMAGE_SUFFIXES + SLIDE_SUFFIXES, _is_mask)
+    sources = one_file_per_series(arguments.source, files)
+    counts["dicom_levels"] = len(files) - len(sources)
     if arguments.one_slide_per_participant:
         sources = one_slide_each(sources, arguments.seed)
     tiling = Tiling(
@@ -131,18 +127,14 @@ def run(arguments: argparse.Namespace) -> int:
         min_tissue=arguments.min_tissue,
         mpp=arguments.mpp,
     )
-    slides = any(file.lower().endswith(SLIDE_SUFFIXES) for file in files)
+    slides = any(source.file.lower().endswith(SLIDE_SUFFIXES) for source in files)
     command = ImageCommand(
         name="pathology",
         process=partial(
             process_file, tiling=tiling, shrink=arguments.whole_slide, options=read_options(arguments, background=255)
         ),
         choices={name: getattr(arguments, name) for name in CHOICES},
-        counts={
-            **counts,
-            "masks_skipped": masks,
-            "slides_not_chosen": len(files) - len(sources) - counts["dicom_levels"],
-        },
+        counts={**counts, "slides_not_chosen": len(files) - len(sources) - counts["dicom_levels"]},
         schema=SCHEMA,
         files_per_part=1 if slides else FILES_PER_PART,
     )
@@ -193,7 +185,7 @@ def one_slide_each(sources: list[SourceFile], seed: int) -> list[SourceFile]:
     """
 
     def slide_of(source: SourceFile) -> str:
-        return source.metadata.get("slide") or PurePosixPath(source.file).stem
+        return source.metadata.get("slide") or str(PurePosixPath(source.file).with_suffix(""))
 
     def draw(slide: str) -> bytes:
         return hashlib.sha256(f"{seed}:{slide}".encode()).digest()
