@@ -19,6 +19,11 @@ import simplejpeg
 LARGEST = 100_000_000
 # Bytes before the end marker that some programs write as padding. A decoder that lost its way leaves more behind.
 PADDING = 64
+# What libjpeg goes on after: the warnings of its jerror.h.
+_WARNING = re.compile(
+    "Corrupt JPEG data|Premature end of JPEG|Inconsistent progression sequence|Invalid SOS parameters for sequential"
+    "|Unknown Adobe color transform"
+)
 _EXTRANEOUS = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
 _START, _END = b"\xff\xd8", b"\xff\xd9"
 
@@ -51,15 +56,26 @@ def _end_follows_scan(data: bytes) -> bool:
     return False
 
 
-def decode_jpeg(jpeg: bytes, colours: str = "RGB", least: tuple[int, int] = (0, 0)) -> np.ndarray:
-    """Decode a JPEG and refuse damage inside the compressed data.
+def decode_jpeg(
+    jpeg: bytes | np.ndarray,
+    colours: str = "RGB",
+    *,
+    least: tuple[int, int] = (0, 0),
+    buffer: np.ndarray | None = None,
+    tolerant: bool = False,
+) -> np.ndarray:
+    """Decode a JPEG.
 
     Parameters
     ----------
-    jpeg : bytes
+    jpeg : bytes or ndarray of uint8
     colours : {"RGB", "BGR"}
     least : tuple of int
         Height and width: the smallest of libjpeg's scales that is not below is used; 0: full size.
+    buffer : ndarray of uint8, optional
+        Memory for the pixels.
+    tolerant : bool
+        Accept all warnings of libjpeg, as the backends do; else only padding before the end marker.
 
     Returns
     -------
@@ -68,17 +84,22 @@ def decode_jpeg(jpeg: bytes, colours: str = "RGB", least: tuple[int, int] = (0, 
     Raises
     ------
     ValueError
-        libjpeg refuses the file, or warns of anything but padding before the end marker.
+        libjpeg refuses the file or warns of damage, or the buffer is too small.
     """
-    size = {"min_height": least[0], "min_width": least[1]}
+    options = {"min_height": least[0], "min_width": least[1], "buffer": buffer}
     try:
-        pixels: np.ndarray = simplejpeg.decode_jpeg(jpeg, colours, strict=True, **size)
+        pixels: np.ndarray = simplejpeg.decode_jpeg(jpeg, colours, strict=True, **options)
     except ValueError as error:
-        padding = _EXTRANEOUS.search(str(error))
-        if not padding or int(padding[1]) > PADDING:
+        # Without `strict`, simplejpeg accepts errors after a warning too, and returns memory that nobody wrote.
+        if not (_WARNING.match(str(error)) if tolerant else _is_padding(str(error))):
             raise
-        pixels = simplejpeg.decode_jpeg(jpeg, colours, strict=False, **size)
+        pixels = simplejpeg.decode_jpeg(jpeg, colours, strict=False, **options)
     return pixels
+
+
+def _is_padding(message: str) -> bool:
+    padding = _EXTRANEOUS.search(message)
+    return padding is not None and int(padding[1]) <= PADDING
 
 
 def jpeg_fault(jpeg: bytes) -> str | None:

@@ -151,7 +151,7 @@ def _read_jpeg(header: Image.Image, data: bytes, smallest_side: int, options: Re
     _limit_memory(max(decoded, width * height * 3 // 16), options)
     orientation = _orientation(header)
     try:
-        pixels = decode_jpeg(data, "BGR", (ceil_div(height, reduction), ceil_div(width, reduction)))
+        pixels = decode_jpeg(data, "BGR", least=(ceil_div(height, reduction), ceil_div(width, reduction)))
     except ValueError as error:
         raise Unreadable("damaged: libjpeg cannot decode all of it") from error
     return Picture(_upright(pixels, orientation), reduction, ("CMYK to RGB",) if channels == 4 else ())

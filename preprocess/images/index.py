@@ -90,13 +90,13 @@ def run(arguments: argparse.Namespace) -> int:
     shards: list[tuple[Shard, list[dict[str, Any]]]] = []
     sources: list[dict[str, str]] = []
     for path in tqdm(tars, desc="index", unit="tar", disable=None):
-        shards.append(_index_tar(dataset, path, identify, pseudonyms, verdicts, arguments.image_field, sources))
+        shards.append(_index_tar(dataset, path, identify, pseudonyms, verdicts, sources, arguments.image_field))
     samples = sum(shard.samples for shard, _ in shards)
     schema = {extension: "RGB image, image_size x image_size" for extension in sorted(verdicts.extensions)}
     pseudonyms.claim(dataset)
-    write_sources(sources_path(dataset, "index"), sources)
     statistics = {"found": samples + len(verdicts.refused), "unreadable": len(verdicts.refused)}
     verdicts.write_report()
+    write_sources(sources_path(dataset, "index"), sources)
     finalise_images(dataset, shards, image_size=verdicts.side, schema=schema, statistics=statistics)
     print(f"index: {samples} images of {len(tars)} tars; {dataset} is now a dataset")
     if pseudonyms.key:
@@ -111,8 +111,8 @@ def _index_tar(
     identify: _Identify,
     pseudonyms: Pseudonyms,
     verdicts: _Verdicts,
-    fields: list[str] | None,
     sources: list[dict[str, str]],
+    fields: list[str] | None,
 ) -> tuple[Shard, list[dict[str, Any]]]:
     """Write the DALI index of a tar; return its manifest entry and its rows of the sample table.
 

@@ -61,6 +61,12 @@ def with_hole(jpeg):
     return jpeg[:at] + bytes(300) + jpeg[at + 300 :]
 
 
+def with_bad_table(jpeg):
+    """Spoil a Huffman table after the first scan: libjpeg has pixels by then, but stops."""
+    at = jpeg.index(b"\xff\xc4", scan_of(jpeg)) + 5
+    return jpeg[:at] + b"\xff" * 16 + jpeg[at + 16 :]
+
+
 def with_size(jpeg, height, width):
     at = jpeg.index(b"\xff\xc0") + SIZE_AT
     return jpeg[:at] + struct.pack(">HH", height, width) + jpeg[at + 4 :]
@@ -110,6 +116,7 @@ REFUSED = {
     "12 bits": PLAIN.replace(b"\xff\xc0\0\x11\x08", b"\xff\xc0\0\x11\x0c"),
     "60,000 x 60,000 in the header": with_size(PLAIN, 60_000, 60_000),
     "no width": with_size(PLAIN, SIDE, 0),
+    "an error in a later scan": with_bad_table(PROGRESSIVE),
 }
 
 

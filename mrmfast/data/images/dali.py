@@ -24,7 +24,7 @@ from mrmfast.batch import PIXEL_MEAN, PIXEL_STD
 from mrmfast.data.images.augment import needed_side
 from mrmfast.data.images.backend import FUSED, DecodedBatch, DecodeRequest, DecodeSpec
 from mrmfast.data.images.masks import UNKNOWN, decode_mask, mask_shape
-from mrmfast.formats.jpeg import LARGEST, jpeg_ends
+from mrmfast.formats.jpeg import LARGEST, decode_jpeg, jpeg_ends
 from mrmfast.meters import Meters
 
 DECODER = {False: "cpu", True: "mixed"}  # on a GPU the CPU parses and the GPU decodes
@@ -248,7 +248,7 @@ class BatchInDALI:
         try:
             simplejpeg.decode_jpeg(jpeg, "RGB", strict=True)
         except ValueError:
-            pixels = simplejpeg.decode_jpeg(jpeg, "BGR", strict=False)
+            pixels = decode_jpeg(jpeg, "BGR", tolerant=True)
             self.jpegs[number] = cv2.imencode(".png", pixels)[1]
             return True
         return False
@@ -274,7 +274,7 @@ def _is_sound(jpeg: np.ndarray) -> bool:
 
 def _decodes(jpeg: np.ndarray) -> bool:
     try:
-        simplejpeg.decode_jpeg(jpeg, "RGB", strict=False)
+        decode_jpeg(jpeg, tolerant=True)
     except ValueError:
         return False
     return True

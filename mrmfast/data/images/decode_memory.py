@@ -11,7 +11,7 @@ import simplejpeg
 
 from mrmfast.data.images.backend import FUSED
 from mrmfast.data.images.warp import SPARE
-from mrmfast.formats.jpeg import LARGEST, jpeg_ends
+from mrmfast.formats.jpeg import LARGEST, decode_jpeg, jpeg_ends
 
 # Bytes. libjpeg-turbo writes rows that start at a multiple of 32 bytes with streaming stores, which bypass the caches.
 # The warp would then read the image from memory, in up to twice the time. An image therefore starts half a vector after
@@ -119,11 +119,8 @@ class DecodeMemory:
         return True
 
     def _decode(self, jpeg: np.ndarray, buffer: np.ndarray, least: int) -> np.ndarray:
-        # Not strict: DALI and nvJPEG do not report libjpeg's warnings, and the verdict is the same on every backend.
-        image: np.ndarray = simplejpeg.decode_jpeg(
-            jpeg, "RGB", min_height=least, min_width=least, buffer=buffer, strict=False
-        )
-        return image
+        # Tolerant: DALI and nvJPEG do not report libjpeg's warnings, and the verdict is the same on every backend.
+        return decode_jpeg(jpeg, least=(least, least), buffer=buffer, tolerant=True)
 
     def _decode_large(self, jpeg: np.ndarray, least: int) -> np.ndarray | None:
         """Decode an image that is larger than a slot; None if it exceeds LARGEST or is no JPEG."""

@@ -61,7 +61,7 @@ CHOICES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command line of ``pathology``."""
-    add_job_arguments(parser, "folder with tiles (jpg, png, tif) or whole slides (svs, tif pyramids, ...)")
+    add_job_arguments(parser, "folder with tiles (image files) or whole slides (svs, tiled tif, dcm, ...)")
     add_reading_arguments(parser)
     parser.add_argument(
         "--magnification",
