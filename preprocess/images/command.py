@@ -88,7 +88,7 @@ def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
         type=integer(1),
         default=DECODED_MEGABYTES,
         metavar="MB",
-        help="largest decoded image in 10^6 bytes, by its header; a worker needs up to about four times this "
+        help="largest decoded image in 10^6 bytes, by its header; a worker needs up to about six times this "
         "(default: %(default)s)",
     )
 

@@ -40,7 +40,7 @@ class ReadOptions:
     Attributes
     ----------
     megabytes : int
-        Largest decoded image, 10^6 bytes by its header; a worker needs up to about four times this.
+        Largest decoded image, 10^6 bytes by its header; a worker needs up to about six times this.
     bits : int or None
         Scale of images with more than 8 bits per channel; None: :mod:`preprocess.images.bit_depth`.
     background : int
