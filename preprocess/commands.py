@@ -25,6 +25,11 @@ COMMANDS = {
         "slide tiles or whole slides -> image shards",
         ("{program} pathology SLIDES --out DATASET --magnification 20 --tiles-per-slide 64",),
     ),
+    "images": Entry(
+        "preprocess.images.general.command",
+        "any 2-D images (X-ray, OCT, dermoscopy, ...) -> image shards",
+        ("{program} images FOLDER --out DATASET --crop none",),
+    ),
     "index": Entry(
         "preprocess.images.index",
         "WebDataset tars of another tool -> a dataset, without rewriting them",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -62,30 +63,50 @@ class Member:
     name: str
 
 
+# As stock WebDataset: what it skips, and how it splits a name at the first dot of the last part.
+_SKIPPED = re.compile(r"__[^/]*__($|/)")
+_KEY = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)
+
+
 def tar_samples(tar: tarfile.TarFile) -> Iterator[list[Member]]:
     """Yield the members of each sample, in the order of the tar.
 
-    As in WebDataset, a sample is a run of files whose names are equal up to the first dot of the last part.
+    As in WebDataset, a sample is a run of files whose names are equal up to the first dot of the last part. Names
+    without a dot and names that begin with a dot (``._0000.jpg`` of macOS) are skipped. Unlike WebDataset, this also
+    holds inside folders.
+
+    Raises
+    ------
+    tarfile.TarError
+        The tar is damaged, or a file in it is sparse: its bytes are not where the header says.
     """
     stem, members = "", list[Member]()
     for header in tar:
-        if not header.isfile():
+        match = _KEY.fullmatch(header.name)
+        hidden = header.name.rpartition("/")[2].startswith(".")
+        if not header.isreg() or match is None or hidden or _SKIPPED.match(header.name):
             continue
-        folder, _, name = header.name.rpartition("/")
-        base, _, extension = name.partition(".")
-        if members and f"{folder}/{base}" != stem:
+        if header.issparse():
+            raise tarfile.ReadError("a file in it is sparse")
+        if members and match[1] != stem:
             yield members
             members = []
-        stem = f"{folder}/{base}"
-        members.append(Member(extension.lower(), header.offset_data, header.size, header.name))
+        stem = match[1]
+        members.append(Member(match[2].lower(), header.offset_data, header.size, header.name))
     if members:
         yield members
 
 
 def index_text(samples: Iterable[Sequence[Member]]) -> str:
-    """Return DALI's index (``wds2idx`` format) of a tar with these samples."""
-    lines = [" ".join(f"{m.extension} {m.offset} {m.size} {m.name}" for m in members) for members in samples]
+    """Return DALI's index (``wds2idx`` format) of a tar with these samples; white space in names becomes ``_``."""
+    lines = [
+        " ".join(f"{_word(m.extension)} {m.offset} {m.size} {_word(m.name)}" for m in members) for members in samples
+    ]
     return f"{DALI_INDEX_VERSION} {len(lines)}\n" + "\n".join(lines) + "\n"
+
+
+def _word(text: str) -> str:
+    return re.sub(r"\s", "_", text)
 
 
 def shard_name(number: int) -> str:

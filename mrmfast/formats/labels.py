@@ -5,7 +5,6 @@ The table is joined with the dataset by name (:mod:`mrmfast.data.labels`), never
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,10 +14,9 @@ from typing import Literal
 import numpy as np
 
 from mrmfast.errors import UserError
+from mrmfast.formats.text_table import TextTable, read_table
 
 TableKind = Literal["class", "multi_hot", "values"]
-# Tried in this order; the first with which the header holds the columns asked for is the file's.
-DELIMITERS = ("\t", ",", ";", "|", " ")
 MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "."})  # cells without a value, in any case
 
 
@@ -95,71 +93,50 @@ def read_labels(
     if not columns or (kind == "class" and len(columns) != 1) or len(set(columns)) != len(columns):
         need = "one column" if kind == "class" else "at least one column, each once"
         raise UserError(f"data.labels.columns={list(columns)}: kind {kind} takes {need}")
-    where, lines = str(path), _lines(Path(path))
-    rows, numbers, texts = _rows(where, lines, identifier, columns)
+    table = _read(Path(path), identifier, columns)
+    where, (rows, numbers, texts) = table.where, _rows(table, identifier, columns)
     if kind == "class":
         names, values = _classes(where, [row[0] for row in texts], numbers, columns[0], classes)
         return LabelTable(kind, names, rows, values)
     return LabelTable(kind, tuple(columns), rows, _numbers(where, kind, texts, numbers, columns))
 
 
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"data.labels.path={path}: cannot be read ({type(error).__name__}); give a text file with a header"
-        ) from error
+def _read(path: Path, identifier: str, columns: Sequence[str]) -> TextTable:
+    """Return the table, whose header holds each needed column once."""
+    where, needed = f"data.labels.path={path}", [identifier, *columns]
+    table = read_table(path, where, lambda header: sum(name in header for name in needed))
+    missing = [name for name in needed if name not in table.header]
+    if missing:
+        shown = ", ".join(table.header[:20]) + (", ..." if len(table.header) > 20 else "")
+        raise UserError(f"{where}: has no column {missing[0]!r}; its columns are: {shown or 'none, the file is empty'}")
+    doubled = [name for name in needed if table.header.count(name) > 1]
+    if doubled:
+        raise UserError(f"{where}: has column {doubled[0]!r} twice; rename one of them")
+    if not table.rows:
+        raise UserError(f"{where}: holds no rows; give a table with a header and a row per image or participant")
+    return table
 
 
 def _rows(
-    where: str, lines: list[str], identifier: str, columns: Sequence[str]
+    table: TextTable, identifier: str, columns: Sequence[str]
 ) -> tuple[dict[str, int], list[int], list[list[str]]]:
     """Return the row of each name, and per row the line number and the cells of the columns."""
-    header, cells = _split(where, lines, [identifier, *columns])
-    positions = [header.index(name) for name in columns]
-    name_position, rows, numbers = header.index(identifier), dict[str, int](), list[int]()
+    positions = [table.header.index(name) for name in columns]
+    name_position, rows, numbers = table.header.index(identifier), dict[str, int](), list[int]()
     texts: list[list[str]] = []
-    for number, row in cells:
-        if len(row) != len(header):
-            raise UserError(f"{where}, line {number}: has {len(row)} cells, the header {len(header)}; correct the line")
+    for number, row in table.rows:
         name = row[name_position]
         if not name:
-            raise UserError(f"{where}, line {number}: column {identifier} is empty; name the row or remove it")
+            raise UserError(f"{table.where}, line {number}: column {identifier} is empty; name the row or remove it")
         if name in rows:
             raise UserError(
-                f"{where}, line {number}: the same {identifier} as in line {numbers[rows[name]]}; keep one of the lines"
+                f"{table.where}, line {number}: the same {identifier} as in line {numbers[rows[name]]}; "
+                "keep one of the lines"
             )
         rows[name] = len(texts)
         numbers.append(number)
         texts.append([row[position] for position in positions])
-    if not texts:
-        raise UserError(f"{where}: holds no rows; give a table with a header and a row per image or participant")
     return rows, numbers, texts
-
-
-def _split(where: str, lines: list[str], needed: list[str]) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """Return the header and the numbered rows, separated by what makes the header hold the columns needed."""
-    first = next((line for line in lines if line.strip()), "")
-    headers = {delimiter: _cells([first], delimiter)[0][1] for delimiter in DELIMITERS} if first else {}
-    # Where none gives all columns, the error shows the header as the delimiter of most columns splits it.
-    best = max(headers, key=lambda delimiter: sum(name in headers[delimiter] for name in needed), default=",")
-    header = headers.get(best, [])
-    missing = [name for name in needed if name not in header]
-    if missing:
-        header = max(headers.values(), key=len, default=[])
-        shown = ", ".join(header[:20]) + (", ..." if len(header) > 20 else "")
-        raise UserError(f"{where}: has no column {missing[0]!r}; its columns are: {shown or 'none, the file is empty'}")
-    doubled = [name for name in needed if header.count(name) > 1]
-    if doubled:
-        raise UserError(f"{where}: has column {doubled[0]!r} twice; rename one of them")
-    return header, _cells(lines, best)[1:]
-
-
-def _cells(lines: list[str], delimiter: str) -> list[tuple[int, list[str]]]:
-    """Return line number and stripped cells of each line that is not empty."""
-    reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
-    return [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(cell.strip() for cell in row)]
 
 
 def _classes(

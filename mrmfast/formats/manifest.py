@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from filelock import FileLock
 
 from mrmfast.atomic import write_aside
 from mrmfast.errors import UserError
+from mrmfast.formats.splits import RELATIVES, relatives_text
+from mrmfast.formats.splits import SplitRule as SplitRule  # re-exported
 
 FORMAT = "mrmfast-dataset"
-VERSION = 1
+VERSION = 2
 NAME = "dataset.json"
 SPLITS = ("train", "test")
 
@@ -30,33 +30,6 @@ class Shard:
     bytes: int
     samples: int
     sha256: str
-
-
-@dataclass(frozen=True)
-class SplitRule:
-    """Which participants are training data: a keyed hash of the id, so every tool agrees without a list.
-
-    Attributes
-    ----------
-    seed : int
-        Changes who lands where.
-    test_fraction : float
-        Expected share of participants held out, in [0, 1].
-    """
-
-    seed: int = 0
-    test_fraction: float = 0.2
-
-    def of(self, participant: str) -> str:
-        """Return ``"train"`` or ``"test"`` for a participant id."""
-        return "train" if self.training([participant])[0] else "test"
-
-    def training(self, participants: Iterable[str]) -> np.ndarray:
-        """Return who of n participants is training data, bool, shape (n,)."""
-        prefix = f"{self.seed}:".encode()
-        digests = b"".join(hashlib.sha256(prefix + name.encode()).digest()[:8] for name in participants)
-        # As integers: a float64 would round a hash near the edge to the other side.
-        return np.frombuffer(digests, dtype=">u8") >= np.uint64(min(int(self.test_fraction * 2**64), 2**64 - 1))
 
 
 @dataclass
@@ -100,7 +73,7 @@ class Manifest:
         """Serialise; key order is fixed, so equal manifests are equal bytes. The last field seals all the others."""
         document: dict[str, Any] = {
             "format": FORMAT,
-            "version": VERSION,
+            "version": 2 if self.splits.relatives else 1,  # version 1 knows no relatives
             "images": {
                 "image_size": self.image_size,
                 "samples": self.samples,
@@ -111,7 +84,7 @@ class Manifest:
                 "shards": [asdict(shard) for shard in self.shards],
             },
             "genetics": {"path": "genetics.zarr", "modalities": self.genetics},
-            "splits": {"rule": "sha256(seed:participant)", **asdict(self.splits)},
+            "splits": {"rule": "sha256(seed:participant)", **self.splits.fields()},
             "pseudonyms": self.pseudonyms,
         }
         document["sha256"] = _seal(document)
@@ -144,7 +117,11 @@ class Manifest:
                 statistics=images["statistics"],
                 index_sha256=images["index_sha256"],
                 genetics=document["genetics"]["modalities"],
-                splits=SplitRule(document["splits"]["seed"], document["splits"]["test_fraction"]),
+                splits=SplitRule(
+                    document["splits"]["seed"],
+                    document["splits"]["test_fraction"],
+                    document["splits"].get("relatives", ""),
+                ),
                 pseudonyms=document["pseudonyms"],
             )
         except UserError:
@@ -175,9 +152,14 @@ def _checked(shard: Shard) -> Shard:
 
 
 def read_manifest(dataset: str | Path) -> Manifest:
-    """Read the manifest of a local dataset folder; an empty one if there is none yet."""
-    path = Path(dataset) / NAME
-    return Manifest.from_json(path.read_bytes(), str(path)) if path.exists() else Manifest()
+    """Read the manifest of a local dataset folder, with its related participants; an empty one if there is none yet."""
+    path, relatives = Path(dataset) / NAME, Path(dataset) / RELATIVES
+    if not path.exists():
+        return Manifest()
+    manifest = Manifest.from_json(path.read_bytes(), str(path))
+    if manifest.splits.relatives and relatives.exists():
+        manifest.splits = manifest.splits.with_relatives(relatives.read_bytes(), str(relatives))
+    return manifest
 
 
 class updating:  # noqa: N801 - reads as a verb where it is used
@@ -221,9 +203,17 @@ def claim_splits(dataset: str | Path, rule: SplitRule) -> SplitRule:
     with updating(dataset) as manifest:
         if known and manifest.splits != rule:
             raise UserError(
-                f"{dataset}: was begun with split seed {manifest.splits.seed} and test fraction "
-                f"{manifest.splits.test_fraction}, not {rule.seed} and {rule.test_fraction}; "
-                "use the same --split-seed and --test-fraction, or another --out"
+                f"{dataset}: was begun with split seed {manifest.splits.seed}, test fraction "
+                f"{manifest.splits.test_fraction} and {_relatives(manifest.splits)}, not {rule.seed}, "
+                f"{rule.test_fraction} and {_relatives(rule)}; use the same --split-seed, --test-fraction and "
+                "--kinship, or another --out"
             )
+        if rule.relatives:
+            with write_aside(Path(dataset) / RELATIVES, "wb") as file:
+                file.write(relatives_text(rule.families()))
         manifest.splits = rule
     return rule
+
+
+def _relatives(rule: SplitRule) -> str:
+    return f"kinship {rule.relatives[:8]}" if rule.relatives else "no kinship"

@@ -17,6 +17,7 @@ from mrmfast.formats import manifest as manifests
 from mrmfast.formats.genetics import STORE
 from mrmfast.formats.manifest import Manifest, Shard
 from mrmfast.formats.sample_table import INDEX
+from mrmfast.formats.splits import RELATIVES
 from mrmfast.meters import Meters
 from mrmfast.storage.client import Client
 from mrmfast.storage.config import FetchConfig
@@ -112,7 +113,7 @@ class DatasetSource:
                     f"data.path={self.url}: no {manifests.NAME} there; "
                     "make a dataset with python -m preprocess, or fix the path"
                 )
-            return Manifest.from_json(path.read_bytes(), str(path))
+            return manifests.read_manifest(self._folder)
         for attempt in range(1, TRIES + 1):
             text = self._client.read(manifests.NAME, deadline=min(FIRST, self.config.deadline))
             try:
@@ -124,6 +125,9 @@ class DatasetSource:
                     raise
         if manifest.index_sha256:
             self._client.trust(INDEX, manifest.index_sha256)
+        if manifest.splits.relatives:
+            text = self._client.read(RELATIVES)
+            manifest.splits = manifest.splits.with_relatives(text, f"{self.url}/{RELATIVES}")
         for name, entry in manifest.genetics.items():
             self._client.trust(f"{STORE}/{name}", entry["sha256"])
         return manifest

@@ -21,6 +21,7 @@ from mrmfast.formats.genetics import STORE
 from mrmfast.formats.manifest import NAME, SplitRule, claim_splits, read_manifest
 from mrmfast.formats.pseudonyms import Pseudonyms, add_argument
 from preprocess.genetics.remote import is_url, location
+from preprocess.splits import add_split_arguments, split_rule
 
 PARTS = ".parts"  # suffix of the folder with finished parts, after the command's name
 COPIES = ".genotypes"  # suffix of the folder with PGEN copies of the source
@@ -30,8 +31,7 @@ def add_common_arguments(parser: argparse.ArgumentParser, source: str, keep: boo
     """Add SRC, --out and the split rule (and --keep) to a command."""
     parser.add_argument("src", metavar="SRC", type=location, help=source)
     parser.add_argument("--out", metavar="DATASET", type=location, required=True, help="dataset folder")
-    parser.add_argument("--split-seed", type=int, default=0, help="seed of the train/test split (default 0)")
-    parser.add_argument("--test-fraction", type=float, default=0.2, help="fraction held out for testing (default 0.2)")
+    add_split_arguments(parser)
     if keep:
         parser.add_argument(
             "--keep",
@@ -109,10 +109,8 @@ def check_target(arguments: argparse.Namespace, modalities: Iterable[str]) -> tu
     UserError
         A modality already exists, the dataset has another split rule or other ids, or the key cannot be read.
     """
-    if not 0 <= arguments.test_fraction < 1:
-        raise UserError(f"--test-fraction {arguments.test_fraction}: must be at least 0 and below 1")
-    rule = SplitRule(arguments.split_seed, arguments.test_fraction)
     pseudonyms = Pseudonyms.read(arguments.pseudonymise)
+    rule = split_rule(arguments, pseudonyms)
     pseudonyms.check(arguments.out)
     listed = read_manifest(arguments.out).genetics
     for modality in modalities:

@@ -6,17 +6,21 @@ import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mrmfast.formats.manifest import SplitRule
+from mrmfast.errors import UserError
 from mrmfast.formats.pseudonyms import Pseudonyms, add_argument
 from preprocess import parallel
+from preprocess.images.image_file import DECODED_MEGABYTES, ReadOptions
 from preprocess.images.job import ImageJob
-from preprocess.images.outcome import Outcome
+from preprocess.images.layouts import CLASSES, OWN
+from preprocess.images.listing import OTHER_SUFFIXES, counted, list_files
+from preprocess.images.outcome import REMEDIES, Outcome
 from preprocess.images.participants import ParticipantRule
 from preprocess.images.run import run_job
 from preprocess.images.sources import SourceFile, pseudonymised
+from preprocess.splits import add_split_arguments, split_rule
 
 
 def integer(at_least: int) -> Callable[[str], int]:
@@ -34,31 +38,8 @@ def integer(at_least: int) -> Callable[[str], int]:
     return parse
 
 
-def fraction(below: float) -> Callable[[str], float]:
-    """Return an argparse type: a number from 0 up to, not including, `below`."""
-
-    def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = -1.0
-        if not 0 <= value < below:
-            raise argparse.ArgumentTypeError(f"must be a number of at least 0 and below {below:g} (got {text!r})")
-        return value
-
-    return parse
-
-
-def add_split_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the seed and the fraction of the split into training and test participants."""
-    parser.add_argument("--split-seed", type=int, default=0, help="seed of the train/test split (default: %(default)s)")
-    parser.add_argument(
-        "--test-fraction", type=fraction(1), default=0.2, help="fraction held out for testing (default: %(default)s)"
-    )
-
-
-def add_job_arguments(parser: argparse.ArgumentParser, source_help: str, pattern: str) -> None:
-    """Add the arguments that every image command has; `pattern` is the default participant pattern."""
+def add_job_arguments(parser: argparse.ArgumentParser, source_help: str) -> None:
+    """Add the arguments that every image command has."""
     parser.add_argument("source", type=Path, metavar="SRC", help=source_help)
     parser.add_argument("--out", type=Path, required=True, metavar="DATASET", help="dataset folder")
     parser.add_argument(
@@ -72,16 +53,18 @@ def add_job_arguments(parser: argparse.ArgumentParser, source_help: str, pattern
     add_split_arguments(parser)
     parser.add_argument(
         "--participant-pattern",
-        default=pattern,
         metavar="REGEX",
-        help="regular expression for the start of a file name, with a group (?P<participant>...); "
-        "a file whose name does not match is a separate participant (default: %(default)s)",
+        help="regular expression searched in the path below SRC, with a group (?P<participant>...) and, optionally, "
+        "(?P<eye>...) and (?P<visit>...); a file that does not match is a separate participant (default: recognise UK "
+        "Biobank's names, TCGA barcodes, ID_left.jpg, folders of patients, visits and eyes, folders of classes)",
     )
     parser.add_argument(
         "--participant-table",
+        "--participants",
         type=Path,
-        metavar="CSV",
-        help="table with the columns file,participant[,eye]; replaces the pattern",
+        metavar="FILE",
+        help="table (CSV, TSV, ...) with the columns file (path below SRC) and participant and, optionally, eye and "
+        "visit; replaces the pattern; further columns are kept as labels",
     )
     add_argument(parser)
     parser.add_argument(
@@ -91,24 +74,97 @@ def add_job_arguments(parser: argparse.ArgumentParser, source_help: str, pattern
     )
 
 
-def find_participants(
-    arguments: argparse.Namespace, command: str, files: list[str]
-) -> tuple[list[SourceFile], dict[str, int]]:
-    """Find the participant of each file; print the number of file names without a participant ID.
+def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that decide how image files are decoded."""
+    parser.add_argument(
+        "--bits",
+        type=integer(8),
+        metavar="N",
+        help="scale of images with more than 8 bits per channel: 0 to 2^N - 1 (default: what the file declares, "
+        "else the smallest of 8, 10, 12, 14 and 16 bits that holds the largest value of the file)",
+    )
+    parser.add_argument(
+        "--max-image-mb",
+        type=integer(1),
+        default=DECODED_MEGABYTES,
+        metavar="MB",
+        help="largest decoded image in 10^6 bytes, by its header; a worker needs up to about six times this "
+        "(default: %(default)s)",
+    )
+
+
+def read_options(arguments: argparse.Namespace, background: int = 0) -> ReadOptions:
+    """Return the options of :func:`add_reading_arguments`; `background` is the grey level under transparent pixels.
+
+    Raises
+    ------
+    UserError
+        --bits is above 16.
+    """
+    if arguments.bits and arguments.bits > 16:
+        raise UserError(f"--bits={arguments.bits}: must be from 8 to 16")
+    return ReadOptions(arguments.max_image_mb, arguments.bits, background)
+
+
+def find_sources(
+    arguments: argparse.Namespace,
+    command: str,
+    suffixes: tuple[str, ...],
+    is_mask: Callable[[PurePosixPath], bool] = lambda path: False,
+) -> tuple[list[SourceFile], dict[str, Any]]:
+    """List the files of SRC and find their participants; print what is skipped, and how participants are identified.
+
+    Parameters
+    ----------
+    arguments : Namespace
+        Parsed by a parser with :func:`add_job_arguments`.
+    command : str
+        Name of the command, for the printed lines.
+    suffixes : tuple of str
+        Lower case, with the dot.
+    is_mask : callable
+        Whether a path below SRC is a mask; masks are skipped.
 
     Returns
     -------
     list of SourceFile
     dict
-        The same number, for report and manifest.
+        The printed counts, for report and manifest.
+
+    Raises
+    ------
+    UserError
+        SRC has no such files, or the participants cannot be told apart.
     """
-    sources, unmatched = ParticipantRule(arguments.participant_pattern, arguments.participant_table).apply(files)
-    if unmatched:
+    listing = list_files(arguments.source, suffixes, is_mask)
+    if listing.masks:
+        print(f"{command}: {listing.masks} masks are skipped")
+    if listing.skipped:
+        others = [name for name in listing.skipped if name in OTHER_SUFFIXES]
+        remedy = f"; convert {', '.join(others)} to PNG or TIFF to use them" if others else ""
+        print(f"{command}: skipped below SRC: {counted(listing.skipped)}{remedy}")
+    participants = ParticipantRule(arguments.participant_pattern, arguments.participant_table).apply(listing.files)
+    people = len({source.participant for source in participants.sources})
+    print(f"{command}: {people} participants, identified by: {counted(participants.layouts)}")
+    own = sum(participants.layouts.get(layout, 0) for layout in (OWN, CLASSES))
+    if own:
         print(
-            f"{command}: no participant ID found in {unmatched} of {len(files)} file names; each of these files is "
-            "treated as a separate participant (--participant-pattern or --participant-table changes this)"
+            f"{command}: no participant ID found in the paths of {own} of {len(listing.files)} files; each of these "
+            "files is treated as a separate participant (--participant-pattern or --participant-table changes this)"
         )
-    return pseudonymised(sources, Pseudonyms.read(arguments.pseudonymise)), {"own_participant": unmatched}
+    if participants.unused_rows:
+        print(f"{command}: {participants.unused_rows} rows of the participant table name no file below SRC")
+    labels = any(source.labels for source in participants.sources)
+    if labels and arguments.pseudonymise:
+        print(f"{command}: the further columns of the participant table are not kept, since they may hold other IDs")
+    counts = {
+        "own_participant": own,
+        "identified_by": participants.layouts,
+        "masks_skipped": listing.masks,
+        "skipped": listing.skipped,
+        "table_rows_unused": participants.unused_rows,
+    }
+    return pseudonymised(participants.sources, Pseudonyms.read(arguments.pseudonymise)), counts
 
 
 @dataclass(frozen=True)
@@ -129,7 +185,7 @@ class ImageCommand:
     name: str
     process: Callable[[Path, SourceFile], Outcome]
     choices: dict[str, Any]
-    counts: dict[str, int]
+    counts: dict[str, Any]
     schema: dict[str, str]
     brightness_percent: float = 0.0
     files_per_part: int = ImageJob.files_per_part
@@ -150,6 +206,7 @@ def run_image_command(command: ImageCommand, arguments: argparse.Namespace, sour
     int
         Exit status: 0, or 3 if files could not be read and --accept-unreadable was not given.
     """
+    pseudonyms = Pseudonyms.read(arguments.pseudonymise)
     job = ImageJob(
         command=command.name,
         root=arguments.source,
@@ -159,8 +216,8 @@ def run_image_command(command: ImageCommand, arguments: argparse.Namespace, sour
         arguments={"size": arguments.size, "samples_per_shard": arguments.samples_per_shard, **command.choices},
         image_size=arguments.size,
         samples_per_shard=arguments.samples_per_shard,
-        splits=SplitRule(arguments.split_seed, arguments.test_fraction),
-        pseudonyms=Pseudonyms.read(arguments.pseudonymise),
+        splits=split_rule(arguments, pseudonyms),
+        pseudonyms=pseudonyms,
         schema=command.schema,
         brightness_percent=command.brightness_percent,
         files_per_part=command.files_per_part,
@@ -177,8 +234,13 @@ def _print_summary(job: ImageJob, counts: dict[str, Any], accepted: bool) -> Non
         f"written to {job.dataset} at {job.image_size} x {job.image_size}"
     )
     if counts["excluded"]:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in counts["excluded"].items())
+        reasons = ", ".join(
+            f"{count} {reason}" + (f" ({REMEDIES[reason]})" if reason in REMEDIES else "")
+            for reason, count in counts["excluded"].items()
+        )
         print(f"{job.command}: excluded by quality control: {reasons}; listed in {job.report}")
+    for remark, count in counts["remarks"].items():
+        print(f"{job.command}: {count} files: {remark}")
     if counts["unreadable"]:
         line = f"{counts['unreadable']} of {counts['found']} files could not be read and were skipped"
         if accepted:

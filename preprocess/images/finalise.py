@@ -17,7 +17,9 @@ from mrmfast.formats.image_shards import Sample, finalise_images, write_shard
 from mrmfast.formats.manifest import Shard
 from preprocess import parallel
 from preprocess.images.job import ImageJob
+from preprocess.images.outcome import REMEDIES
 from preprocess.images.partition import Part
+from preprocess.images.source_table import sources_path, write_sources
 
 StoredImage = tuple[Path, dict[str, Any]]  # payload of its part, row of the part's record
 
@@ -50,12 +52,15 @@ def finalise(job: ImageJob, parts: list[Part], arguments: argparse.Namespace) ->
     excluded += [{"file": images[number][1]["file"], "reason": reason} for number, reason in sorted(beyond.items())]
     unreadable = [entry for record in records for entry in record["unreadable"]]
     kept = [image for number, image in enumerate(images) if number not in beyond]
+    notes = [note for record in records for note in record["notes"]]
+    remarks = Counter(remark for note in notes for remark in note.get("remarks", []))
     counts = {
         "found": len(job.sources),
         "written": len(kept),
         "participants": len({row["participant"] for _, row in kept}),
         "unreadable": len(unreadable),
         "excluded": dict(sorted(Counter(entry["reason"] for entry in excluded).items())),
+        "remarks": dict(sorted(remarks.items())),
         **job.counts,
     }
     report = {
@@ -63,13 +68,24 @@ def finalise(job: ImageJob, parts: list[Part], arguments: argparse.Namespace) ->
         "counts": counts,
         "unreadable": unreadable,
         "excluded": sorted(excluded, key=lambda entry: (entry["file"], entry["reason"])),
-        "sources": [note for record in records for note in record["notes"]],
+        "sources": notes,
     }
     _write_report(job, report)
+    write_sources(sources_path(job.dataset, job.command), _source_rows(job, [row for _, row in kept]))
     if not kept:
         raise _no_image(job, counts)
     _write_images(job, kept, {**counts, "pixels": pixel_statistics([row for _, row in kept], job)}, arguments)
     return report
+
+
+def _source_rows(job: ImageJob, rows: list[dict[str, Any]]) -> Iterator[dict[str, str]]:
+    """Yield the rows of the table of sources: eye, visit, class, slide and labels beside the file."""
+    source_of = {source.number: source for source in job.sources}
+    for row in rows:
+        source = source_of[int(row["key"].partition("-")[0])]
+        known = {"key": row["key"], "participant": source.participant, "file": source.shown, **source.metadata}
+        labels = {f"table.{name}" if name in known else name: text for name, text in source.labels.items()}
+        yield known | labels
 
 
 def brightness_limits(rows: list[dict[str, Any]], percent: float) -> dict[int, str]:
@@ -125,9 +141,11 @@ def _write_report(job: ImageJob, report: dict[str, Any]) -> None:
 
 def _no_image(job: ImageJob, counts: dict[str, Any]) -> UserError:
     reasons = Counter(counts["excluded"]) + Counter(unreadable=counts["unreadable"])
+    remedies = "".join(f"; {REMEDIES[reason]}" for reason in counts["excluded"] if reason in REMEDIES)
     return UserError(
         f"{job.root}: none of {len(job.sources)} files gave an image "
         f"({', '.join(f'{count} {reason}' for reason, count in reasons.items())}); they are listed in {job.report}"
+        f"{remedies}"
     )
 
 

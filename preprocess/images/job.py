@@ -68,7 +68,7 @@ class ImageJob:
     schema: dict[str, str]
     brightness_percent: float = 0.0
     files_per_part: int = FILES_PER_PART
-    counts: dict[str, int] = field(default_factory=dict)
+    counts: dict[str, Any] = field(default_factory=dict)
     pseudonyms: Pseudonyms = field(default_factory=Pseudonyms)
 
     @property
@@ -90,7 +90,10 @@ def begin(job: ImageJob) -> dict[str, Any]:
     UserError
         The dataset was created with another command, other arguments, files or participants.
     """
-    listing = [[source.shown, source.participant, source.metadata] for source in job.sources]
+    listing = [
+        [source.shown, source.participant, source.metadata, *([source.labels] if source.labels else [])]
+        for source in job.sources
+    ]
     request = {
         "command": job.command,
         "arguments": job.arguments,

@@ -7,6 +7,14 @@ from typing import Any
 
 import numpy as np
 
+# What the user can do about an exclusion, by its reason.
+REMEDIES = {
+    "no circle": "--detector none takes images without a black surround as they are",
+    "pixel size not recorded": "--mpp states it",
+    "pixel size implausible": "--mpp states it",
+    "scanned below the magnification": "lower --magnification",
+}
+
 
 class Unreadable(Exception):  # noqa: N818 - a verdict on a file
     """An image file cannot be read; the message is the reason, without the file's name."""
@@ -36,7 +44,17 @@ class ProcessedImage:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The images of one file, and counts for the report."""
+    """The images of one file, and what the report says of the file.
+
+    Attributes
+    ----------
+    images : list of ProcessedImage
+    note : dict
+        Counts.
+    remarks : tuple of str
+        What was converted or looked wrong; the report and the summary count files by remark.
+    """
 
     images: list[ProcessedImage]
     note: dict[str, Any] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()

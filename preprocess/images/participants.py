@@ -1,14 +1,40 @@
-"""The participant of an image file, from a pattern of the file name or from a table."""
+"""The participant of an image file: from a table, from a pattern of its path, or from recognised layouts of paths."""
 
 from __future__ import annotations
 
-import csv
 import re
+import unicodedata
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from mrmfast.errors import UserError
-from preprocess.images.sources import EYES, SourceFile
+from preprocess.images.folder_kinds import folded
+from preprocess.images.layouts import OWN, identify
+from preprocess.images.participant_table import read_participants
+from preprocess.images.path_reading import eye_of
+from preprocess.images.sources import SourceFile
+
+PATTERN, TABLE = "--participant-pattern", "--participant-table"
+
+
+@dataclass(frozen=True)
+class Participants:
+    """The participants of all files.
+
+    Attributes
+    ----------
+    sources : list of SourceFile
+        In the order of the files.
+    layouts : dict of str to int
+        How participants were identified -> number of files.
+    unused_rows : int
+        Rows of the table that name no file.
+    """
+
+    sources: list[SourceFile]
+    layouts: dict[str, int]
+    unused_rows: int = 0
 
 
 @dataclass(frozen=True)
@@ -17,94 +43,102 @@ class ParticipantRule:
 
     Attributes
     ----------
-    pattern : str
-        Regular expression matched at the start of the file name, with a group ``participant`` and optional further
-        groups. A file whose name does not match is a separate participant.
-    table : Path or None
-        CSV with the columns file, participant and, optionally, eye; replaces the pattern.
+    pattern : str, optional
+        Regular expression that is searched in the path below the source folder, with a group ``participant`` and
+        optional groups ``eye``, ``visit`` and others. By default, layouts are recognised (:mod:`.layouts`).
+    table : Path, optional
+        Table of files and participants (:mod:`.participant_table`); replaces pattern and layouts.
     """
 
-    pattern: str
+    pattern: str | None = None
     table: Path | None = None
 
-    def apply(self, files: list[str]) -> tuple[list[SourceFile], int]:
+    def apply(self, files: list[str]) -> Participants:
         """Find the participant of every file.
 
-        Returns
-        -------
-        list of SourceFile
-            In the order of `files`.
-        int
-            Number of files that did not match and are separate participants.
+        Parameters
+        ----------
+        files : list of str
+            Sorted paths relative to the source folder.
 
         Raises
         ------
         UserError
-            The pattern is not a regular expression or lacks the group; the table is invalid or lacks files.
+            The table is invalid, the pattern is invalid or ambiguous, or the paths do not identify people.
         """
         if self.table:
-            return _from_table(self.table, files), 0
-        pattern = _compile(self.pattern)
-        sources = [_from_name(pattern, number, file) for number, file in enumerate(files)]
-        return [source for source, _ in sources], sum(not matched for _, matched in sources)
+            rows, unused = read_participants(self.table, files)
+            sources = [
+                SourceFile(number, file, row.participant, row.metadata, labels=row.labels)
+                for number, (file, row) in enumerate(zip(files, rows, strict=True))
+            ]
+            return Participants(sources, {TABLE: len(files)}, unused)
+        if self.pattern is not None:
+            return _by_pattern(compile_pattern(self.pattern), files)
+        identities = identify(files)
+        sources = [
+            SourceFile(number, identity.file, identity.participant, identity.metadata)
+            for number, identity in enumerate(identities)
+        ]
+        return Participants(sources, dict(Counter(identity.layout for identity in identities)))
 
 
-def _compile(text: str) -> re.Pattern[str]:
+def compile_pattern(text: str) -> re.Pattern[str]:
+    """Compile a participant pattern; case does not matter.
+
+    Raises
+    ------
+    UserError
+        It is no regular expression, or lacks the group.
+    """
     try:
         pattern = re.compile(text, re.IGNORECASE)
     except re.error as error:
-        raise UserError(f"--participant-pattern: not a regular expression ({error})") from error
+        raise UserError(f"{PATTERN}: not a regular expression ({error})") from error
     if "participant" not in pattern.groupindex:
-        raise UserError("--participant-pattern: needs a group (?P<participant>...)")
+        raise UserError(f"{PATTERN}: needs a group (?P<participant>...)")
     return pattern
 
 
-def _from_name(pattern: re.Pattern[str], number: int, file: str) -> tuple[SourceFile, bool]:
-    """Return a file with its participant, and whether its name matched the pattern."""
-    path = PurePosixPath(file)
-    match = pattern.match(path.name)
-    groups = {group: text for group, text in match.groupdict().items() if text} if match else {}
-    matched = "participant" in groups
-    participant = groups.pop("participant", path.stem)
-    if "eye" in groups:
-        groups["eye"] = EYES.get(groups["eye"].lower(), groups["eye"])
-    return SourceFile(number, file, participant, groups), matched
-
-
-def _from_table(table: Path, files: list[str]) -> list[SourceFile]:
-    rows = _read_table(table)
-    sources = []
-    for number, file in enumerate(files):
-        row = rows.get(file) or rows.get(PurePosixPath(file).name)
-        if row:
-            eye = EYES.get(_eye(row), "")
-            sources.append(SourceFile(number, file, row["participant"].strip(), {"eye": eye} if eye else {}))
-    if len(sources) < len(files):
+def _by_pattern(pattern: re.Pattern[str], files: list[str]) -> Participants:
+    paths = [unicodedata.normalize("NFC", file) for file in files]
+    groups = [_groups(pattern, path) for path in paths]
+    unmatched = [number for number, known in enumerate(groups) if "participant" not in known]
+    stems = [PurePosixPath(paths[number]).stem for number in unmatched]
+    people = {folded(known["participant"]) for known in groups if "participant" in known}
+    if len(set(map(folded, stems))) < len(stems) or not people.isdisjoint(map(folded, stems)):
         raise UserError(
-            f"{table}: has no line for {len(files) - len(sources)} of the {len(files)} image files; "
-            "add the lines (file = path below SRC, or the bare name) or move these files away"
+            f"{PATTERN}: {len(unmatched)} of {len(files)} image files do not match, and some of their names stand in "
+            "several folders or are the participants of others; extend the pattern, or use --participant-table"
         )
-    return sources
+    for number, stem in zip(unmatched, stems, strict=True):
+        groups[number]["participant"] = stem
+    sources = [
+        SourceFile(number, file, known.pop("participant"), known)
+        for number, (file, known) in enumerate(zip(files, groups, strict=True))
+    ]
+    layouts = {PATTERN: len(files) - len(unmatched), OWN: len(unmatched)}
+    return Participants(sources, {layout: count for layout, count in layouts.items() if count})
 
 
-def _read_table(table: Path) -> dict[str, dict[str, str]]:
-    """Return the rows of a participant table by file."""
-    try:
-        with open(table, newline="", encoding="utf-8-sig") as stream:
-            rows = list(csv.DictReader(stream))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{table}: unreadable participant table ({type(error).__name__})") from error
-    if not rows or not {"file", "participant"} <= rows[0].keys():
-        raise UserError(f"{table}: needs a header with the columns file,participant (and, optionally, eye)")
-    by_file: dict[str, dict[str, str]] = {}
-    for line, row in enumerate(rows, start=2):
-        eye = _eye(row)
-        if not (row["file"] and row["participant"]) or (eye and eye not in EYES):
-            raise UserError(f"{table}: line {line} lacks a file or participant, or its eye is not left or right")
-        if by_file.setdefault(row["file"], row) is not row:
-            raise UserError(f"{table}: line {line} repeats a file of an earlier line; remove one of the lines")
-    return by_file
+def _groups(pattern: re.Pattern[str], path: str) -> dict[str, str]:
+    """Return the groups of a path; empty if it does not match.
 
-
-def _eye(row: dict[str, str]) -> str:
-    return (row.get("eye") or "").strip().lower()
+    A pattern without a slash may be meant for a folder or for the file: if it fits both, their participants must agree.
+    """
+    match = pattern.search(path)
+    if match is None:
+        return {}
+    if "/" not in pattern.pattern:
+        starts = [0, *(slash.end() for slash in re.finditer("/", path))]
+        matches = [fit for start in starts if (fit := pattern.match(path, start))]
+        if len({fit["participant"] for fit in matches}) > 1:
+            raise UserError(
+                f"{PATTERN}: fits a folder and a file of one path with different participants; begin it with ^ for "
+                "the first folder, end it with / for a folder, or write [^/]*$ at its end for the file"
+            )
+        match = matches[0] if matches else match
+    groups = {group: text for group, text in match.groupdict().items() if text}
+    if "eye" in groups:
+        groups["eye"] = eye_of(groups["eye"]) or groups["eye"]
+    return groups

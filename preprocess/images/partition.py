@@ -152,8 +152,9 @@ def process_part(process: Callable[[Path, SourceFile], Outcome], part: Part) -> 
             except Excluded as error:
                 contents.excluded.append({"file": source.shown, "reason": str(error)})
             else:
-                if outcome.note:
-                    contents.notes.append({"file": source.shown, **outcome.note})
+                remarks = {"remarks": list(outcome.remarks)} if outcome.remarks else {}
+                if outcome.note or remarks:
+                    contents.notes.append({"file": source.shown, **outcome.note, **remarks})
                 for image in outcome.images:
                     contents.add(source, image, payload)
     with write_aside(part.record) as file:

@@ -25,9 +25,9 @@ from preprocess.__main__ import main
 from preprocess.images.finalise import brightness_limits
 from preprocess.images.fundus.circle import DETECTORS, Circle, content_fault, crop, detect_outline
 from preprocess.images.image_file import read_image
+from preprocess.images.layouts import BARCODES, NAMES, OWN, UKB_NAMES
 from preprocess.images.outcome import Unreadable
 from preprocess.images.participants import ParticipantRule
-from preprocess.images.pathology.command import PATTERN as TCGA_PATTERN
 from preprocess.images.pathology.command import one_slide_each
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -136,7 +136,7 @@ def test_circle_found_on_all_real_photographs() -> None:
     files = [p for p in sorted(FUNDUS.glob("*/*")) if p.suffix in (".jpg", ".tif")]
     assert len(files) == 96
     for path in files:
-        image, reduction = read_image(path, 448)
+        image, reduction, _ = read_image(path, 448)
         circle = detect_outline(image)
         assert circle is not None, path.name
         assert content_fault(crop(image, circle, 5 / reduction, 224)) is None, path.name
@@ -148,7 +148,7 @@ def test_circle_agrees_with_the_field_of_view_masks() -> None:
     assert masks
     for path in masks:
         mask = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) > 127
-        image, _ = read_image(FUNDUS / "drive" / path.name.replace("_fov.gif", "_training.tif"))
+        image, _, _ = read_image(FUNDUS / "drive" / path.name.replace("_fov.gif", "_training.tif"))
         circle = detect_outline(image)
         disc = np.zeros(mask.shape, np.uint8)
         cv2.circle(disc, (round(circle.x), round(circle.y)), round(circle.radius), 1, -1)
@@ -159,7 +159,7 @@ def test_circle_agrees_with_the_field_of_view_masks() -> None:
 def test_published_detector_is_there_by_name(tmp_path: Path) -> None:
     (tmp_path / "src").mkdir()
     shutil.copy(FUNDUS / "chase" / "chase_test_1.jpg", tmp_path / "src")
-    image, _ = read_image(tmp_path / "src" / "chase_test_1.jpg")
+    image, _, _ = read_image(tmp_path / "src" / "chase_test_1.jpg")
     published, ours = DETECTORS["hough"](image), DETECTORS["mrmfast"](image)
     for name in ("x", "y", "radius"):
         assert abs(getattr(published, name) - getattr(ours, name)) < 10
@@ -357,19 +357,19 @@ def test_missing_and_empty_sources(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_participants_from_names_and_tables(tmp_path: Path) -> None:
-    pattern = r"(?P<participant>\d+)_(?P<eye>21015|21016|left|right|l|r|od|os)(?=[_.])"
     files = ["12_21015_0_0.png", "12_right_0.jpg", "idrid_c0309.jpg", "idrid_c0310.jpg", "20051019_38557_PP.tif"]
-    sources, unmatched = ParticipantRule(pattern).apply(files)
+    participants = ParticipantRule().apply(files)
+    sources = participants.sources
     assert [s.participant for s in sources] == ["12", "12", "idrid_c0309", "idrid_c0310", "20051019_38557_PP"]
     assert [s.metadata.get("eye") for s in sources] == ["left", "right", None, None, None]
-    assert unmatched == 3
+    assert participants.layouts == {UKB_NAMES: 1, NAMES: 1, OWN: 3}
     table = tmp_path / "people.csv"
     table.write_text("file,participant,eye\n" + "".join(f"{f},p{n // 2},OD\n" for n, f in enumerate(files)))
-    sources, _ = ParticipantRule(pattern, table).apply(files)
+    sources = ParticipantRule(table=table).apply(files).sources
     assert [s.participant for s in sources] == ["p0", "p0", "p1", "p1", "p2"]
     assert {s.metadata["eye"] for s in sources} == {"right"}
     with pytest.raises(ValueError, match="has no line for 1 of the 6"):
-        ParticipantRule(pattern, table).apply([*files, "other.jpg"])
+        ParticipantRule(table=table).apply([*files, "other.jpg"])
 
 
 # ------------------------------------------------------------------------------------------------------------ pathology
@@ -419,8 +419,9 @@ def test_damaged_slide_is_unreadable(tmp_path: Path) -> None:
 
 def test_one_slide_of_each_patient() -> None:
     files = [f"TCGA-06-000{p}-01Z-00-DX{s}_{t}.png" for p in range(3) for s in (1, 2, 3) for t in (1, 2)]
-    sources, unmatched = ParticipantRule(TCGA_PATTERN).apply(files)
-    assert unmatched == 0
+    participants = ParticipantRule().apply(files)
+    sources = participants.sources
+    assert participants.layouts == {BARCODES: len(files)}
     assert sources[0].metadata == {"slide": "TCGA-06-0000-01Z-00-DX1"}
     choices = {tuple(s.metadata["slide"] for s in one_slide_each(sources, seed)) for seed in range(5)}
     assert len(choices) > 1

@@ -15,7 +15,6 @@ from mrmfast.meters import Meters
 
 Backend = Literal["auto", "dali", "cpu"]
 Pixels = Literal["uint8", "float32"]
-LARGEST = 100_000_000  # pixels; larger images are not decoded, since a header can promise more than memory holds
 FUSED = 1.3  # largest reduction by a bilinear warp without visible aliasing; larger ones average pixels first
 
 
@@ -48,7 +47,8 @@ class DecodedBatch:
         One tensor per view, on the device: uint8 in channels-last memory order, or float32, normalised and channels
         first. An image that cannot be decoded is black in all views.
     bad : ndarray of bool, shape (B,)
-        Samples that cannot be decoded: the JPEG or a mask is incomplete, damaged, or larger than ``LARGEST``.
+        Samples that cannot be decoded: the JPEG is refused by :mod:`mrmfast.formats.jpeg` or by libjpeg, or a mask is
+        incomplete or damaged.
     mask : Tensor or None, uint8, shape (B, C, S, S)
         All channels of all masks in the geometry of view 0, on the device: nearest neighbour, 255 outside and where
         there is no mask. None without masks.

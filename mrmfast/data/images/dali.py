@@ -22,8 +22,9 @@ from torch import Tensor
 
 from mrmfast.batch import PIXEL_MEAN, PIXEL_STD
 from mrmfast.data.images.augment import needed_side
-from mrmfast.data.images.backend import FUSED, LARGEST, DecodedBatch, DecodeRequest, DecodeSpec
+from mrmfast.data.images.backend import FUSED, DecodedBatch, DecodeRequest, DecodeSpec
 from mrmfast.data.images.masks import UNKNOWN, decode_mask, mask_shape
+from mrmfast.formats.jpeg import LARGEST, decode_jpeg, jpeg_ends
 from mrmfast.meters import Meters
 
 DECODER = {False: "cpu", True: "mixed"}  # on a GPU the CPU parses and the GPU decodes
@@ -137,7 +138,7 @@ class DALIImages:
                 raise StopIteration from None
             batch = BatchInDALI(request, self._spec.mask_channels)
         self._under_way.append(batch)
-        jpegs = [self._black if bad else jpeg for jpeg, bad in zip(batch.request.jpegs, batch.bad, strict=True)]
+        jpegs = [self._black if bad else jpeg for jpeg, bad in zip(batch.jpegs, batch.bad, strict=True)]
         return (jpegs, *self._view_inputs(batch.request.matrices), *self._mask_inputs(batch))
 
     def _view_inputs(self, matrices: tuple[np.ndarray, ...]) -> list[np.ndarray]:
@@ -204,13 +205,16 @@ class DALIImages:
         return torch.from_dlpack(output.as_tensor()).clone().reshape(shape)
 
     def _mark_undecodable(self) -> bool:
-        """Mark the samples whose image or mask made DALI fail; return whether there are any."""
-        marked = False
-        for batch in self._under_way:
-            for number, jpeg in enumerate(batch.request.jpegs):
-                if not batch.bad[number] and not (_decodes(jpeg) and batch.masks_decode(number)):
-                    batch.bad[number] = marked = True
-        return marked
+        """Mark the samples whose image or mask made DALI fail; return whether there are any.
+
+        The CPU's decoder decides, so that all backends refuse the same samples. If it decodes all of them, those with
+        damage inside the compressed data are replaced by what it decodes.
+        """
+        numbered = [(batch, number) for batch in self._under_way for number in np.flatnonzero(~batch.bad).tolist()]
+        marked = [at for at in numbered if not (_decodes(at[0].request.jpegs[at[1]]) and at[0].masks_decode(at[1]))]
+        for batch, number in marked:
+            batch.bad[number] = True
+        return bool(marked) or any([batch.replace_damaged(number) for batch, number in numbered])
 
     def close(self) -> None:
         """Stop DALI's threads and release its buffers."""
@@ -229,12 +233,25 @@ class BatchInDALI:
 
     def __init__(self, request: DecodeRequest, channels: tuple[int, ...]) -> None:
         self.request, self._channels = request, channels
-        # Decoders fill the rest of a truncated JPEG with grey without an error, so both end markers are checked.
-        self.bad = np.array([not _whole(jpeg) for jpeg in request.jpegs], dtype=bool)
+        self.jpegs = list(request.jpegs)
+        self.bad = np.array([not _is_sound(jpeg) for jpeg in request.jpegs], dtype=bool)
         for masks, count in zip(request.masks, channels, strict=True):
             for number, png in enumerate(masks):
                 shape = (0, 0, count) if png is None else mask_shape(png)
                 self.bad[number] |= shape is None or shape[2] != count
+
+    def replace_damaged(self, number: int) -> bool:
+        """Replace a JPEG that libjpeg warns of by a lossless PNG of what libjpeg decodes; return whether it was one."""
+        jpeg = self.request.jpegs[number]
+        if self.jpegs[number] is not jpeg:
+            return False  # DALI failed on the replacement too
+        try:
+            simplejpeg.decode_jpeg(jpeg, "RGB", strict=True)
+        except ValueError:
+            pixels = decode_jpeg(jpeg, "BGR", tolerant=True)
+            self.jpegs[number] = cv2.imencode(".png", pixels)[1]
+            return True
+        return False
 
     def masks_decode(self, number: int) -> bool:
         """Return whether all masks of a sample can be decoded."""
@@ -244,16 +261,20 @@ class BatchInDALI:
         )
 
 
-def _whole(jpeg: np.ndarray) -> bool:
-    return bytes(jpeg[:2]) == b"\xff\xd8" and bytes(jpeg[-2:]) == b"\xff\xd9"
+def _is_sound(jpeg: np.ndarray) -> bool:
+    """Whether a JPEG has an end marker and a header of an allowed size, without decoding it."""
+    if not jpeg_ends(jpeg):
+        return False
+    try:
+        height, width, _, _ = simplejpeg.decode_jpeg_header(jpeg)
+    except ValueError:
+        return False
+    return bool(height * width <= LARGEST)
 
 
 def _decodes(jpeg: np.ndarray) -> bool:
     try:
-        height, width, _, _ = simplejpeg.decode_jpeg_header(jpeg)
-        if height * width <= LARGEST:
-            simplejpeg.decode_jpeg(jpeg, "RGB")
-            return True
+        decode_jpeg(jpeg, tolerant=True)
     except ValueError:
-        pass
-    return False
+        return False
+    return True

@@ -9,8 +9,9 @@ import cv2
 import numpy as np
 import simplejpeg
 
-from mrmfast.data.images.backend import FUSED, LARGEST
+from mrmfast.data.images.backend import FUSED
 from mrmfast.data.images.warp import SPARE
+from mrmfast.formats.jpeg import LARGEST, decode_jpeg, jpeg_ends
 
 # Bytes. libjpeg-turbo writes rows that start at a multiple of 32 bytes with streaming stores, which bypass the caches.
 # The warp would then read the image from memory, in up to twice the time. An image therefore starts half a vector after
@@ -92,6 +93,8 @@ class DecodeMemory:
         needed : sequence of int
             Per view, the side that the whole image must have so that the view is not enlarged, pixels.
         """
+        if not jpeg_ends(jpeg):
+            return False
         least = needed[0] if len(needed) == 1 else max(needed)
         slot = self._slots[self.count]
         try:
@@ -116,11 +119,8 @@ class DecodeMemory:
         return True
 
     def _decode(self, jpeg: np.ndarray, buffer: np.ndarray, least: int) -> np.ndarray:
-        # strict turns warnings of libjpeg (a truncated or damaged stream, filled up with grey) into errors.
-        image: np.ndarray = simplejpeg.decode_jpeg(
-            jpeg, "RGB", min_height=least, min_width=least, buffer=buffer, strict=True
-        )
-        return image
+        # Tolerant: DALI and nvJPEG do not report libjpeg's warnings, and the verdict is the same on every backend.
+        return decode_jpeg(jpeg, least=(least, least), buffer=buffer, tolerant=True)
 
     def _decode_large(self, jpeg: np.ndarray, least: int) -> np.ndarray | None:
         """Decode an image that is larger than a slot; None if it exceeds LARGEST or is no JPEG."""

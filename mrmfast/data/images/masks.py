@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from mrmfast.data.images.backend import LARGEST
+from mrmfast.formats.jpeg import LARGEST
 from mrmfast.formats.masks import mask_channels
 
 UNKNOWN = 255

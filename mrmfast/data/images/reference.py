@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
-import simplejpeg
 
 from mrmfast.data.images.augment import needed_side
 from mrmfast.data.images.backend import FUSED
 from mrmfast.data.images.masks import UNKNOWN, decode_mask
+from mrmfast.formats.jpeg import decode_jpeg
 
 
 def decode_reference(jpeg: np.ndarray, matrices: Sequence[np.ndarray], sizes: Sequence[int]) -> list[np.ndarray]:
@@ -33,7 +33,7 @@ def decode_reference(jpeg: np.ndarray, matrices: Sequence[np.ndarray], sizes: Se
     ValueError
         Not a JPEG.
     """
-    image = simplejpeg.decode_jpeg(jpeg, "RGB", strict=True)
+    image = decode_jpeg(jpeg, tolerant=True)
     views = []
     for matrix, size in zip(matrices, sizes, strict=True):
         height, width = image.shape[:2]

@@ -27,6 +27,8 @@ MIN_SUPPORT, MIN_COVERAGE, MIN_FILL, MAX_SPILL = 0.6, 0.18, 0.7, 0.08
 # The smaller the visible part of the rim (fraction of all directions), the more of the outline the circle must explain.
 MIN_SUPPORT_AND_COVERAGE = 1.05
 GOOD_ENOUGH = 0.93
+# Grey levels: a surround from this level on is light, and differs by less than the noise from one colour.
+LIGHT_SURROUND, SURROUND_NOISE = 60, 12
 RANSAC_DRAWS, OUTLINE_POINTS, SECTORS = 300, 400, 72
 
 
@@ -45,6 +47,8 @@ class Circle:
 
 def detect_outline(image: np.ndarray) -> Circle | None:
     """Find the field of view from the outline of the lit region.
+
+    Where the corners are white or grey, the difference from their colour takes the place of the brightness.
 
     The lit region is the largest connected component above a threshold on the brightest channel (red, on retina). A
     circle is fitted to the convex outline by RANSAC and trimmed least squares. Points on the image border and long
@@ -65,7 +69,40 @@ def detect_outline(image: np.ndarray) -> Circle | None:
     if factor < 1:
         size = (max(1, round(width * factor)), max(1, round(height * factor)))
         image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    level = cv2.GaussianBlur(image.max(axis=2), (5, 5), 0)
+    surround = light_surround(image)
+    if surround is None:
+        best = _fit_level(image.max(axis=2))
+    else:
+        best = _fit_level(cv2.absdiff(image, np.full_like(image, surround)).max(axis=2))
+    return best.scaled(width / image.shape[1]) if best else None
+
+
+def light_surround(image: np.ndarray) -> np.ndarray | None:
+    """Return the colour around the field of view if it is white or grey; None if it is dark or not of one colour.
+
+    Parameters
+    ----------
+    image : ndarray of uint8, shape (height, width, 3)
+
+    Returns
+    -------
+    ndarray of uint8, shape (3,), or None
+        The median of the four corners.
+    """
+    height, width = image.shape[:2]
+    side = max(2, min(height, width) // 32)
+    corners = np.concatenate(
+        [image[rows, columns].reshape(-1, 3) for rows in (slice(side), slice(height - side, None))
+         for columns in (slice(side), slice(width - side, None))]
+    )  # fmt: skip
+    colour = np.median(corners, axis=0).astype(np.uint8)
+    uniform = np.percentile(np.abs(corners.astype(int) - colour).max(axis=1), 90) <= SURROUND_NOISE
+    return colour if uniform and colour.min() >= LIGHT_SURROUND else None
+
+
+def _fit_level(level: np.ndarray) -> Circle | None:
+    """Fit a circle to what is brighter than the background on one channel."""
+    level = cv2.GaussianBlur(level, (5, 5), 0)
     background, lit = np.percentile(level, (1, 90))
     best, best_score = None, 0.0
     for lift in LIFTS:
@@ -75,7 +112,7 @@ def detect_outline(image: np.ndarray) -> Circle | None:
             best, best_score = circle, score
         if score > GOOD_ENOUGH:
             break
-    return best.scaled(width / image.shape[1]) if best else None
+    return best
 
 
 def _fit_region(mask: np.ndarray) -> tuple[Circle | None, float]:
@@ -219,6 +256,21 @@ def crop(image: np.ndarray, circle: Circle, margin: float, size: int) -> np.ndar
     if x0 < x1 and y0 < y1:
         box[y0 - top : y1 - top, x0 - left : x1 - left] = image[y0:y1, x0:x1]
     return cv2.resize(box, (size, size), interpolation=cv2.INTER_AREA)
+
+
+def blacken_outside(image: np.ndarray, radius: float) -> np.ndarray:
+    """Make everything outside the centred circle black, as it is around most fundus images.
+
+    Parameters
+    ----------
+    image : ndarray of uint8, shape (size, size, 3)
+        From :func:`crop`.
+    radius : float
+        Radius of the circle as a fraction of half the side.
+    """
+    size = image.shape[0]
+    y, x = (np.mgrid[:size, :size] + 0.5) / (size / 2) - 1
+    return np.where((np.hypot(x, y) < radius)[..., None], image, np.uint8(0))
 
 
 def content_fault(image: np.ndarray) -> str | None:

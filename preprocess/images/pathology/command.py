@@ -16,20 +16,29 @@ import cv2
 from preprocess.images.command import (
     ImageCommand,
     add_job_arguments,
-    find_participants,
-    fraction,
+    add_reading_arguments,
+    find_sources,
     integer,
+    read_options,
     run_image_command,
 )
-from preprocess.images.image_file import read_image
+from preprocess.images.image_file import ReadOptions, read_image
 from preprocess.images.outcome import Excluded, Outcome, ProcessedImage
 from preprocess.images.partition import FILES_PER_PART
-from preprocess.images.pathology.slide import SLIDE_SUFFIXES, Tiling, cut_tiles, is_slide, read_slide, shrink_slide
+from preprocess.images.pathology.resolution import PLAUSIBLE
+from preprocess.images.pathology.slide import (
+    SLIDE_SUFFIXES,
+    Tiling,
+    cut_tiles,
+    is_slide,
+    read_slide,
+    series_of,
+    shrink_slide,
+)
 from preprocess.images.pathology.tissue import tile_fault
-from preprocess.images.sources import IMAGE_SUFFIXES, SourceFile, find_files
+from preprocess.images.sources import IMAGE_SUFFIXES, SourceFile
+from preprocess.splits import fraction
 
-# A TCGA barcode: project, site, patient; the rest names sample and slide.
-PATTERN = r"(?P<slide>(?P<participant>TCGA-[A-Z0-9]{2}-[A-Z0-9]{4})(?:-[A-Z0-9]+)*)"
 SCHEMA = {
     "jpg": "H&E tile or whole slide, RGB, image_size x image_size",
     "json": "participant (TCGA case), slide; of a tile from a whole slide x, y, side, of a shrunk slide slide_size "
@@ -38,23 +47,34 @@ SCHEMA = {
 # Arguments that determine the output bytes.
 CHOICES = (
     "magnification",
+    "mpp",
     "tile",
     "tiles_per_slide",
     "min_tissue",
     "whole_slide",
     "one_slide_per_participant",
     "seed",
+    "bits",
+    "max_image_mb",
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command line of ``pathology``."""
-    add_job_arguments(parser, "folder with tiles (jpg, png, tif) or whole slides (svs, tif pyramids, ...)", PATTERN)
+    add_job_arguments(parser, "folder with tiles (image files) or whole slides (svs, tiled tif, dcm, ...)")
+    add_reading_arguments(parser)
     parser.add_argument(
         "--magnification",
         type=integer(1),
         default=20,
         help="magnification (objective power) of tiles from whole slides (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--mpp",
+        type=_microns,
+        metavar="MICRONS",
+        help="microns per pixel of all slides at full resolution (default: the pixel size that a slide records, else "
+        "its objective power)",
     )
     parser.add_argument(
         "--tile",
@@ -93,8 +113,9 @@ def run(arguments: argparse.Namespace) -> int:
     UserError
         SRC is missing or empty, no file is usable, or DATASET was created with other arguments.
     """
-    files, masks = find_files(arguments.source, IMAGE_SUFFIXES + SLIDE_SUFFIXES, _is_mask)
-    sources, counts = find_participants(arguments, "pathology", files)
+    files, counts = find_sources(arguments, "pathology", IMAGE_SUFFIXES + SLIDE_SUFFIXES, _is_mask)
+    sources = one_file_per_series(arguments.source, files)
+    counts["dicom_levels"] = len(files) - len(sources)
     if arguments.one_slide_per_participant:
         sources = one_slide_each(sources, arguments.seed)
     tiling = Tiling(
@@ -104,21 +125,48 @@ def run(arguments: argparse.Namespace) -> int:
         tiles=arguments.tiles_per_slide,
         seed=arguments.seed,
         min_tissue=arguments.min_tissue,
+        mpp=arguments.mpp,
     )
-    slides = any(file.lower().endswith(SLIDE_SUFFIXES) for file in files)
+    slides = any(source.file.lower().endswith(SLIDE_SUFFIXES) for source in files)
     command = ImageCommand(
         name="pathology",
-        process=partial(process_file, tiling=tiling, shrink=arguments.whole_slide),
+        process=partial(
+            process_file, tiling=tiling, shrink=arguments.whole_slide, options=read_options(arguments, background=255)
+        ),
         choices={name: getattr(arguments, name) for name in CHOICES},
-        counts={**counts, "masks_skipped": masks, "slides_not_chosen": len(files) - len(sources)},
+        counts={**counts, "slides_not_chosen": len(files) - len(sources) - counts["dicom_levels"]},
         schema=SCHEMA,
         files_per_part=1 if slides else FILES_PER_PART,
     )
     return run_image_command(command, arguments, sources)
 
 
+def _microns(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not PLAUSIBLE[0] <= value <= PLAUSIBLE[1]:
+        raise argparse.ArgumentTypeError(f"must be a number from {PLAUSIBLE[0]} to {PLAUSIBLE[1]:g} (got {text!r})")
+    return value
+
+
 def _is_mask(path: PurePosixPath) -> bool:
     return "masks" in {part.lower() for part in path.parts[:-1]}
+
+
+def one_file_per_series(root: Path, sources: list[SourceFile]) -> list[SourceFile]:
+    """Keep the first file of each DICOM series of a folder: the others are levels and labels of the same slide."""
+    seen: set[tuple[Path, str]] = set()
+    kept = []
+    for source in sources:
+        path = root / source.file
+        series = series_of(path)
+        if series is None or (path.parent, series) not in seen:
+            kept.append(source)
+        if series is not None:
+            seen.add((path.parent, series))
+    return kept
 
 
 def one_slide_each(sources: list[SourceFile], seed: int) -> list[SourceFile]:
@@ -137,7 +185,7 @@ def one_slide_each(sources: list[SourceFile], seed: int) -> list[SourceFile]:
     """
 
     def slide_of(source: SourceFile) -> str:
-        return source.metadata.get("slide") or PurePosixPath(source.file).stem
+        return source.metadata.get("slide") or str(PurePosixPath(source.file).with_suffix(""))
 
     def draw(slide: str) -> bytes:
         return hashlib.sha256(f"{seed}:{slide}".encode()).digest()
@@ -149,7 +197,7 @@ def one_slide_each(sources: list[SourceFile], seed: int) -> list[SourceFile]:
     return [source for source in sources if slide_of(source) == chosen[source.participant]]
 
 
-def process_file(path: Path, source: SourceFile, *, tiling: Tiling, shrink: bool) -> Outcome:
+def process_file(path: Path, source: SourceFile, *, tiling: Tiling, shrink: bool, options: ReadOptions) -> Outcome:
     """Convert one tile or one whole slide into images; with `shrink`, a whole slide becomes one image.
 
     Raises
@@ -157,13 +205,13 @@ def process_file(path: Path, source: SourceFile, *, tiling: Tiling, shrink: bool
     Unreadable, Excluded
         The image or slide is incomplete; it has no tissue or only ink.
     """
-    if is_slide(path):
+    if is_slide(path, tiling.tile):
         if shrink:
             return read_slide(path, partial(shrink_slide, size=tiling.size))
         return read_slide(path, partial(cut_tiles, name=path.name, tiling=tiling))
-    tile, _ = read_image(path)
+    tile, _, remarks = read_image(path, options=options)
     fault = tile_fault(tile, tiling.min_tissue)
     if fault:
         raise Excluded(fault)
     pixels = cv2.resize(tile, (tiling.size, tiling.size), interpolation=cv2.INTER_AREA)
-    return Outcome([ProcessedImage(pixels, {})])
+    return Outcome([ProcessedImage(pixels, {})], remarks=remarks)

@@ -7,31 +7,58 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 import openslide
 
 from preprocess.images.outcome import Excluded, Outcome, ProcessedImage, Unreadable
+from preprocess.images.pathology.region import read_region, thumbnail
+from preprocess.images.pathology.resolution import find_resolution
 from preprocess.images.pathology.tissue import tile_fault, tissue_mask
 
 THUMBNAIL_SIDE = 2048
 # Minimum fraction of tissue on a slide; a biopsy covers a small part of its slide.
 MIN_SLIDE_TISSUE = 0.002
-SLIDE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".svslide", ".bif", ".vms", ".vmu")
+SLIDE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".svslide", ".bif", ".vms", ".vmu", ".dcm")
 TIFF_SUFFIXES = (".tif", ".tiff")
+DICOM_SUFFIXES = (".dcm",)
 
 
-def is_slide(path: Path) -> bool:
-    """Tell whether a file is a whole slide, not a tile: by its suffix, or a TIFF that is a pyramid."""
+def is_slide(path: Path, tile: int) -> bool:
+    """Tell whether a file is a whole slide, not a tile.
+
+    A slide has a slide's suffix, or is a TIFF that OpenSlide reads: a scanner's format, a pyramid, or one level of more
+    than two tiles across or down. OpenSlide does not see the levels of OME-TIFF, nor overviews without the flag.
+
+    Parameters
+    ----------
+    path : Path
+    tile : int
+        Side of a tile, pixels.
+    """
     if path.suffix.lower() not in TIFF_SUFFIXES:
         return path.suffix.lower() in SLIDE_SUFFIXES
     try:
         with openslide.OpenSlide(path) as slide:
-            return slide.level_count > 1
+            vendor = slide.properties.get(openslide.PROPERTY_NAME_VENDOR)
+            return slide.level_count > 1 or vendor != "generic-tiff" or max(slide.dimensions) > 2 * tile
     except (openslide.OpenSlideError, OSError):
         return False  # an ordinary TIFF; a damaged one fails when it is read as a tile
+
+
+def series_of(path: Path) -> str | None:
+    """Return the DICOM series of a file; None if it is not DICOM, or OpenSlide cannot read it.
+
+    OpenSlide finds all levels of a slide from any file of its series in the folder.
+    """
+    if path.suffix.lower() not in DICOM_SUFFIXES:
+        return None
+    try:
+        with openslide.OpenSlide(path) as slide:
+            return slide.properties.get("dicom.SeriesInstanceUID")
+    except (openslide.OpenSlideError, OSError):
+        return None  # the file is counted as unreadable later
 
 
 def read_slide(path: Path, render: Callable[[openslide.OpenSlide], Outcome]) -> Outcome:
@@ -57,10 +84,10 @@ def shrink_slide(slide: openslide.OpenSlide, size: int) -> Outcome:
     Excluded
         The slide has almost no tissue.
     """
-    thumbnail = _on_white(slide.get_thumbnail((4 * size, 4 * size)))
-    if tissue_mask(thumbnail).mean() < MIN_SLIDE_TISSUE:
+    overview = thumbnail(slide, 4 * size)
+    if tissue_mask(overview).mean() < MIN_SLIDE_TISSUE:
         raise Excluded("no tissue")
-    pixels = cv2.resize(thumbnail, (size, size), interpolation=cv2.INTER_AREA)
+    pixels = cv2.resize(overview, (size, size), interpolation=cv2.INTER_AREA)
     return Outcome([ProcessedImage(pixels, {"slide_size": list(slide.dimensions)})])
 
 
@@ -82,6 +109,8 @@ class Tiling:
         Seed of the order of candidate tiles.
     min_tissue : float
         Minimum fraction of tissue, 0..1.
+    mpp : float or None
+        Microns per pixel at full resolution, stated by hand; None: as recorded.
     """
 
     size: int
@@ -90,6 +119,7 @@ class Tiling:
     tiles: int
     seed: int
     min_tissue: float
+    mpp: float | None = None
 
 
 def cut_tiles(slide: openslide.OpenSlide, name: str, tiling: Tiling) -> Outcome:
@@ -115,21 +145,30 @@ def cut_tiles(slide: openslide.OpenSlide, name: str, tiling: Tiling) -> Outcome:
     Raises
     ------
     Excluded
-        The magnification is unknown or below the requested one, or no tile passes.
+        The pixel size is unknown or too large for the magnification, or no tile passes.
     """
-    downsample = _objective_power(slide, tiling.magnification) / tiling.magnification
+    resolution = find_resolution(slide.properties, tiling.mpp)
+    # Nominal powers of scanners differ slightly from the powers computed from pixel sizes.
+    if resolution.power < 0.9 * tiling.magnification:
+        raise Excluded("scanned below the magnification")
+    downsample = resolution.power / tiling.magnification
     side = round(tiling.tile * downsample)
     cells = _cells_with_tissue(slide, side, tiling.min_tissue)
     candidates = [cells[number] for number in _order(len(cells), name, tiling.seed)]
-    tiles, refused = _choose_tiles(slide, candidates, downsample, tiling)
+    tiles, refused = _choose_tiles(slide, candidates, side, tiling)
     if not tiles:
         raise Excluded("no tile with tissue")
     images = [
         ProcessedImage(pixels, {"x": x, "y": y, "side": side}, f"-{number:05d}")
         for number, ((y, x), pixels) in enumerate(sorted(tiles.items()))
     ]
-    note = {"cells_with_tissue": len(cells), "tiles": len(images), "refused": dict(sorted(refused.items()))}
-    return Outcome(images, note)
+    note = {
+        "mpp": round(resolution.mpp, 4),
+        "cells_with_tissue": len(cells),
+        "tiles": len(images),
+        "refused": dict(sorted(refused.items())),
+    }
+    return Outcome(images, note, resolution.remarks)
 
 
 def _order(cells: int, name: str, seed: int) -> np.ndarray:
@@ -139,7 +178,7 @@ def _order(cells: int, name: str, seed: int) -> np.ndarray:
 
 
 def _choose_tiles(
-    slide: openslide.OpenSlide, cells: list[tuple[int, int]], downsample: float, tiling: Tiling
+    slide: openslide.OpenSlide, cells: list[tuple[int, int]], side: int, tiling: Tiling
 ) -> tuple[dict[tuple[int, int], np.ndarray], Counter[str]]:
     """Return the first tiles that pass, by (y, x), and the counts of refused tiles by reason."""
     tiles: dict[tuple[int, int], np.ndarray] = {}
@@ -147,7 +186,7 @@ def _choose_tiles(
     for x, y in cells:
         if len(tiles) == tiling.tiles:
             break
-        pixels = _read_square(slide, x, y, round(tiling.tile * downsample), downsample)
+        pixels = read_region(slide, (x, y), (side, side), (min(side, tiling.tile),) * 2)
         fault = tile_fault(pixels, tiling.min_tissue)
         if fault:
             refused[fault] += 1
@@ -156,29 +195,10 @@ def _choose_tiles(
     return tiles, refused
 
 
-def _objective_power(slide: openslide.OpenSlide, magnification: float) -> float:
-    """Return the objective power at full resolution, which must be at least the magnification.
-
-    The scanner records the objective power; otherwise the pixel size gives it (10 micrometres at 1x).
-    """
-    pixel = slide.properties.get(openslide.PROPERTY_NAME_MPP_X)
-    recorded = slide.properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER)
-    try:
-        power = float(recorded) if recorded else 10 / float(pixel) if pixel else None
-    except (ValueError, ZeroDivisionError):
-        power = None
-    if power is None:
-        raise Excluded("magnification not recorded")
-    # Nominal powers of scanners differ slightly from the powers computed from pixel sizes.
-    if power < 0.9 * magnification:
-        raise Excluded("scanned below the magnification")
-    return power
-
-
 def _cells_with_tissue(slide: openslide.OpenSlide, side: int, min_tissue: float) -> list[tuple[int, int]]:
     """Return the top left corners, full-resolution pixels, of the grid cells with enough tissue."""
     width, height = slide.dimensions
-    mask = tissue_mask(_on_white(slide.get_thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE)))).astype(np.float32)
+    mask = tissue_mask(thumbnail(slide, THUMBNAIL_SIDE)).astype(np.float32)
     across, down = width // side, height // side
     if not across or not down:
         return []
@@ -188,18 +208,3 @@ def _cells_with_tissue(slide: openslide.OpenSlide, side: int, min_tissue: float)
     ]
     shares = cv2.resize(cut, (across, down), interpolation=cv2.INTER_AREA)
     return [(int(x) * side, int(y) * side) for y, x in np.argwhere(shares >= min_tissue)]
-
-
-def _read_square(slide: openslide.OpenSlide, x: int, y: int, side: int, downsample: float) -> np.ndarray:
-    """Read a square of the slide from the coarsest level with enough resolution, BGR."""
-    level = slide.get_best_level_for_downsample(downsample * 1.01)
-    pixels = max(1, round(side / slide.level_downsamples[level]))
-    return _on_white(slide.read_region((x, y), level, (pixels, pixels)))
-
-
-def _on_white(image: Any) -> np.ndarray:
-    """Composite a Pillow image on white, where the slide has no pixels, and convert it to BGR."""
-    pixels = np.asarray(image.convert("RGBA")).astype(np.uint16)
-    alpha = pixels[:, :, 3:]
-    flat = (pixels[:, :, :3] * alpha + 255 * (255 - alpha)) // 255
-    return np.ascontiguousarray(flat[:, :, ::-1].astype(np.uint8))

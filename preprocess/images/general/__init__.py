@@ -1,0 +1,1 @@
+"""Any 2-D images: X-ray, OCT, dermoscopy and others, without a detector."""
