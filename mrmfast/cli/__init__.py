@@ -23,6 +23,7 @@ COMMANDS = {
         "preprocess.check", "compare every byte of a dataset with its checksums", ("{program} check DATASET",)
     ),
     "train": Entry("mrmfast.cli.train:train", "pre-train an image encoder"),
+    "compare": Entry("mrmfast.cli.compare:compare", "pre-train and evaluate several methods, and write one table"),
     "completion": Entry("mrmfast.cli.completion:completion", "print the shell's completion script"),
 }
 
