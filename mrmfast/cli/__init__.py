@@ -24,6 +24,7 @@ COMMANDS = {
     ),
     "train": Entry("mrmfast.cli.train:train", "pre-train an image encoder"),
     "tokenizer": Entry("mrmfast.cli.tokenizer:tokenizer", "train the codebook of mc-BEiT"),
+    "compare": Entry("mrmfast.cli.compare:compare", "pre-train and evaluate several methods, and write one table"),
     "completion": Entry("mrmfast.cli.completion:completion", "print the shell's completion script"),
 }
 
