@@ -1,8 +1,8 @@
 """Who is in an image? Random layouts of folders with known people, and how the paths are understood.
 
 ``python -m benchmarks.robustness.layouts --json FILE`` tries every combination of ways to name people, folders and
-files. A layout is right, refused, each image a participant (and told), split (one person on both sides, not told) or merged
-(two people are one participant). The last two must not occur.
+files. A layout is right, refused, each image a participant (and told), split (one person is several participants, which
+is not told) or merged (two people are one participant). The last two must not occur.
 """
 
 from __future__ import annotations
