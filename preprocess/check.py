@@ -158,7 +158,7 @@ def _sample_damage(
         with tarfile.open(dataset / entry.path) as tar:
             in_tar = [(m.offset_data, m.size) for m in tar if m.name.lower().endswith((".jpg", ".jpeg"))]
         rows = shard == number
-        # Images of another tool's tar that cannot be decoded are left out of the table.
+        # Images of another tool's tar that cannot be decoded are skipped in the table.
         if not set(zip(offset[rows].tolist(), size[rows].tolist(), strict=True)) <= set(in_tar):
             problems.append(f"{dataset / INDEX}: does not point at the images of {entry.path}")
     return problems

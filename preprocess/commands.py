@@ -28,7 +28,7 @@ COMMANDS = {
     "images": Entry(
         "preprocess.images.general.command",
         "any 2-D images (X-ray, OCT, dermoscopy, ...) -> image shards",
-        ("{program} images PICTURES --out DATASET --crop none",),
+        ("{program} images FOLDER --out DATASET --crop none",),
     ),
     "index": Entry(
         "preprocess.images.index",

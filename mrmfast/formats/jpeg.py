@@ -1,7 +1,7 @@
 """The verdict on a JPEG file: one rule for the preprocessors, ``index`` and every image backend.
 
 The rule of the backends is structural: the file begins with a start marker, and an end marker follows the compressed
-data. Bytes after the end marker (padding, trailers of phones, a second picture) and bytes before it change nothing.
+data. Bytes after the end marker (padding, trailers of phones, a second image) and bytes before it change nothing.
 Warnings of libjpeg inside the compressed data change nothing either, because neither DALI nor nvJPEG reports them.
 :func:`jpeg_fault` decodes the complete file and reports these warnings: preprocessors refuse such files beforehand.
 """

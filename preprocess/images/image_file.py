@@ -18,7 +18,7 @@ from mrmfast.formats.jpeg import decode_jpeg, jpeg_ends
 from preprocess.images.bit_depth import bits_per_channel, to_8_bits
 from preprocess.images.outcome import Unreadable
 
-# Recognised by content; a JPEG with several pictures (MPO) is a JPEG. Pillow opens no other format: EPS would start
+# Recognised by content; a JPEG with several images (MPO) is a JPEG. Pillow opens no other format: EPS would start
 # Ghostscript.
 FORMATS = ("JPEG", "PNG", "TIFF", "PPM", "BMP", "WEBP")
 JPEG_QUALITY = 95
@@ -52,7 +52,7 @@ class ReadOptions:
     background: int = 0
 
 
-class Picture(NamedTuple):
+class DecodedImage(NamedTuple):
     """A decoded image.
 
     Attributes
@@ -70,7 +70,7 @@ class Picture(NamedTuple):
     conversions: tuple[str, ...]
 
 
-def read_image(path: Path, smallest_side: int = 0, options: ReadOptions | None = None) -> Picture:
+def read_image(path: Path, smallest_side: int = 0, options: ReadOptions | None = None) -> DecodedImage:
     """Read a complete image file; a JPEG may be downscaled while decoding.
 
     Parameters
@@ -82,7 +82,7 @@ def read_image(path: Path, smallest_side: int = 0, options: ReadOptions | None =
 
     Returns
     -------
-    Picture
+    DecodedImage
 
     Raises
     ------
@@ -138,7 +138,7 @@ def _limit_memory(size: int, options: ReadOptions) -> None:
         )
 
 
-def _read_jpeg(header: Image.Image, data: bytes, smallest_side: int, options: ReadOptions) -> Picture:
+def _read_jpeg(header: Image.Image, data: bytes, smallest_side: int, options: ReadOptions) -> DecodedImage:
     if not jpeg_ends(data):
         raise Unreadable("truncated: the JPEG has no end marker")
     width, height = header.size
@@ -154,7 +154,7 @@ def _read_jpeg(header: Image.Image, data: bytes, smallest_side: int, options: Re
         pixels = decode_jpeg(data, "BGR", least=(ceil_div(height, reduction), ceil_div(width, reduction)))
     except ValueError as error:
         raise Unreadable("damaged: libjpeg cannot decode all of it") from error
-    return Picture(_upright(pixels, orientation), reduction, ("CMYK to RGB",) if channels == 4 else ())
+    return DecodedImage(_upright(pixels, orientation), reduction, ("CMYK to RGB",) if channels == 4 else ())
 
 
 def _orientation(header: Image.Image) -> int:
@@ -175,7 +175,7 @@ def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(pixels)
 
 
-def _read_other(header: Image.Image, data: bytes, options: ReadOptions) -> Picture:
+def _read_other(header: Image.Image, data: bytes, options: ReadOptions) -> DecodedImage:
     """Read a PNG, TIFF, PPM, BMP or WebP."""
     width, height = header.size
     bits = bits_per_channel(header, data)
@@ -195,7 +195,7 @@ def _read_other(header: Image.Image, data: bytes, options: ReadOptions) -> Pictu
         conversions.append(conversion)
         # Both readers apply a TIFF's orientation themselves.
         image = Image.fromarray(_upright(pixels, 1 if header.format == "TIFF" else orientation))
-    return Picture(_flatten(image, options.background, conversions), 1, tuple(conversions))
+    return DecodedImage(_flatten(image, options.background, conversions), 1, tuple(conversions))
 
 
 def _flatten(image: Image.Image, background: int, conversions: list[str]) -> np.ndarray:

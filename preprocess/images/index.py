@@ -2,8 +2,8 @@
 
 The command writes the files for random access: a DALI index per tar, the table of all samples, and the manifest with
 checksums. The tars are read member by member and are never unpacked or changed. Every JPEG is decoded once: those that
-are incomplete or damaged are counted, listed in ``reports/index.json`` and left out of the table, so that all image
-backends see the same pictures. With ``--pseudonymise`` the table joins with genetics by pseudonyms, but the tars still
+are incomplete or damaged are counted, listed in ``reports/index.json`` and skipped, so that all image
+backends see the same images. With ``--pseudonymise`` the table joins with genetics by pseudonyms, but the tars still
 contain the original ids.
 """
 
@@ -246,7 +246,7 @@ class _Verdicts:
             )
         if self.refused:
             print(
-                f"index: {len(self.refused)} images are refused by all backends and left out ({self.reasons()}); "
+                f"index: {len(self.refused)} images are refused by all backends and skipped ({self.reasons()}); "
                 f"listed in {self.dataset / 'reports' / 'index.json'}",
                 file=sys.stderr,
             )

@@ -9,7 +9,7 @@ import numpy as np
 
 # What the user can do about an exclusion, by its reason.
 REMEDIES = {
-    "no circle": "--detector none takes pictures without a black surround as they are",
+    "no circle": "--detector none takes images without a black surround as they are",
     "pixel size not recorded": "--mpp states it",
     "pixel size implausible": "--mpp states it",
     "scanned below the magnification": "lower --magnification",

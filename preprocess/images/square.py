@@ -1,4 +1,4 @@
-"""Square images of one size, for pictures that are not cropped by their content."""
+"""Square images of one size, for images that are not cropped by their content."""
 
 from __future__ import annotations
 

@@ -307,7 +307,7 @@ def test_pictures_already_cropped_are_refused_with_the_remedy_and_taken_by_it(tm
         cv2.imwrite(str(tmp_path / "src" / f"100000{number}_left_0.png"), pixels)
     arguments = ["fundus", str(tmp_path / "src"), "--size", "70", "--test-fraction", "0", "--brightness-percent", "0"]
     assert main([*arguments, "--out", str(tmp_path / "a")]) == 2
-    assert "--detector none takes pictures" in capsys.readouterr().err
+    assert "--detector none takes images" in capsys.readouterr().err
     assert main([*arguments, "--out", str(tmp_path / "b"), "--detector", "none"]) == 0
     assert len(read_sample_table(str(tmp_path / "b"))) == 3
 

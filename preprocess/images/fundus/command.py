@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=[*sorted(DETECTORS), NO_DETECTOR],
         default="mrmfast",
         help="detector of the field of view: outline fit (mrmfast), the published Hough transform (hough), or none: "
-        "the pictures are already cropped, and are padded to squares with black (default: %(default)s)",
+        "the images are already cropped, and are padded to squares with black (default: %(default)s)",
     )
     parser.add_argument(
         "--brightness-percent",

@@ -1,9 +1,9 @@
-"""Mutated tars, indexes, pictures and JPEGs: each is read or refused in one line, in bounded time and memory.
+"""Mutated tars, indexes, images and JPEGs: each is read or refused in one line, in bounded time and memory.
 
-``python -m benchmarks.robustness.pictures [--inputs 1000] [--json FILE]``
+``python -m benchmarks.robustness.images [--inputs 1000] [--json FILE]``
 
 Each input is a valid file of which some bytes are changed, cut out, repeated or cut off at the end, by a seed. JPEGs go
-through both image backends, which must agree on the verdict and, where they decode, on the picture.
+through both image backends, which must agree on the verdict and, where they decode, on the image.
 """
 
 from __future__ import annotations
@@ -62,16 +62,16 @@ def mutate(content: bytes, seed: int, head: int = 1 << 30) -> bytes:
     return bytes(data)
 
 
-def picture(seed: int) -> Image.Image:
-    """A smooth picture."""
+def smooth_image(seed: int) -> Image.Image:
+    """A smooth image."""
     pixels = np.random.default_rng(seed).integers(0, 255, (6, 6, 3), dtype=np.uint8)
     return Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
 
 
 def saved(seed: int, kind: str, **options: bool) -> bytes:
-    """The picture as a file."""
+    """The image as a file."""
     file = io.BytesIO()
-    picture(seed).save(file, kind, **options)
+    smooth_image(seed).save(file, kind, **options)
     return file.getvalue()
 
 
@@ -95,8 +95,8 @@ def read_tar(path: Path) -> str:
     return "read"
 
 
-def read_picture(path: Path) -> str:
-    """Read a picture as the preprocessors do."""
+def read_file(path: Path) -> str:
+    """Read a image as the preprocessors do."""
     read_image(path)
     return "read"
 
@@ -196,7 +196,7 @@ def backends(inputs: int) -> tuple[Trial, Counter[str]]:
                 verdict = bool(cpu.bad[number] != dali.bad[number])
                 differences[f"{progressive}, {accepted} by index: inputs"] += 1
                 differences[f"{progressive}, {accepted} by index: different verdicts"] += verdict
-                differences[f"{progressive}, {accepted} by index: different pictures"] += bool(
+                differences[f"{progressive}, {accepted} by index: different images"] += bool(
                     grey[number] > 1 and not verdict
                 )
     return trial, differences
@@ -218,7 +218,7 @@ def main() -> int:
     parser.add_argument("--inputs", type=int, default=1000)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    bench = Bench("mutated tars, indexes, pictures and JPEGs", arguments.json)
+    bench = Bench("mutated tars, indexes, images and JPEGs", arguments.json)
     contents = [saved(seed, kind) for seed, kind in enumerate(FORMATS)]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -226,8 +226,8 @@ def main() -> int:
         trials = {
             "tar": files(folder, arguments.inputs, [tar_of(3)], 1 << 30, read_tar),
             "tar headers": files(folder, arguments.inputs, [tar_of(1)], 1100, read_tar),
-            "picture headers": files(folder, arguments.inputs, contents, 200, read_picture),
-            "pictures": files(folder, arguments.inputs, contents, 1 << 30, read_picture),
+            "image headers": files(folder, arguments.inputs, contents, 200, read_file),
+            "images": files(folder, arguments.inputs, contents, 1 << 30, read_file),
             "idx": indexes(folder / "dataset", arguments.inputs),
         }
     trials["JPEG on two backends"], differences = backends(arguments.inputs)
