@@ -28,7 +28,9 @@ YEAR = r"(?:19|20)\d\d"
 _MONTH, _DAY = r"(?:0[1-9]|1[0-2])", r"(?:0[1-9]|[12]\d|3[01])"
 PLAIN_DATE = rf"{YEAR}{_MONTH}{_DAY}"
 # Digits without signs may be a number of a person: six are no date, and eight only beside an identifier.
-DATE = rf"{YEAR}[-_.]{_MONTH}(?:[-_.]{_DAY})?|{_DAY}[-_.]{_MONTH}[-_.]{YEAR}"
+DATE = "|".join(
+    rf"{YEAR}{sign}{_MONTH}(?:{sign}{_DAY})?|{_DAY}{sign}{_MONTH}{sign}{YEAR}" for sign in ("-", "_", r"\.")
+)
 VISIT = (
     rf"(?:{DATE})(?:[-_.t ]\d\d[-_.:h]?\d\d.*)?"
     r"|(?:visit|ses|session|study|exam|examination|instance|timepoint|tp|fu|month|week|v|t)[-_ ]?\d{1,2}"

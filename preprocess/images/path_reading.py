@@ -175,10 +175,10 @@ def read_name(stem: str) -> FileName:
 
 def _without_visit(text: str) -> tuple[str, str, bool]:
     """Return an identifier without a date or visit at its end or start, the visit, and whether it is a date before."""
-    if match := _VISIT_END.fullmatch(text):
-        return match[1], match[2], False
     if match := _VISIT_START.fullmatch(text):
         return match[2], match[1], match[1][:1].isdecimal()
+    if match := _VISIT_END.fullmatch(text):
+        return match[1], match[2], False
     return text, "", False
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.robustness import layouts
+from benchmarks.robustness.layouts import random_layout, verdict
 from mrmfast.errors import UserError
 from mrmfast.formats.labels import read_labels
 from mrmfast.formats.manifest import SplitRule, read_manifest
@@ -18,8 +20,7 @@ from mrmfast.formats.sample_table import read_sample_table
 from preprocess.__main__ import main
 from preprocess.images.layouts import BARCODES, CLASSES, FOLDERS, NAMES, OWN, UKB_NAMES
 from preprocess.images.participants import ParticipantRule
-from tests.helpers import source_folders
-from tests.helpers.source_folders import random_layout, verdict, write_photographs
+from tests.helpers.source_folders import write_photographs
 
 # Layout -> path: participant, and the layout that must be told.
 RIGHT = {
@@ -131,6 +132,10 @@ AMBIGUOUS = {
     "eyes with counters": ["left_001.jpg", "right_001.jpg"],
     "counters of two people": ["john/img1_left.jpg", "mary/img1_right.jpg"],
     "a camera's counter a day": ["20190103/1_left.jpg", "20190104/1_left.jpg"],
+    "a counter a day": ["2019-01-03/1_left.jpg", "2019-01-04/1_left.jpg"],
+    "a counter after a date": ["2019-01-03_1_left.jpg", "2019-01-04_1_left.jpg"],
+    "a camera's counter a visit": ["visit1/img_1_left.jpg", "visit2/img_1_left.jpg"],
+    "a camera's counter an eye": ["left/img_1_left.jpg", "right/img_1_right.jpg"],
     "a site's dates": ["oslo/20190103/left.jpg", "oslo/20190104/left.jpg"],
     "people in buckets": ["00000/John/left.jpg", "00001/Mary/left.jpg"],
     "buckets of images": ["00000/00001.png", "00000/00002.png", "00001/01001.png"],
@@ -188,10 +193,10 @@ def test_eye_visit_class_and_slide() -> None:
 
 def test_no_random_layout_merges_people() -> None:
     """Of all ways to name people, folders and files: right, refused, or each image a participant, and told."""
-    cases = list(itertools.product(source_folders.PEOPLE.values(), source_folders.FOLDERS, source_folders.NAMES))
+    cases = list(itertools.product(layouts.PEOPLE.values(), layouts.FOLDERS, layouts.NAMES))
     rng = random.Random(4)
-    layouts = [layout for case in rng.sample(cases, 700) if (layout := random_layout(rng, *case))]
-    verdicts = [verdict(layout) for layout in layouts]
+    samples = [layout for case in rng.sample(cases, 700) if (layout := random_layout(rng, *case))]
+    verdicts = [verdict(layout) for layout in samples]
     assert len(verdicts) > 500
     assert set(verdicts) <= {"right", "refused", "split and told"}
     assert verdicts.count("right") > 0.5 * len(verdicts)
