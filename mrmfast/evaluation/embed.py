@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from mrmfast.batch import LabelSpec
@@ -63,7 +62,7 @@ def embed(encoder: Path, data: DataConfig, labels: LabelsConfig, pool: Pool = "m
     UserError
         The encoder or the dataset cannot be read, or no image has a label.
     """
-    model = load_encoder(encoder).eval()
+    model: Any = load_encoder(encoder).eval()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = replace(
         data,
@@ -83,7 +82,8 @@ def embed(encoder: Path, data: DataConfig, labels: LabelsConfig, pool: Pool = "m
             dataset, config, seed=0, batch=BATCH, micro_batch=BATCH, rank=0, world=1, device=device
         )  # fmt: skip
         model.to(device)
-        features, targets, keys = [], [], []
+        features, targets = [], []
+        keys: list[str] = []
         for batch in loader.batches(0, end=len(loader.sampler)):
             assert batch.target is not None
             features.append(pooled(model, batch.views[0].to(device), pool).cpu().numpy())
@@ -105,7 +105,7 @@ def embed(encoder: Path, data: DataConfig, labels: LabelsConfig, pool: Pool = "m
 
 
 @torch.no_grad()
-def pooled(model: VisionTransformer, image_BCHW: Tensor, pool: Pool) -> Tensor:
-    """Return one feature per image, (B, D), of normalised images."""
+def pooled(model: Any, image_BCHW: Tensor, pool: Pool) -> Tensor:
+    """Return one feature per image, (B, D), of normalised images; `model` is one of timm's."""
     tokens_BND = model.forward_features(image_BCHW)
     return tokens_BND[:, model.num_prefix_tokens :].mean(1) if pool == "mean" else tokens_BND[:, 0]
