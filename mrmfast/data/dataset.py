@@ -168,7 +168,7 @@ def open_dataset(config: DataConfig | str, **settings: Any) -> Dataset:
         raise UserError("data.path is empty; give data.path=FOLDER or data.path=s3://BUCKET/PREFIX")
     source = DatasetSource(config.path, config.cache, {"anon": True} if config.anonymous else None, config.fetch)
     manifest = source.manifest()
-    if not manifest.shards:
+    if not (manifest.shards and manifest.index_sha256 and manifest.image_size):
         raise UserError(
             f"data.path={config.path}: holds no images yet; run python -m preprocess fundus or pathology into it"
         )

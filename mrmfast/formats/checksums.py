@@ -17,6 +17,7 @@ from mrmfast.atomic import write_aside
 from mrmfast.errors import PARSE_ERRORS, UserError
 
 NAME = "checksums.json"
+UNLISTED = "does not belong there"
 HASHING_THREADS = 4
 _HEX = re.compile("[0-9a-f]{64}")
 
@@ -115,7 +116,7 @@ def unlisted_and_missing(folder: Path, digests: Mapping[str, str]) -> Iterator[t
     for name in sorted(digests.keys() - present):
         yield name, "is missing"
     for name in sorted(present - digests.keys()):
-        yield name, "does not belong there"
+        yield name, UNLISTED
 
 
 def _file_damage(path: Path, digest: str) -> str | None:

@@ -119,8 +119,6 @@ def problem(document: dict[str, Any]) -> str | None:
     images = document["images"]
     if images["samples"] != sum(shard["samples"] for shard in images["shards"]):
         return "field 'images.samples': is not the sum of the shards' samples"
-    if images["shards"] and not (images["image_size"] and images["index_sha256"]):
-        return "field 'images': has shards, but no image_size or no index_sha256"
     if len({shard["path"] for shard in images["shards"]}) != len(images["shards"]):
         return "field 'images.shards': lists a path twice"
     return None

@@ -8,7 +8,7 @@ from concurrent.futures import Executor
 from pathlib import Path
 
 from mrmfast.errors import MissingError, UserError
-from mrmfast.formats.checksums import NAME, parse_digests, unlisted_and_missing
+from mrmfast.formats.checksums import NAME, UNLISTED, parse_digests, unlisted_and_missing
 from mrmfast.storage.seals import Seals
 
 REMEDY = "copy the dataset again, or run its preprocessor again"
@@ -71,6 +71,6 @@ class LocalFolder:
         name = f"{folder}/{NAME}"
         digests = parse_digests(self._read(name, digest), str(self.folder / name))
         for file, problem in unlisted_and_missing(self.folder / folder, digests):
-            remedy = "remove it" if problem.startswith("does not") else REMEDY
+            remedy = "remove it" if problem == UNLISTED else REMEDY
             raise UserError(f"{self.folder / folder / file}: {problem}; {remedy}")
         return digests

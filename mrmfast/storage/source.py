@@ -241,7 +241,10 @@ class DatasetSource:
                 pass  # a cache that cannot be written: each rank hashes for itself
             if stamp is None or not stamp.matches(state):
                 if file_sha256(path) != shard.sha256:
-                    raise UserError(f"{path}: damaged (SHA-256 differs from the manifest); {REMEDY}")
+                    raise UserError(
+                        f"{path}: damaged (SHA-256 differs from the manifest); {REMEDY}, or train on what can be "
+                        "read with data.fetch.verify_local=false"
+                    )
                 if stamp is not None:
                     stamp.write(state)
         self._verified[shard.path] = state

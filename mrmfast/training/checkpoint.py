@@ -187,12 +187,14 @@ def damage(checkpoint: Path) -> str | None:
     """Return what is wrong with a checkpoint: one line that begins with the file's name, or None.
 
     Every file is hashed; nothing is loaded. A checkpoint of an earlier version has no digests: only its state is read.
+    Further files count only if they hold tensors: DeepSpeed looks for those by pattern.
     """
     try:
         state = read_state(checkpoint)
     except UserError as error:
         return str(error).removesuffix(f"; {_REMEDY}")
-    return next(checksums.damage(checkpoint, None), None) if state.sealed else None
+    problems = checksums.damage(checkpoint, None) if state.sealed else iter(())
+    return next((line for line in problems if not line.endswith(checksums.UNLISTED) or ".pt:" in line), None)
 
 
 def choose(folder: Path) -> tuple[Path | None, list[str]]:
