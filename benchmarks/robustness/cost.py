@@ -31,7 +31,7 @@ def measure(bench: Bench, work: Path) -> None:
     """Record seconds per GB and the ratio of the loader's speeds."""
     shards = _shards(work)
     total = SHARDS * BYTES / 1e9
-    cold = _seconds(lambda: [_read(work / shard.path) for shard in shards], work, shards)
+    cold = _seconds(lambda: list(map(_read, (work / shard.path for shard in shards))), work, shards)
     bench.figure("reading alone, not in the page cache", cold / total, "s/GB")
     hashed = _seconds(lambda: _open(work, shards, work / "cache"), work, shards)
     bench.figure("first use of local shards, hashed, not in the page cache", hashed / total, "s/GB")

@@ -62,7 +62,8 @@ def mutate_bytes(text: bytes, generator: random.Random) -> bytes:
 
 def mutate_value(document: Any, generator: random.Random) -> Any:
     """Replace, remove or add one value somewhere in a JSON document."""
-    node, path = document, []
+    node: Any = document
+    path: list[tuple[Any, Any]] = []
     while isinstance(node, (dict, list)) and node and (not path or generator.random() < 0.8):
         key = generator.choice(list(node) if isinstance(node, dict) else range(len(node)))
         path.append((node, key))

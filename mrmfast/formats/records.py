@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from mrmfast.atomic import sweep_partials
 from mrmfast.formats.checksums import file_sha256
 from mrmfast.formats.manifest import NAME, read_manifest, updating
 
@@ -29,8 +30,11 @@ def record_names(dataset: Path) -> list[str]:
 def recording(dataset: Path) -> Iterator[None]:
     """Enter the reports and records that the block writes into the manifest, if there is a manifest.
 
-    Digests of files that are older than the block stay: damage must not be taken for a new version.
+    Digests of files that are older than the block stay: damage must not be taken for a new version. What killed
+    commands left beside them is removed first.
     """
+    for folder in (dataset, dataset / REPORTS, dataset / RECORD.partition("/")[0]):
+        sweep_partials(folder)
     since = time.time() - CLOCKS
     try:
         yield

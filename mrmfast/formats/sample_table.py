@@ -175,6 +175,7 @@ def check_table(table: SampleTable, shards: Sequence[Shard], where: str) -> None
             f"{where}: dataset.json lists {sum(samples)} images in {len(shards)} shards, but the "
             "sample table differs; they belong to different versions: copy the dataset again"
         )
-    for column in (table, *table.masks):
-        if (column.offset > sizes[table.shard] - column.size).any():
+    places = [(table.offset, table.size), *((mask.offset, mask.size) for mask in table.masks)]
+    for offset, size in places:
+        if (offset > sizes[table.shard] - size).any():
             raise UserError(f"{where}/{INDEX}: a sample lies outside its shard; run the image preprocessor again")

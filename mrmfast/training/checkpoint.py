@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from annotated_types import Ge, Le
@@ -37,6 +37,7 @@ _NAME = re.compile(r"step-(\d{8})")
 
 
 Count = Annotated[int, Ge(0), Le(2**63 - 1)]
+Precision = Literal["", "fp32", "bf16"]
 
 
 @dataclass
@@ -74,7 +75,7 @@ class TrainState:
     dataset: str = ""
     world: Annotated[int, Ge(1)] = 1
     zero_stage: Annotated[int, Ge(0), Le(3)] = 0
-    precision: Literal["", "fp32", "bf16"] = ""
+    precision: Precision = ""
     micro_batch: Count = 0
     sealed: bool = False
 
@@ -292,7 +293,7 @@ def load(engine: Any, checkpoint: Path, dataset: str, precision: str, *, verifie
             reason = " ".join(str(error).split())[:160]
             raise UserError(f"{checkpoint}: does not fit this config ({reason})") from error
         raise UserError(f"{checkpoint}: a file is damaged; {_REMEDY}") from error
-    state.world, state.zero_stage, state.precision = world, stage, precision
+    state.world, state.zero_stage, state.precision = world, stage, cast(Precision, precision)
     return state
 
 
