@@ -240,14 +240,23 @@ class DatasetSource:
             except OSError:
                 pass  # a cache that cannot be written: each rank hashes for itself
             if stamp is None or not stamp.matches(state):
-                if file_sha256(path) != shard.sha256:
-                    raise UserError(
-                        f"{path}: damaged (SHA-256 differs from the manifest); {REMEDY}, or train on what can be "
-                        "read with data.fetch.verify_local=false"
-                    )
+                _compare(path, shard)
                 if stamp is not None:
                     stamp.write(state)
         self._verified[shard.path] = state
+
+
+def _compare(path: Path, shard: Shard) -> None:
+    """Hash a local shard."""
+    try:
+        digest = file_sha256(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check its permissions and the disk") from error
+    if digest != shard.sha256:
+        raise UserError(
+            f"{path}: damaged (SHA-256 differs from the manifest); {REMEDY}, or train on what can be read with "
+            "data.fetch.verify_local=false"
+        )
 
 
 def _unpin(future: Future[Path | Pin | None]) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks.robustness import corruption, fuzz, subjects
+from mrmfast import native
 from mrmfast.data.dataset import DataConfig, open_dataset
 from mrmfast.errors import UserError
 from mrmfast.formats.checksums import seal
@@ -348,3 +349,24 @@ def test_a_sample_outside_its_shard_is_refused(copy, tmp_path):
             manifest.index_sha256 = digest
         with pytest.raises(UserError, match=reason):
             content(copy, tmp_path)
+
+
+def test_a_damaged_compiled_kernel_is_compiled_again(tmp_path, monkeypatch):
+    source = tmp_path / "kernel.c"
+    source.write_text("int answer(void) { return 42; }")
+    monkeypatch.setenv("MRMFAST_CACHE", str(tmp_path / "cache"))
+
+    def load():
+        functions = {"answer": ([], native.INT)}
+        return native.load(source, [], name="kernel", otherwise="", functions=functions)
+
+    if load() is None:
+        pytest.skip("no compiler")
+    (compiled,) = (tmp_path / "cache/kernels").glob("*.so")
+    right = compiled.read_bytes()
+    damaged = bytearray(right)
+    damaged[len(damaged) // 2] ^= 1
+    compiled.unlink()  # a new file: the old one is mapped
+    compiled.write_bytes(damaged)
+    load()
+    assert compiled.read_bytes() == right
