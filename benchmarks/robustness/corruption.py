@@ -209,6 +209,7 @@ def main() -> int:
                 if count:
                     bench.figure(f"{subject}: {kind}: {result}", count, "cases")
     bench.figure("cases", matrix.counts.total(), "cases")
+    bench.figure("share of all cases, drawn by the seed", arguments.share, "")
     bench.gate("some case of every subject is refused or healed", matrix.counts.total() > 0)
     for result in ("silent", "traceback"):
         total = sum(count for (_, _, ended), count in matrix.counts.items() if ended == result)

@@ -151,8 +151,10 @@ def test_a_cache_that_cannot_be_written_hashes_at_each_start(copy, tmp_path):
 FILES = ("rows.npy", "present.npy", "ids.npy", "row_of.npy", "key", "checksums.json")
 
 
-@pytest.mark.parametrize("how", ["bit", "cut", "missing", "garbage"])
-@pytest.mark.parametrize("name", FILES)
+WAYS = [*((name, "bit") for name in FILES), ("rows.npy", "cut"), ("ids.npy", "missing"), ("row_of.npy", "garbage")]
+
+
+@pytest.mark.parametrize(("name", "how"), [*WAYS, ("checksums.json", "missing"), ("key", "cut")])
 def test_a_damaged_table_of_the_cache_is_built_again_and_named(sound, tmp_path, capsys, name, how):
     right = content(sound, tmp_path)
     (table,) = (tmp_path / "cache").glob("genome-*[0-9a-f]")
@@ -213,10 +215,10 @@ def test_a_cached_download_that_was_written_to_is_fetched_again(sound, tmp_path)
 
 
 def test_sampled_cases_of_the_corruption_matrix(tmp_path):
-    matrix = corruption.Matrix(random.Random(7), 0.05)
+    matrix = corruption.Matrix(random.Random(7), 0.02)
     assert corruption.dataset_cases(matrix, tmp_path / "dataset") == 0
     assert not matrix.bad
-    assert matrix.total("dataset", "refused") > 5
+    assert matrix.total("dataset", "refused") > 2
 
 
 @pytest.mark.parametrize("parser", ["manifest", "checksums.json", "sample table", "genetics", "state.json", "log"])
