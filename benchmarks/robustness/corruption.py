@@ -116,12 +116,12 @@ def dataset_cases(matrix: Matrix, work: Path) -> int:
     def afterwards(kind: str, path: Path) -> str | None:
         nonlocal missed
         # Beside dataset.json, other files are no part of the dataset.
-        found = check(copy) != 0 or (kind == "extra" and path.parent == sound)
-        missed += not found
+        detected = check(copy) != 0 or (kind == "extra" and path.parent == sound)
+        missed += not detected
         subjects.copy(sound, copy)
         ended, _ = subjects.outcome(lambda: subjects.dataset_content(str(copy), cache), {right})
         poisoned = None if ended == "no effect" else f"the intact dataset then reads: {ended}"
-        return poisoned or (None if found else "check does not find it")
+        return poisoned or (None if detected else "check does not find it")
 
     matrix.run("dataset", sound, fresh, lambda: subjects.dataset_content(str(copy), cache), {right}, afterwards)
     return missed

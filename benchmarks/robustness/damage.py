@@ -12,7 +12,7 @@ KINDS = ("bit", "hole", "truncated", "missing", "swapped", "extra")
 
 
 def damage(kind: str, path: Path, sibling: Path | None, generator: random.Random) -> bool:
-    """Damage a file in place; return False where this kind does not change it.
+    """Damage a file in position; return False where this kind does not change it.
 
     Parameters
     ----------
@@ -38,14 +38,14 @@ def damage(kind: str, path: Path, sibling: Path | None, generator: random.Random
     if not before:
         return False
     raw = bytearray(before)
-    place = generator.randrange(len(raw))
+    position = generator.randrange(len(raw))
     if kind == "bit":
-        raw[place] ^= 1 << generator.randrange(8)
+        raw[position] ^= 1 << generator.randrange(8)
     elif kind == "hole":
-        start = place // 2
+        start = position // 2
         raw[start : start + HOLE] = bytes(len(raw[start : start + HOLE]))
     else:
-        del raw[place:]
+        del raw[position:]
     path.write_bytes(raw)
     return bytes(raw) != before
 

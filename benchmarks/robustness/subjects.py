@@ -87,15 +87,15 @@ def outcome(read: Read, right: set[str]) -> tuple[str, str]:
     str
         What was said.
     """
-    said = io.StringIO()
+    output = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+        with contextlib.redirect_stderr(output), contextlib.redirect_stdout(output):
             content = read()
     except UserError as error:
         return "refused", str(error)
     except Exception as error:
         return "traceback", repr(error)
-    text = "\n".join(line for line in said.getvalue().splitlines() if "genome store" not in line).strip()
+    text = "\n".join(line for line in output.getvalue().splitlines() if "genome store" not in line).strip()
     if content not in right:
         return "silent", text
     return ("healed" if text else "no effect"), text

@@ -11,81 +11,46 @@ import errno
 import json
 import os
 import pickle
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Any, cast
 
 import torch
-from annotated_types import Ge, Le
-from pydantic import ConfigDict, FiniteFloat, TypeAdapter
 
 from mrmfast.atomic import rename_directory
 from mrmfast.errors import PARSE_ERRORS, UserError
 from mrmfast.formats import checksums
+from mrmfast.training.checkpoint_state import (
+    REMEDY,
+    STATE,
+    Precision,
+    TrainState,
+    checkpoints,
+    choose,
+    damage,
+    read_state,
+)
 
-# JSON beside DeepSpeed's files rather than inside its client_state: it can be checked before anything is loaded.
-STATE = "state.json"
+__all__ = [
+    "PARTIAL",
+    "STATE",
+    "TrainState",
+    "checkpoints",
+    "choose",
+    "damage",
+    "load",
+    "need_space",
+    "read_state",
+    "save",
+]
+
 PARTIAL = ".step-*.partial"
 # Words of torch's zip writer, whose errors mean a failed write. Versions differ.
 _ZIP_WRITER = ("PytorchStreamWriter", "inline_container", "iostream")
 LEAST_SPACE = 1 << 20  # bytes; with less, any failed write is taken for a full disk
-_NAME = re.compile(r"step-(\d{8})")
-
-
-Count = Annotated[int, Ge(0), Le(2**63 - 1)]
-Precision = Literal["", "fp32", "bf16"]
-
-
-@dataclass
-class TrainState:
-    """What a run has to remember besides weights and optimiser.
-
-    Dropout and matched pairs are seeded per step (see ``loop.step_seed``), so there is no generator to save.
-
-    Attributes
-    ----------
-    step : int
-        Optimiser steps done.
-    samples : int
-        Samples consumed by all ranks: the position in the data stream (not what was prefetched).
-    seconds : float
-        Time spent training.
-    dataset : str
-        Fingerprint of the training set; a resumed run must have the same.
-    world, zero_stage : int
-        Ranks and ZeRO stage that wrote the checkpoint.
-    precision : str
-        "fp32" or "bf16": DeepSpeed names and lays out its files by it. Empty in checkpoints older than this field.
-    micro_batch : int
-        Samples per forward pass of a rank; 0 in checkpoints older than this field. A run with
-        ``engine.micro_batch=auto`` keeps it.
-    sealed : bool
-        The folder has a ``checksums.json``. False in checkpoints older than this field.
-    """
-
-    __pydantic_config__ = ConfigDict(strict=True, extra="forbid")  # "5" is no step
-
-    step: Count = 0
-    samples: Count = 0
-    seconds: Annotated[FiniteFloat, Ge(0)] = 0.0
-    dataset: str = ""
-    world: Annotated[int, Ge(1)] = 1
-    zero_stage: Annotated[int, Ge(0), Le(3)] = 0
-    precision: Precision = ""
-    micro_batch: Count = 0
-    sealed: bool = False
-
-
-_STATE = TypeAdapter(TrainState)
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """Return complete checkpoints, oldest first; folders still being written have another name."""
-    return sorted(path for path in folder.glob("step-*") if _NAME.fullmatch(path.name))
 
 
 def need_space(folder: Path, parameters: int, keep: int) -> None:
@@ -159,78 +124,6 @@ def _is_full(error: OSError | RuntimeError, folder: Path) -> bool:
     return any(word in text for word in _ZIP_WRITER) or shutil.disk_usage(folder).free < LEAST_SPACE
 
 
-_REMEDY = "remove this checkpoint and resume again"
-
-
-def read_state(checkpoint: Path) -> TrainState:
-    """Read the state of a checkpoint before anything is built.
-
-    Raises
-    ------
-    UserError
-        It is damaged, or belongs to another step than its folder.
-    """
-    path = checkpoint / STATE
-    try:
-        state = _STATE.validate_json(path.read_bytes())
-    except (OSError, *PARSE_ERRORS) as error:  # pydantic's errors are ValueErrors
-        raise UserError(f"{path}: missing or damaged; {_REMEDY}") from error
-    name = _NAME.fullmatch(checkpoint.name)
-    if name is None or int(name[1]) != state.step or state.samples < state.step:
-        raise UserError(
-            f"{path}: damaged (step {state.step}, {state.samples} samples, in a folder called {checkpoint.name}); "
-            + _REMEDY
-        )
-    return state
-
-
-def damage(checkpoint: Path) -> str | None:
-    """Return what is wrong with a checkpoint: one line that begins with the file's name, or None.
-
-    Every file is hashed; nothing is loaded. A checkpoint of an earlier version has no digests: only its state is read.
-    Further files count only if they hold tensors: DeepSpeed looks for those by pattern.
-    """
-    try:
-        state = read_state(checkpoint)
-    except UserError as error:
-        return str(error).removesuffix(f"; {_REMEDY}")
-    problems = checksums.damage(checkpoint, None) if state.sealed else iter(())
-    return next((line for line in problems if not line.endswith(checksums.UNLISTED) or ".pt:" in line), None)
-
-
-def choose(folder: Path) -> tuple[Path | None, list[str]]:
-    """Return the latest intact checkpoint of a folder, and what the user must know about it.
-
-    Damaged later ones are renamed to ``step-NNNNNNNN.damaged``, so that no further save counts them as kept.
-
-    Raises
-    ------
-    UserError
-        There are checkpoints, and all of them are damaged.
-    """
-    problems: list[tuple[Path, str]] = []
-    for checkpoint in reversed(checkpoints(folder)):
-        problem = damage(checkpoint)
-        if problem is None:
-            break
-        problems.append((checkpoint, problem))
-    else:
-        if problems:
-            raise UserError(f"{problems[0][1]}; no earlier checkpoint is intact: {_REMEDY}, or start again")
-        return None, []
-    warnings = []
-    for damaged, problem in problems:
-        aside = damaged.with_name(f"{damaged.name}.damaged")
-        shutil.rmtree(aside, ignore_errors=True)
-        damaged.rename(aside)
-        warnings.append(f"{problem}; the checkpoint is damaged and renamed to {aside}: check the disk, then remove it")
-    if problems:
-        warnings.append(f"resuming from the earlier checkpoint {checkpoint}; the steps after it are trained again")
-    if not read_state(checkpoint).sealed:
-        warnings.append(f"{checkpoint}: was written without digests (an earlier version); its tensors are not verified")
-    return checkpoint, warnings
-
-
 def load(engine: Any, checkpoint: Path, dataset: str, precision: str, *, verified: bool = False) -> TrainState:
     """Load a complete checkpoint into the engine of a run in `precision`.
 
@@ -251,7 +144,7 @@ def load(engine: Any, checkpoint: Path, dataset: str, precision: str, *, verifie
     """
     state = read_state(checkpoint)
     if not verified and (problem := damage(checkpoint)) is not None:
-        raise UserError(f"{problem}; {_REMEDY}")
+        raise UserError(f"{problem}; {REMEDY}")
     if state.dataset != dataset:
         raise UserError(
             f"{checkpoint}: was trained on another dataset or split; resume with the same data, or start again"
@@ -274,6 +167,13 @@ def load(engine: Any, checkpoint: Path, dataset: str, precision: str, *, verifie
             f"{checkpoint}: was written in {state.precision}, this run is {precision}; "
             f"resume with engine.precision={state.precision}, or start again with another run.name"
         )
+    _load_tensors(engine, checkpoint, state.sealed)
+    state.world, state.zero_stage, state.precision = world, stage, cast(Precision, precision)
+    return state
+
+
+def _load_tensors(engine: Any, checkpoint: Path, sealed: bool) -> None:
+    """Load DeepSpeed's files, and turn its errors into one line."""
     try:
         with tensors_only():
             loaded, _ = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
@@ -284,17 +184,15 @@ def load(engine: Any, checkpoint: Path, dataset: str, precision: str, *, verifie
             f"{checkpoint}: holds something else than tensors and was not loaded; is it one of ours?"
         ) from error
     except (FileNotFoundError, AssertionError) as error:  # DeepSpeed asserts that the weights are there
-        raise UserError(f"{checkpoint}: a file is missing; {_REMEDY}") from error
+        raise UserError(f"{checkpoint}: a file is missing; {REMEDY}") from error
     except (OSError, *PARSE_ERRORS) as error:
         if isinstance(error, MemoryError):
             raise
         unfit = isinstance(error, (RuntimeError, KeyError)) and "PytorchStreamReader" not in str(error)
-        if unfit or (state.sealed and not isinstance(error, OSError)):  # sealed files are as they were written
+        if unfit or (sealed and not isinstance(error, OSError)):  # sealed files are as they were written
             reason = " ".join(str(error).split())[:160]
             raise UserError(f"{checkpoint}: does not fit this config ({reason})") from error
-        raise UserError(f"{checkpoint}: a file is damaged; {_REMEDY}") from error
-    state.world, state.zero_stage, state.precision = world, stage, cast(Precision, precision)
-    return state
+        raise UserError(f"{checkpoint}: a file is damaged; {REMEDY}") from error
 
 
 @contextmanager
