@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 SUFFIX = ".partial"
+OLD = 86_400.0  # seconds; a writer that has not written for so long is dead
 
 
 def fsync_directory(directory: Path) -> None:
@@ -90,15 +92,21 @@ def sweep_partials(folder: Path, name: str = "*") -> int:
     Returns
     -------
     int
-        How many files were removed. A partial file that a living process holds stays.
+        How many files were removed. A partial file that a living process holds stays. On a file system without locks
+        every partial file of the last day stays: its writer may live on another host.
     """
     removed = 0
     for partial in folder.glob(f".{name}{SUFFIX}"):
-        if not partial.is_file():
-            continue
-        descriptor = os.open(partial, os.O_RDWR)
         try:
-            if _lock(descriptor, wait=False):
+            if not partial.is_file():
+                continue
+            descriptor = os.open(partial, os.O_RDWR)
+        except OSError:  # another sweep was faster, or the file belongs to another user
+            continue
+        try:
+            held = _lock(descriptor, wait=False)
+            old = time.time() - os.fstat(descriptor).st_mtime > OLD
+            if held is True or (held is None and old):
                 partial.unlink(missing_ok=True)
                 removed += 1
         finally:
@@ -140,14 +148,15 @@ def _stands_at(descriptor: int, path: Path) -> bool:
         return False
 
 
-def _lock(descriptor: int, wait: bool) -> bool:
-    """Lock an open file; False if another open file holds the lock and `wait` is False."""
+def _lock(descriptor: int, wait: bool) -> bool | None:
+    """Lock an open file; False if another open file holds the lock and `wait` is False.
+
+    None on a file system without locks, such as some Lustre mounts: writers must then have names of their own.
+    """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
     except OSError:
-        return (
-            True  # a file system without locks, such as some Lustre mounts: writers must then have names of their own
-        )
+        return None
     return True

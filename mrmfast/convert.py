@@ -17,6 +17,7 @@ import yaml
 from mrmfast import config as configs
 from mrmfast.atomic import write_aside
 from mrmfast.errors import UserError
+from mrmfast.formats import checksums
 from mrmfast.training.checkpoint import checkpoints, tensors_only
 from mrmfast.training.settings import TrainConfig
 
@@ -52,6 +53,8 @@ def convert_checkpoint(folder: Path) -> int:
             with write_aside(path, "wb") as file:
                 torch.save(states, file)
             written += 1
+    if written and (folder / checksums.NAME).exists():
+        checksums.seal(folder)
     return written
 
 

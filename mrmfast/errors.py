@@ -13,5 +13,24 @@ class SharedError(UserError):
     """A :class:`UserError` that every rank raises at the same point, so that one rank prints it."""
 
 
+class MissingError(UserError):
+    """A file or object does not exist."""
+
+
 class ClosedError(RuntimeError):
     """A source was closed during a transfer: the end of a run, not an error of the user."""
+
+
+# What parsers of other libraries raise on damaged or hostile input; RuntimeError includes RecursionError.
+PARSE_ERRORS = (
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,
+    AssertionError,
+    EOFError,
+    MemoryError,
+    FileNotFoundError,
+)

@@ -16,7 +16,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from mrmfast.atomic import commit_file, partial_path
+from mrmfast.atomic import commit_file, partial_path, write_aside
 from mrmfast.cache import cache_folder
 
 COMPILERS = {".c": ("CC", ("cc", "gcc", "clang")), ".cpp": ("CXX", ("c++", "g++", "clang++"))}
@@ -62,7 +62,7 @@ def load(
     key = hashlib.sha256(code + " ".join(flags).encode() + _processor().encode()).hexdigest()[:16]
     final = cache_folder() / "kernels" / f"{name}-{key}.so"
     try:
-        if not final.exists():
+        if not _is_intact(final):
             _compile(source, flags, final)
         library = ctypes.CDLL(str(final))
     except (OSError, subprocess.CalledProcessError) as error:
@@ -89,10 +89,26 @@ def _compile(source: Path, flags: Sequence[str], final: Path) -> None:
     # Ranks may need the kernel at the same moment: the first one compiles it, the others wait. A partial file of a
     # killed compiler is overwritten, because its name holds no process id.
     with FileLock(final.with_name(f".{final.name}.lock")):
-        if not final.exists():
+        if not _is_intact(final):
             partial = partial_path(final)
             subprocess.run([compiler, *flags, "-o", str(partial), str(source)], check=True, capture_output=True)
+            with write_aside(_digest_path(final)) as file:
+                file.write(_sha256(partial))
             commit_file(partial, final)
+
+
+def _is_intact(final: Path) -> bool:
+    """Return whether a kernel is in the cache as it was compiled: a flipped bit in machine code may change results."""
+    digest = _digest_path(final)
+    return final.exists() and digest.exists() and digest.read_bytes().decode(errors="replace") == _sha256(final)
+
+
+def _digest_path(final: Path) -> Path:
+    return final.with_suffix(".sha256")
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @cache

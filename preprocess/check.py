@@ -2,7 +2,8 @@
 
 ``dataset.json`` contains a checksum of its own content, the SHA-256 of every tar, and the SHA-256 of the
 ``checksums.json`` of every Zarr folder. Each ``checksums.json`` contains the SHA-256 of every file of its folder. A
-DALI index is compared with its tar. A flipped byte in any chunk or metadata file is therefore detected.
+DALI index is compared with its tar. Reports and the record of the images are listed in ``dataset.json`` with their
+SHA-256. A flipped byte in any of these files is therefore detected, and so is a missing or an unexpected file.
 
 The command also looks up the participants of the images in the genetics. It prints every problem with the file's name.
 The exit status is 0 without problems, 1 with problems, and 2 if there is no dataset to check.
@@ -19,14 +20,16 @@ import numpy as np
 import zarr
 from tqdm import tqdm
 
-from mrmfast.errors import UserError
+from mrmfast.errors import PARSE_ERRORS, UserError
 from mrmfast.formats.checksums import damage, file_sha256
 from mrmfast.formats.genetics import ROOT_METADATA, STORE, packed_width
 from mrmfast.formats.image_shards import index_text, tar_samples
 from mrmfast.formats.manifest import NAME, Manifest, Shard
 from mrmfast.formats.pseudonyms import SHAPE
-from mrmfast.formats.sample_table import INDEX, read_sample_table
+from mrmfast.formats.records import REPORTS
+from mrmfast.formats.sample_table import INDEX, check_table, read_sample_table
 from mrmfast.formats.splits import RELATIVES
+from preprocess.files import other_files, unexpected_files
 
 REMEDY = "copy the dataset again, or run its preprocessor again"
 
@@ -48,7 +51,6 @@ def run(arguments: argparse.Namespace) -> int:
     path = dataset / NAME
     if not path.is_file():
         raise UserError(f"{path}: does not exist; give a dataset folder written by python -m preprocess")
-    problems: list[str] = []
     notes: list[str] = []
     remedy = f"; {REMEDY}"
     try:
@@ -58,10 +60,11 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         total = sum(file.stat().st_size for file in dataset.rglob("*") if file.is_file())
         with tqdm(total=total, desc="check", unit="B", unit_scale=True, disable=None) as bar:
-            for problem in _damage(dataset, manifest, bar.update):
-                problems.append(problem)
+            problems = list(_damage(dataset, manifest, bar.update))
+        notes = other_files(dataset, manifest)
         if not problems:
-            problems, notes = _joins(dataset, manifest)
+            problems, joins = _joins(dataset, manifest)
+            notes += joins
     for problem in problems:
         print(f"damaged: {problem}{remedy}")
     for note in notes:
@@ -89,16 +92,29 @@ def _damage(dataset: Path, manifest: Manifest, progress: Callable[[int], object]
         yield f"{relatives}: is missing, or its SHA-256 differs from {NAME}"
     if manifest.shards:
         yield from damage(dataset / INDEX, manifest.index_sha256, progress)
-    store = dataset / STORE
-    on_disk = {path.name for path in store.iterdir()} - {"zarr.json"} if store.exists() else set()
-    for name in sorted(on_disk - manifest.genetics.keys()):
-        yield f"{store / name}: is not in {NAME}"
     if manifest.genetics:
-        root = store / "zarr.json"
+        root = dataset / STORE / "zarr.json"
         if not root.is_file() or root.read_bytes() != ROOT_METADATA.encode():
             yield f"{root}: is missing or changed"
     for name, entry in manifest.genetics.items():
-        yield from damage(store / name, entry["sha256"], progress)
+        yield from damage(dataset / STORE / name, entry["sha256"], progress)
+    yield from _record_damage(dataset, manifest, progress)
+    for name in unexpected_files(dataset, manifest):
+        yield f"{dataset / name}: is not in {NAME}"
+
+
+def _record_damage(dataset: Path, manifest: Manifest, progress: Callable[[int], object]) -> Iterator[str]:
+    """Compare reports and records. A dataset that is passed on without its private reports is complete."""
+    reports = (dataset / REPORTS).exists()
+    for name, digest in (manifest.files or {}).items():
+        path = dataset / name
+        if not path.is_file():
+            if reports or not name.startswith(f"{REPORTS}/"):
+                yield f"{path}: is missing"
+            continue
+        if file_sha256(path) != digest:
+            yield f"{path}: SHA-256 differs from {NAME}"
+        progress(path.stat().st_size)
 
 
 def _shard_damage(dataset: Path, shard: Shard) -> Iterator[str]:
@@ -109,8 +125,16 @@ def _shard_damage(dataset: Path, shard: Shard) -> Iterator[str]:
     if path.stat().st_size != shard.bytes or file_sha256(path) != shard.sha256:
         yield f"{path}: size or SHA-256 differs from {NAME}"
         return
-    if not index.is_file() or index.read_bytes() != _index_of(path):
-        yield f"{index}: is missing or does not describe its tar"
+    if not index.is_file():
+        yield f"{index}: is missing"
+        return
+    try:
+        described = index.read_bytes() == _index_of(path)
+    except (tarfile.TarError, *PARSE_ERRORS) as error:  # written so by another tool, and never a readable tar
+        yield f"{path}: not a readable tar ({type(error).__name__})"
+    else:
+        if not described:
+            yield f"{index}: does not describe its tar"
 
 
 def _index_of(path: Path) -> bytes:
@@ -120,6 +144,15 @@ def _index_of(path: Path) -> bytes:
 
 def _joins(dataset: Path, manifest: Manifest) -> tuple[list[str], list[str]]:
     """Compare counts and ids across the parts of an undamaged dataset; return problems and notes."""
+    try:
+        return _compare_parts(dataset, manifest)
+    except UserError as error:
+        return [str(error)], []
+    except PARSE_ERRORS as error:  # digests match, so it was written so, by another tool
+        return [f"{dataset}: its parts cannot be read ({type(error).__name__})"], []
+
+
+def _compare_parts(dataset: Path, manifest: Manifest) -> tuple[list[str], list[str]]:
     problems: list[str] = []
     notes = ["participant IDs are pseudonyms"] if manifest.pseudonyms else []
     images: set[str] = set()
@@ -127,8 +160,7 @@ def _joins(dataset: Path, manifest: Manifest) -> tuple[list[str], list[str]]:
         table = read_sample_table(str(dataset))
         images = set(table.participant.tolist())
         problems += _id_damage(manifest, dataset / INDEX, images)
-        if len(table) != manifest.samples:
-            problems.append(f"{dataset / INDEX}: lists {len(table)} images, {NAME} has {manifest.samples}")
+        check_table(table, manifest.shards, str(dataset))
         problems += _sample_damage(dataset, manifest, table.shard, table.offset, table.size)
         notes.append(f"{len(table)} images of {len(images)} participants")
     for name, entry in manifest.genetics.items():

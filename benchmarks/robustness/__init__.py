@@ -1,1 +1,1 @@
-"""What damaged and hostile input does to the product."""
+"""Damage, kills and hostile input: what is refused, healed or without effect, and that nothing is silent."""

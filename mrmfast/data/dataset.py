@@ -18,7 +18,7 @@ from mrmfast.data.sampling.sampler import Sampler
 from mrmfast.data.sampling.weights import read_weights
 from mrmfast.errors import UserError
 from mrmfast.formats.manifest import Manifest
-from mrmfast.formats.sample_table import SampleTable, read_sample_table
+from mrmfast.formats.sample_table import SampleTable, check_table, read_sample_table
 from mrmfast.storage.config import FetchConfig
 from mrmfast.storage.source import DatasetSource
 
@@ -168,16 +168,12 @@ def open_dataset(config: DataConfig | str, **settings: Any) -> Dataset:
         raise UserError("data.path is empty; give data.path=FOLDER or data.path=s3://BUCKET/PREFIX")
     source = DatasetSource(config.path, config.cache, {"anon": True} if config.anonymous else None, config.fetch)
     manifest = source.manifest()
-    if not manifest.shards:
+    if not (manifest.shards and manifest.index_sha256 and manifest.image_size):
         raise UserError(
             f"data.path={config.path}: holds no images yet; run python -m preprocess fundus or pathology into it"
         )
     table = read_sample_table(source.url, source.zarr_store())
-    if len(table) != manifest.samples or (len(table) and table.shard.max() >= len(manifest.shards)):
-        raise UserError(
-            f"{config.path}: dataset.json lists {manifest.samples} images in {len(manifest.shards)} shards, but the "
-            "sample table differs; they belong to different versions: copy the dataset again"
-        )
+    check_table(table, manifest.shards, config.path)
     selected = np.arange(len(table))
     if config.split != "all":
         selected = selected[manifest.splits.training(table.participant.tolist()) == (config.split == "train")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import reprlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from typing import Any
 from filelock import FileLock
 
 from mrmfast.atomic import write_aside
-from mrmfast.errors import UserError
+from mrmfast.errors import PARSE_ERRORS, UserError
+from mrmfast.formats.manifest_schema import ShardFields, SplitFields, problem
 from mrmfast.formats.splits import RELATIVES, relatives_text
 from mrmfast.formats.splits import SplitRule as SplitRule  # re-exported
 
@@ -19,6 +21,8 @@ FORMAT = "mrmfast-dataset"
 VERSION = 2
 NAME = "dataset.json"
 SPLITS = ("train", "test")
+SHARD_FIELDS = tuple(ShardFields.__annotations__)
+SPLIT_FIELDS = tuple(SplitFields.__annotations__)
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,9 @@ class Manifest:
     splits : SplitRule
     pseudonyms : str
         Fingerprint of the key that replaced participants' ids (:mod:`mrmfast.formats.pseudonyms`); empty: none.
+    files : dict, optional
+        SHA-256 of the files that are neither shards nor Zarr: reports and records (:mod:`mrmfast.formats.records`).
+        None in datasets of earlier versions.
     """
 
     shards: list[Shard] = field(default_factory=list)
@@ -63,6 +70,7 @@ class Manifest:
     genetics: dict[str, dict[str, Any]] = field(default_factory=dict)
     splits: SplitRule = field(default_factory=SplitRule)
     pseudonyms: str = ""
+    files: dict[str, str] | None = None
 
     @property
     def samples(self) -> int:
@@ -87,6 +95,8 @@ class Manifest:
             "splits": {"rule": "sha256(seed:participant)", **self.splits.fields()},
             "pseudonyms": self.pseudonyms,
         }
+        if self.files is not None:
+            document["files"] = dict(sorted(self.files.items()))
         document["sha256"] = _seal(document)
         return json.dumps(document, indent=1) + "\n"
 
@@ -100,59 +110,58 @@ class Manifest:
             Not JSON, another format, a newer version, a missing field, or changed since it was written; `where` names
             the file.
         """
+        remedy = "copy the dataset again, or run its preprocessor again"
         try:
             document = json.loads(text)
-            if document.get("format") != FORMAT:
+            if not isinstance(document, dict) or document.get("format") != FORMAT:
                 raise UserError(f"{where}: not an mrmfast dataset (field 'format'); make one with python -m preprocess")
-            if document["version"] > VERSION:
+            version = document.get("version")
+            if isinstance(version, int) and version > VERSION:
                 raise UserError(
-                    f"{where}: format version {document['version']} is newer than {VERSION}, "
+                    f"{where}: format version {reprlib.repr(version)} is newer than {VERSION}, "
                     "the newest that this mrmfast reads; upgrade mrmfast"
                 )
-            images = document["images"]
-            manifest = cls(
-                shards=[_checked(Shard(**shard)) for shard in images["shards"]],
-                image_size=images["image_size"],
-                schema=images["schema"],
-                statistics=images["statistics"],
-                index_sha256=images["index_sha256"],
-                genetics=document["genetics"]["modalities"],
-                splits=SplitRule(
-                    document["splits"]["seed"],
-                    document["splits"]["test_fraction"],
-                    document["splits"].get("relatives", ""),
-                ),
-                pseudonyms=document["pseudonyms"],
-            )
+            wrong = problem(document)
+            # Last, because the error of a single field is more precise.
+            sealed = document.pop("sha256", None) == _seal(document)
         except UserError:
             raise
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{where}: damaged manifest ({error}); run the preprocessor again") from error
-        # Last, because the error of a single field is more precise.
-        if document.pop("sha256", None) != _seal(document):
+        except PARSE_ERRORS as error:
+            reason = str(error) if isinstance(error, json.JSONDecodeError) else type(error).__name__
+            raise UserError(f"{where}: damaged manifest ({reason}); {remedy}") from error
+        if wrong is not None:
+            raise UserError(f"{where}: damaged manifest ({wrong}); {remedy}")
+        if not sealed:
             raise UserError(
                 f"{where}: differs from its own SHA-256 (field 'sha256'); "
                 "copy or upload the dataset again, or run its preprocessor again"
             )
-        return manifest
+        images = document["images"]
+        return cls(
+            shards=[Shard(**{name: shard[name] for name in SHARD_FIELDS}) for shard in images["shards"]],
+            image_size=images["image_size"],
+            schema=images["schema"],
+            statistics=images["statistics"],
+            index_sha256=images["index_sha256"],
+            genetics=document["genetics"]["modalities"],
+            splits=SplitRule(**{name: document["splits"][name] for name in SPLIT_FIELDS if name in document["splits"]}),
+            pseudonyms=document["pseudonyms"],
+            files=document.get("files"),
+        )
 
 
 def _seal(document: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(document, indent=1).encode()).hexdigest()
 
 
-def _checked(shard: Shard) -> Shard:
-    """Refuse names that would lead out of the dataset or the cache: a manifest may come from a stranger's bucket."""
-    for name in (shard.path, shard.index):
-        if name.startswith("/") or ".." in name.split("/"):
-            raise ValueError(f"shard path {name!r} leads out of the dataset")
-    if len(shard.sha256) != 64 or not set(shard.sha256) <= set("0123456789abcdef"):
-        raise ValueError(f"shard {shard.path!r} has no valid sha256")
-    return shard
-
-
 def read_manifest(dataset: str | Path) -> Manifest:
-    """Read the manifest of a local dataset folder, with its related participants; an empty one if there is none yet."""
+    """Read the manifest of a local dataset folder, with its related participants; an empty one if there is none yet.
+
+    Raises
+    ------
+    UserError
+        :meth:`Manifest.from_json`; the related participants are not those that the manifest names.
+    """
     path, relatives = Path(dataset) / NAME, Path(dataset) / RELATIVES
     if not path.exists():
         return Manifest()

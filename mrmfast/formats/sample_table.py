@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from zarr.codecs import ZstdCodec
 
 from mrmfast.arithmetic import ceil_div
 from mrmfast.atomic import rename_directory
-from mrmfast.errors import ClosedError, UserError
+from mrmfast.errors import PARSE_ERRORS, ClosedError, UserError
 from mrmfast.formats.checksums import seal
+from mrmfast.formats.manifest import Shard
 
 INDEX = "images/index.zarr"
 # Rows per chunk and per shard file: a few object-store reads even for millions of images.
@@ -109,7 +111,8 @@ def read_sample_table(url: str, store: Store | None = None) -> SampleTable:
     url : str
         Folder of the dataset; its URL for the errors, where `store` is given.
     store : Store, optional
-        The dataset's folder on an object store (:meth:`mrmfast.storage.source.DatasetSource.zarr_store`).
+        The dataset's folder, each file compared with the manifest
+        (:meth:`mrmfast.storage.source.DatasetSource.zarr_store`). Without it nothing is compared.
 
     Raises
     ------
@@ -121,13 +124,58 @@ def read_sample_table(url: str, store: Store | None = None) -> SampleTable:
     where = f"{url.rstrip('/')}/{INDEX}"
     try:
         group: Any = zarr.open_group(store or url, path=INDEX, mode="r", zarr_format=3)
-        columns = {name: np.asarray(group[name][:]) for name in ("shard", "offset", "size", "key", "participant")}
+        columns = {name: _column(group, name) for name in ("shard", "offset", "size", "key", "participant")}
         masks = tuple(
-            MaskColumn(name, channels, *(np.asarray(group[f"masks/{name}/{part}"][:]) for part in ("offset", "size")))
+            MaskColumn(name, channels, *(_column(group, f"masks/{name}/{part}") for part in ("offset", "size")))
             for name, channels in group.attrs.get("masks", {}).items()
         )
+        table = SampleTable(**columns, masks=masks)
+        _check_columns(table)
     except (UserError, ClosedError):  # subclasses of ValueError and RuntimeError with their own messages
         raise
-    except (KeyError, FileNotFoundError, ValueError, RuntimeError) as error:
-        raise UserError(f"{where}: missing or damaged sample table; run the image preprocessor again") from error
-    return SampleTable(**columns, masks=masks)
+    except PARSE_ERRORS as error:
+        raise UserError(
+            f"{where}: missing or damaged sample table ({type(error).__name__}); run the image preprocessor again"
+        ) from error
+    return table
+
+
+def _column(group: Any, name: str) -> np.ndarray:
+    array = group[name]
+    if array.ndim != 1 or array.shape != group["shard"].shape:
+        raise ValueError(f"column {name} has another length")
+    return np.asarray(array[:])
+
+
+def _check_columns(table: SampleTable) -> None:
+    """Refuse columns of other types, and places that no file has."""
+    numbers = [table.shard, table.offset, table.size]
+    for mask in table.masks:
+        if mask.channels not in (1, 3, 4):
+            raise ValueError(f"a mask of {mask.channels} channels")
+        numbers += [mask.offset, mask.size]
+    if any(column.dtype != np.int64 or (len(column) and column.min() < 0) for column in numbers):
+        raise ValueError("a column of numbers holds something else than counts")
+    if not all(isinstance(text, str) for column in (table.key, table.participant) for text in column.tolist()):
+        raise TypeError("a column of texts holds something else")
+
+
+def check_table(table: SampleTable, shards: Sequence[Shard], where: str) -> None:
+    """Compare a table with the shards of the manifest.
+
+    Raises
+    ------
+    UserError
+        It lists other numbers of samples, or a place outside its shard.
+    """
+    samples = [shard.samples for shard in shards]
+    sizes = np.array([shard.bytes for shard in shards], dtype=np.int64)
+    if sum(samples) != len(table) or not np.array_equal(table.shard, np.repeat(np.arange(len(shards)), samples)):
+        raise UserError(
+            f"{where}: dataset.json lists {sum(samples)} images in {len(shards)} shards, but the "
+            "sample table differs; they belong to different versions: copy the dataset again"
+        )
+    places = [(table.offset, table.size), *((mask.offset, mask.size) for mask in table.masks)]
+    for offset, size in places:
+        if (offset > sizes[table.shard] - size).any():
+            raise UserError(f"{where}/{INDEX}: a sample lies outside its shard; run the image preprocessor again")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from mrmfast.meters import Meters
 from mrmfast.storage import retry
 from mrmfast.storage.config import FetchConfig
 from mrmfast.storage.object_store import ObjectEntry, ObjectStore, explain, secretive
+from mrmfast.storage.seals import Seals
 
 if TYPE_CHECKING:
     from mrmfast.storage.object_store import ByteRange
@@ -42,7 +42,9 @@ class Client:
     Attributes
     ----------
     pool : ThreadPoolExecutor
-        Threads for the ranges of a large shard and for Zarr chunks.
+        Threads for the ranges of a large shard and for Zarr files.
+    seals : Seals
+        Complete files in sealed folders are compared with their digests.
     """
 
     def __init__(
@@ -54,8 +56,7 @@ class Client:
         self._store: ObjectStore | None = None
         self._lock = threading.Lock()
         self._slots = threading.BoundedSemaphore(config.requests)
-        self._seals: dict[str, str] = {}  # folder -> SHA-256 of its checksums.json
-        self._digests: dict[str, dict[str, str]] = {}  # folder -> file -> SHA-256
+        self.seals = Seals(self._load)
 
     def close(self) -> None:
         """Let go of threads and connections; `closing` is set before."""
@@ -67,7 +68,7 @@ class Client:
     def read(self, path: str, part: ByteRange | None = None, deadline: float | None = None) -> bytes:
         """Return a small file, or a part of it.
 
-        A whole file whose digest is known (:meth:`trust`) is checked.
+        A complete file whose digest is known (``seals``) is checked.
 
         Raises
         ------
@@ -76,7 +77,7 @@ class Client:
         MissingError
             It isn't there.
         """
-        digest = None if part else self._digest(path)
+        digest = None if part else self.seals.digest(path)
 
         def attempt(store: ObjectStore, _: retry.Patience) -> bytes:
             data = store.read(path, part)
@@ -140,21 +141,9 @@ class Client:
         """Upload a local file."""
         self._call(path, lambda store, _: store.put(path, source))
 
-    def trust(self, folder: str, digest: str) -> None:
-        """Check whole files below `folder` from now on against its ``checksums.json``, whose SHA-256 is `digest`."""
-        self._seals[folder] = digest
-
-    def _digest(self, path: str) -> str | None:
-        """Return the SHA-256 that a file must have, if some folder above it is trusted."""
-        folder = next((sealed for sealed in self._seals if path.startswith(f"{sealed}/")), None)
-        if folder is None:
-            return None
-        seal = f"{folder}/{checksums.NAME}"
-        if path == seal:
-            return self._seals[folder]
-        if folder not in self._digests:
-            self._digests[folder] = json.loads(self.read(seal))
-        return self._digests[folder].get(path.removeprefix(f"{folder}/"))
+    def _load(self, folder: str, _: str) -> dict[str, str]:
+        name = f"{folder}/{checksums.NAME}"
+        return checksums.parse_digests(self.read(name), f"{self.url}/{name}")
 
     def _call(self, path: str, attempt: Callable[[ObjectStore, retry.Patience], T], deadline: float | None = None) -> T:
         patience = retry.Patience(deadline or self.config.deadline, self.closing, self._note)

@@ -29,6 +29,9 @@ class FetchConfig:
         limit by default.
     verify : bool
         Hash cached shards again at first use by each rank (they are hashed when downloaded, and after each boot).
+    verify_local : bool
+        Hash the shards of a local dataset at first use on a node, once per boot; false compares only their lengths.
+        The first batches take as long as the disk needs to read the dataset once, or about 2 s per GB and core.
     """
 
     requests: Annotated[int, Ge(1), Le(MOST_REQUESTS)] = 16
@@ -36,3 +39,4 @@ class FetchConfig:
     deadline: Annotated[FiniteFloat, Gt(0), Le(MOST_SECONDS)] = 300.0
     cache_gb: Annotated[FiniteFloat, Gt(0), Le(MOST_GIGABYTES)] | None = None
     verify: bool = False
+    verify_local: bool = True

@@ -18,7 +18,9 @@ States of a file, and what moves it from one to the next::
 
 All states are kernel locks (``flock``). The kernel releases the locks of a process that dies, also after SIGKILL.
 Downloads are not flushed to disk, because that would limit them to the disk's speed. A file from before the last boot
-may therefore lack pages, and is hashed again before its first use.
+may therefore lack pages. The modification time of a file says that it was hashed since the boot
+(:func:`.stamp.verified_time`). A file from before the boot, or one that anything else wrote to, has another time and is
+hashed again before its use.
 
 Examples
 --------
@@ -45,8 +47,7 @@ from mrmfast.formats.checksums import file_sha256
 from mrmfast.storage.eviction import POLL, Evictor
 from mrmfast.storage.file_lock import SHARED, Pin, still_names, try_lock
 from mrmfast.storage.partial_file import PartialFile
-
-_BOOTED = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+from mrmfast.storage.stamp import verified_time
 
 
 class NodeCache:
@@ -94,13 +95,14 @@ class NodeCache:
                 self.closing.wait(POLL)
                 continue
             status = os.fstat(descriptor)
-            suspect = self.verify or status.st_mtime <= _BOOTED
+            mark = verified_time(sha256)
+            suspect = self.verify or status.st_mtime_ns != mark
             if status.st_size != size or (suspect and file_sha256(path) != sha256):
                 path.unlink(missing_ok=True)  # memory maps of the file stay valid
                 pin.close()
                 return None
-            # Access time: last use; set explicitly, because most file systems delay it. Modification time: last check.
-            os.utime(path, ns=(time.time_ns(), time.time_ns() if suspect else status.st_mtime_ns))
+            # Access time: last use; set explicitly, because most file systems delay it.
+            os.utime(path, ns=(time.time_ns(), mark))
             return pin
         return None
 

@@ -16,7 +16,7 @@ import obstore
 from obstore import exceptions
 from obstore.store import from_url
 
-from mrmfast.errors import ClosedError, UserError
+from mrmfast.errors import ClosedError, MissingError, UserError
 from mrmfast.storage import retry
 
 if TYPE_CHECKING:
@@ -27,10 +27,6 @@ if TYPE_CHECKING:
 CHUNK = 1 << 20  # bytes handed over at once: with 16 requests on two cores, smaller ones cost a tenth of the speed
 FORBIDDEN = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)
 LONGEST = timedelta(days=1)  # a request may take as long as bytes come; `stall` ends one without bytes
-
-
-class MissingError(UserError):
-    """There is no such object."""
 
 
 class ObjectEntry(NamedTuple):

@@ -8,10 +8,12 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import time
 from pathlib import Path
 
 from mrmfast.arithmetic import ceil_div
 from mrmfast.storage.file_lock import EXCLUSIVE, SHARED, Pin, still_names, try_lock
+from mrmfast.storage.stamp import verified_time
 
 BLOCK = 1 << 20  # bytes; maximum loss of a killed process per request
 
@@ -93,9 +95,9 @@ class PartialFile:
         return self._hash.hexdigest()
 
     def finish(self, final: Path) -> Pin | None:
-        """Give the file its final name and pin it; None if another process evicted it in between."""
+        """Give the hashed file its final name and pin it; None if another process evicted it in between."""
         os.ftruncate(self._fd, self.size)
-        os.utime(self._fd)  # time of the check; blocks of a resumed download may be older
+        os.utime(self._fd, ns=(time.time_ns(), verified_time(self.sha256())))
         os.replace(self.path, final)
         fcntl.flock(self._fd, SHARED)  # not atomic: the kernel releases the exclusive lock first
         return Pin(final, os.dup(self._fd)) if still_names(final, self._fd) else None

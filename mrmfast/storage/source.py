@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
-import zarr.abc.store
-import zarr.storage
-
 from mrmfast.cache import cache_folder
-from mrmfast.errors import UserError
+from mrmfast.errors import ClosedError, UserError
 from mrmfast.formats import manifest as manifests
+from mrmfast.formats.checksums import file_sha256
 from mrmfast.formats.genetics import STORE
 from mrmfast.formats.manifest import Manifest, Shard
 from mrmfast.formats.sample_table import INDEX
@@ -22,9 +22,11 @@ from mrmfast.meters import Meters
 from mrmfast.storage.client import Client
 from mrmfast.storage.config import FetchConfig
 from mrmfast.storage.file_lock import Pin
+from mrmfast.storage.local_folder import REMEDY, LocalFolder
 from mrmfast.storage.node_cache import NodeCache
 from mrmfast.storage.shard_fetch import ShardFetcher
-from mrmfast.storage.zarr_store import RemoteStore
+from mrmfast.storage.stamp import Stamp, state_of
+from mrmfast.storage.zarr_store import SealedStore
 
 __all__ = ["DatasetSource", "FetchConfig"]
 
@@ -74,6 +76,11 @@ class DatasetSource:
         self._fetcher = ShardFetcher(self._client, self._cache, self.config, self.meters, self._closing)
         # Not the client's pool: a large shard's download waits for its ranges there.
         self._pool = ThreadPoolExecutor(self.config.requests, thread_name_prefix="mrmfast-shard")
+        self._files: Client | LocalFolder = (
+            self._client if self.remote else LocalFolder(self._folder, self._pool, self._closing)
+        )
+        self._manifest_read = False
+        self._verified: dict[str, str] = {}  # path of a local shard -> its state when it was hashed
         self._limit = limit
         self._pins: dict[str, Future[Path | Pin | None]] = {}
         self._lock = threading.Lock()
@@ -105,31 +112,38 @@ class DatasetSource:
         UserError
             The dataset does not exist, the manifest is damaged, or the bucket, credentials or connection are missing.
         """
-        where = f"{self.url}/{manifests.NAME}"
-        if not self.remote:
-            path = self._folder / manifests.NAME
-            if not path.exists():
-                raise UserError(
-                    f"data.path={self.url}: no {manifests.NAME} there; "
-                    "make a dataset with python -m preprocess, or fix the path"
-                )
-            return manifests.read_manifest(self._folder)
-        for attempt in range(1, TRIES + 1):
+        manifest = self._remote_manifest() if self.remote else self._local_manifest()
+        if manifest.index_sha256:
+            self._files.seals.trust(INDEX, manifest.index_sha256)
+        for name, entry in manifest.genetics.items():
+            self._files.seals.trust(f"{STORE}/{name}", entry["sha256"])
+        self._manifest_read = True
+        return manifest
+
+    def _local_manifest(self) -> Manifest:
+        path = self._folder / manifests.NAME
+        if not path.exists():
+            raise UserError(
+                f"data.path={self.url}: no {manifests.NAME} there; "
+                "make a dataset with python -m preprocess, or fix the path"
+            )
+        return manifests.read_manifest(self._folder)
+
+    def _remote_manifest(self) -> Manifest:
+        attempt = 0
+        while True:
             text = self._client.read(manifests.NAME, deadline=min(FIRST, self.config.deadline))
             try:
-                manifest = Manifest.from_json(text, where)
+                manifest = Manifest.from_json(text, f"{self.url}/{manifests.NAME}")
                 break
             except UserError:  # the transfer may have damaged it
                 self.meters.count("mismatches")
+                attempt += 1
                 if attempt == TRIES:
                     raise
-        if manifest.index_sha256:
-            self._client.trust(INDEX, manifest.index_sha256)
         if manifest.splits.relatives:
-            text = self._client.read(RELATIVES)
-            manifest.splits = manifest.splits.with_relatives(text, f"{self.url}/{RELATIVES}")
-        for name, entry in manifest.genetics.items():
-            self._client.trust(f"{STORE}/{name}", entry["sha256"])
+            relatives = self._client.read(RELATIVES)
+            manifest.splits = manifest.splits.with_relatives(relatives, f"{self.url}/{RELATIVES}")
         return manifest
 
     def local(self, shard: Shard) -> Path:
@@ -189,9 +203,17 @@ class DatasetSource:
         if future is not None:
             _unpin(future)
 
-    def zarr_store(self) -> zarr.abc.store.Store:
-        """Return the dataset's folder as a read-only Zarr store; chunks use the same client, retries and checks."""
-        return RemoteStore(self._client) if self.remote else zarr.storage.LocalStore(self._folder, read_only=True)
+    def zarr_store(self) -> SealedStore:
+        """Return the dataset's folder as a read-only Zarr store, whose files are compared with the manifest.
+
+        Raises
+        ------
+        UserError
+            :meth:`manifest`.
+        """
+        if not self._manifest_read:
+            self.manifest()
+        return SealedStore(self._files)
 
     @property
     def _folder(self) -> Path:
@@ -202,12 +224,45 @@ class DatasetSource:
         try:
             size = path.stat().st_size
         except FileNotFoundError:
-            raise UserError(
-                f"{path}: shard is missing; copy the dataset again, or run its preprocessor again"
-            ) from None
+            raise UserError(f"{path}: shard is missing; {REMEDY}") from None
         if size != shard.bytes:
             raise UserError(f"{path}: has {size} bytes, the manifest says {shard.bytes}; copy the dataset again")
+        if self.config.verify_local:
+            self._verify(path, shard)
         return path
+
+    def _verify(self, path: Path, shard: Shard) -> None:
+        """Hash a local shard, unless a process of this node has done so since the boot."""
+        state = state_of([path])
+        if self._verified.get(shard.path) == state:
+            return
+        name = hashlib.sha256(f"{path.absolute()}\n{shard.sha256}".encode()).hexdigest()
+        with ExitStack() as stack:
+            stamp = None
+            try:
+                stamp = stack.enter_context(Stamp(self._cache.folder / "verified" / name, self._closing))
+            except InterruptedError:
+                raise ClosedError(f"{self.url}: closed") from None
+            except OSError:
+                pass  # a cache that cannot be written: each rank hashes for itself
+            if stamp is None or not stamp.matches(state):
+                _compare(path, shard)
+                if stamp is not None:
+                    stamp.write(state)
+        self._verified[shard.path] = state
+
+
+def _compare(path: Path, shard: Shard) -> None:
+    """Hash a local shard."""
+    try:
+        digest = file_sha256(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check its permissions and the disk") from error
+    if digest != shard.sha256:
+        raise UserError(
+            f"{path}: damaged (SHA-256 differs from the manifest); {REMEDY}, or train on what can be read with "
+            "data.fetch.verify_local=false"
+        )
 
 
 def _unpin(future: Future[Path | Pin | None]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,10 @@ import torch
 from filelock import FileLock, Timeout
 
 from mrmfast import config as configs
+from mrmfast.atomic import sweep_partials
 from mrmfast.data.dataset import DataConfig, Dataset, open_dataset
 from mrmfast.data.loader import Loader
-from mrmfast.errors import UserError
+from mrmfast.errors import SharedError, UserError
 from mrmfast.objectives import build_objective, load_objective
 from mrmfast.objectives.base import TrainableModule
 from mrmfast.training import checkpoint
@@ -71,10 +74,13 @@ def build(config: TrainConfig, *, resume: bool) -> Job:
     """
     folder = config.run.folder
     lock = _lock_run(folder)
-    saved = _checkpoint_to_resume(config, resume)
-    recorded = TrainState() if saved is None else checkpoint.read_state(saved)
+    resumes = _resumes(config, resume)
+    if lock is not None:
+        sweep_leftovers(folder)
     dataset = build_data(config)
     world = join_world(config.engine)
+    saved = _choose_checkpoint(folder, world) if resumes else None
+    recorded = TrainState() if saved is None else checkpoint.read_state(saved)
     config.micro_batch(world.size)  # impossible batch sizes are refused before anything is built
     stage = zero_stage_in_use(config.engine.zero_stage, world.size, recorded.zero_stage)
     model, utilisation = build_model(config, dataset, world)
@@ -167,7 +173,7 @@ def resume_position(config: TrainConfig, engine: Any, schedule: Schedule, saved:
     fresh : TrainState
         State of a new run; dataset and precision of the checkpoint must equal it.
     """
-    state = checkpoint.load(engine, saved, fresh.dataset, fresh.precision)
+    state = checkpoint.load(engine, saved, fresh.dataset, fresh.precision, verified=True)
     state.micro_batch = fresh.micro_batch
     # The checkpoint restores weight decay, betas and clipping. The values of this config replace them.
     schedule.step_update(state.step)
@@ -176,18 +182,49 @@ def resume_position(config: TrainConfig, engine: Any, schedule: Schedule, saved:
     return state
 
 
-def _checkpoint_to_resume(config: TrainConfig, resume: bool) -> Path | None:
-    """Return the latest complete checkpoint or None; refuse to start a run that exists already."""
+def _resumes(config: TrainConfig, resume: bool) -> bool:
+    """Return whether the run has a checkpoint to resume from; refuse to start a run that exists already."""
     folder = config.run.folder
     if not resume:
         if (folder / "config.yaml").exists():
             raise UserError(f"{folder}: holds a run already; resume it with --resume auto, or choose another run.name")
-        return None
-    complete = checkpoint.checkpoints(folder / "checkpoints")
-    if not complete:
-        return None
+        return False
+    if not checkpoint.checkpoints(folder / "checkpoints"):
+        return False
     _require_same_model(config)
-    return complete[-1]
+    return True
+
+
+def _choose_checkpoint(folder: Path, world: World) -> Path | None:
+    """Return the latest intact checkpoint; rank 0 verifies the files for all ranks, and prints the warnings.
+
+    Raises
+    ------
+    SharedError
+        All checkpoints are damaged.
+    """
+    choice: list[Any] = [None, None]
+    if world.rank == 0:
+        try:
+            saved, warnings = checkpoint.choose(folder / "checkpoints")
+            choice[0] = saved
+            for warning in warnings:
+                print(f"mrmfast: warning: {warning}", file=sys.stderr)
+        except UserError as error:
+            choice[1] = str(error)
+    if world.size > 1:
+        torch.distributed.broadcast_object_list(choice, src=0)
+    if choice[1] is not None:
+        raise SharedError(choice[1])
+    return choice[0]
+
+
+def sweep_leftovers(folder: Path) -> None:
+    """Remove what killed processes left in a run's folder, whose lock this process holds."""
+    for part in (folder, folder / "figures", folder / "checkpoints"):
+        sweep_partials(part)
+    for aside in (folder / "checkpoints").glob(checkpoint.PARTIAL):
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _fingerprint(dataset: Dataset, config: DataConfig) -> str:

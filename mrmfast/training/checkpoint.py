@@ -1,4 +1,9 @@
-"""Checkpoints: written aside by all ranks, renamed when whole, found again by step."""
+"""Checkpoints: written aside by all ranks, sealed with digests, renamed when complete, found again by step.
+
+``checksums.json`` in the folder holds the SHA-256 of every file, ``state.json`` included, and the name of the folder is
+compared with the step in ``state.json``. A resumed run verifies the latest checkpoint before anything is built. If it
+is damaged, the run resumes from the latest intact one, with a warning that names the damaged file.
+"""
 
 from __future__ import annotations
 
@@ -6,63 +11,46 @@ import errno
 import json
 import os
 import pickle
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from mrmfast.atomic import rename_directory
-from mrmfast.errors import UserError
+from mrmfast.errors import PARSE_ERRORS, UserError
+from mrmfast.formats import checksums
+from mrmfast.training.checkpoint_state import (
+    REMEDY,
+    STATE,
+    Precision,
+    TrainState,
+    checkpoints,
+    choose,
+    damage,
+    read_state,
+)
 
-# JSON beside DeepSpeed's files rather than inside its client_state: it can be checked before anything is loaded.
-STATE = "state.json"
+__all__ = [
+    "PARTIAL",
+    "STATE",
+    "TrainState",
+    "checkpoints",
+    "choose",
+    "damage",
+    "load",
+    "need_space",
+    "read_state",
+    "save",
+]
+
 PARTIAL = ".step-*.partial"
-_NAME = re.compile(r"step-(\d{8})")
-
-
-@dataclass
-class TrainState:
-    """What a run has to remember besides weights and optimiser.
-
-    Dropout and matched pairs are seeded per step (see ``loop.step_seed``), so there is no generator to save.
-
-    Attributes
-    ----------
-    step : int
-        Optimiser steps done.
-    samples : int
-        Samples consumed by all ranks: the position in the data stream (not what was prefetched).
-    seconds : float
-        Time spent training.
-    dataset : str
-        Fingerprint of the training set; a resumed run must have the same.
-    world, zero_stage : int
-        Ranks and ZeRO stage that wrote the checkpoint.
-    precision : str
-        "fp32" or "bf16": DeepSpeed names and lays out its files by it. Empty in checkpoints older than this field.
-    micro_batch : int
-        Samples per forward pass of a rank; 0 in checkpoints older than this field. A run with
-        ``engine.micro_batch=auto`` keeps it.
-    """
-
-    step: int = 0
-    samples: int = 0
-    seconds: float = 0.0
-    dataset: str = ""
-    world: int = 1
-    zero_stage: int = 0
-    precision: str = ""
-    micro_batch: int = 0
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """Return whole checkpoints, oldest first; folders still being written have another name."""
-    return sorted(path for path in folder.glob("step-*") if _NAME.fullmatch(path.name))
+# Words of torch's zip writer, whose errors mean a failed write. Versions differ.
+_ZIP_WRITER = ("PytorchStreamWriter", "inline_container", "iostream")
+LEAST_SPACE = 1 << 20  # bytes; with less, any failed write is taken for a full disk
 
 
 def need_space(folder: Path, parameters: int, keep: int) -> None:
@@ -109,17 +97,17 @@ def save(engine: Any, folder: Path, state: TrainState, keep: int) -> None:
     torch.distributed.barrier()
     try:
         engine.save_checkpoint(str(folder), tag=aside, save_latest=False)
+        torch.distributed.barrier()
         if first:
-            (folder / aside / STATE).write_text(json.dumps(asdict(state)), encoding="utf-8")
+            (folder / aside / STATE).write_text(json.dumps({**asdict(state), "sealed": True}), encoding="utf-8")
+            checksums.seal(folder / aside)
     except (OSError, RuntimeError) as error:
-        # torch.save reports a full disk as a RuntimeError of its zip writer.
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "PytorchStreamWriter" in str(error)
-        if not full:
+        if not _is_full(error, folder):
             raise
+        shutil.rmtree(folder / aside, ignore_errors=True)
         raise UserError(
             f"{folder}: no space left for a checkpoint; free space, then resume with --resume auto"
         ) from error
-    torch.distributed.barrier()
     if first:
         shutil.rmtree(final, ignore_errors=True)
         rename_directory(folder / aside, final)
@@ -128,32 +116,35 @@ def save(engine: Any, folder: Path, state: TrainState, keep: int) -> None:
     torch.distributed.barrier()
 
 
-_REMEDY = "remove this checkpoint and resume again"
+def _is_full(error: OSError | RuntimeError, folder: Path) -> bool:
+    """Tell whether a save failed for lack of space; torch reports it as a RuntimeError of its zip writer."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    text = str(error)
+    return any(word in text for word in _ZIP_WRITER) or shutil.disk_usage(folder).free < LEAST_SPACE
 
 
-def read_state(checkpoint: Path) -> TrainState:
-    """Read the state of a checkpoint before anything is built.
-
-    Raises
-    ------
-    UserError
-        It is damaged.
-    """
-    try:
-        return TrainState(**json.loads((checkpoint / STATE).read_text(encoding="utf-8")))
-    except (FileNotFoundError, ValueError, TypeError) as error:  # JSON's and UTF-8's errors are ValueErrors
-        raise UserError(f"{checkpoint / STATE}: missing or damaged; {_REMEDY}") from error
-
-
-def load(engine: Any, checkpoint: Path, dataset: str, precision: str) -> TrainState:
+def load(engine: Any, checkpoint: Path, dataset: str, precision: str, *, verified: bool = False) -> TrainState:
     """Load a complete checkpoint into the engine of a run in `precision`.
+
+    Parameters
+    ----------
+    engine : deepspeed.DeepSpeedEngine
+    checkpoint : Path
+    dataset : str
+        Fingerprint of the training set.
+    precision : {"fp32", "bf16"}
+    verified : bool
+        :func:`choose` has compared the files with their digests.
 
     Raises
     ------
     UserError
         It belongs to another dataset, number of ranks or precision, is damaged, or does not fit the model.
     """
-    state, remedy = read_state(checkpoint), _REMEDY
+    state = read_state(checkpoint)
+    if not verified and (problem := damage(checkpoint)) is not None:
+        raise UserError(f"{problem}; {REMEDY}")
     if state.dataset != dataset:
         raise UserError(
             f"{checkpoint}: was trained on another dataset or split; resume with the same data, or start again"
@@ -176,6 +167,13 @@ def load(engine: Any, checkpoint: Path, dataset: str, precision: str) -> TrainSt
             f"{checkpoint}: was written in {state.precision}, this run is {precision}; "
             f"resume with engine.precision={state.precision}, or start again with another run.name"
         )
+    _load_tensors(engine, checkpoint, state.sealed)
+    state.world, state.zero_stage, state.precision = world, stage, cast(Precision, precision)
+    return state
+
+
+def _load_tensors(engine: Any, checkpoint: Path, sealed: bool) -> None:
+    """Load DeepSpeed's files, and turn its errors into one line."""
     try:
         with tensors_only():
             loaded, _ = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
@@ -186,13 +184,15 @@ def load(engine: Any, checkpoint: Path, dataset: str, precision: str) -> TrainSt
             f"{checkpoint}: holds something else than tensors and was not loaded; is it one of ours?"
         ) from error
     except (FileNotFoundError, AssertionError) as error:  # DeepSpeed asserts that the weights are there
-        raise UserError(f"{checkpoint}: a file is missing; {remedy}") from error
-    except (RuntimeError, KeyError, EOFError) as error:
-        if isinstance(error, EOFError) or "PytorchStreamReader" in str(error):  # torch's reader of a file cut short
-            raise UserError(f"{checkpoint}: a file is damaged; {remedy}") from error
-        raise UserError(f"{checkpoint}: does not fit this config ({' '.join(str(error).split())[:160]})") from error
-    state.world, state.zero_stage, state.precision = world, stage, precision
-    return state
+        raise UserError(f"{checkpoint}: a file is missing; {REMEDY}") from error
+    except (OSError, *PARSE_ERRORS) as error:
+        if isinstance(error, MemoryError):
+            raise
+        unfit = isinstance(error, (RuntimeError, KeyError)) and "PytorchStreamReader" not in str(error)
+        if unfit or (sealed and not isinstance(error, OSError)):  # sealed files are as they were written
+            reason = " ".join(str(error).split())[:160]
+            raise UserError(f"{checkpoint}: does not fit this config ({reason})") from error
+        raise UserError(f"{checkpoint}: a file is damaged; {REMEDY}") from error
 
 
 @contextmanager

@@ -42,4 +42,6 @@ def write_results(engine: Any, loader: Loader, config: TrainConfig, world: World
     if world.rank == 0:
         for figure in figures:
             draw_figure(figure, folder / "figures" / f"{figure.name}.png", step)
-        loss_figure(read_lines(folder / "metrics.jsonl"), folder / "figures" / "loss.png")
+        entries = [entry for entry in read_lines(folder / "metrics.jsonl") if isinstance(entry.get("loss"), float)]
+        if entries:
+            loss_figure(entries, folder / "figures" / "loss.png")

@@ -28,7 +28,7 @@ def loss_figure(metrics: list[dict[str, Any]], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(7, 4))
     window = max(1, len(steps) // 50)
     for part in parts:
-        values = np.array([entry[part] for entry in metrics])
+        values = np.array([entry.get(part) if isinstance(entry.get(part), float) else np.nan for entry in metrics])
         smooth = np.convolve(values, np.ones(window) / window, mode="valid")
         (line,) = axes.plot(steps, values, alpha=0.25, linewidth=0.8)
         axes.plot(steps[window - 1 :], smooth, color=line.get_color(), label=part.replace("loss/", ""))

@@ -23,8 +23,8 @@ def run(job: Job) -> int:
     if state.step >= job.steps:
         if first:
             print(f"mrmfast: {config.run.folder} is complete at step {state.step}", file=sys.stderr)
-        if not (config.run.folder / "encoder.safetensors").exists():  # killed between checkpoint and export
-            write_results(job.engine, job.loader, config, job.world, state.step)
+        # A kill between checkpoint and export leaves no encoder, or the one of an earlier checkpoint.
+        write_results(job.engine, job.loader, config, job.world, state.step)
         return 0
     log = None
     if first:

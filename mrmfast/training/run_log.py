@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from mrmfast.atomic import write_aside
 from mrmfast.config import PositiveInt
-from mrmfast.errors import UserError
+from mrmfast.errors import PARSE_ERRORS, UserError
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,9 @@ class RunConfig:
 class JSONLines:
     """A log with one JSON object per line, each with its ``step``.
 
+    Damaged lines of an earlier process are removed with a warning: nothing is computed from a log. The damaged file is
+    kept as ``NAME.damaged``.
+
     Parameters
     ----------
     path : Path
@@ -63,9 +67,17 @@ class JSONLines:
     def __init__(self, path: Path, step: int) -> None:
         self.path = path
         if path.exists():
-            lines = [line for line in read_lines(path) if line["step"] <= step]
+            entries, damaged = parse_lines(path.read_bytes())
+            if damaged:
+                kept = path.with_name(f"{path.name}.damaged")
+                path.replace(kept)
+                print(
+                    f"mrmfast: warning: {path}: {len(damaged)} damaged lines are removed, the first is line "
+                    f"{damaged[0]}; the damaged file is kept as {kept}",
+                    file=sys.stderr,
+                )
             with write_aside(path) as file:
-                file.writelines(json.dumps(line) + "\n" for line in lines)
+                file.writelines(json.dumps(entry) + "\n" for entry in entries if entry["step"] <= step)
         self._file: IO[str] = open(path, "a", encoding="utf-8")  # noqa: SIM115 - open as long as the run
 
     def write(self, entries: Iterable[dict[str, Any]]) -> None:
@@ -80,17 +92,39 @@ class JSONLines:
         self._file.close()
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read a JSON-lines log; a last line cut short by a kill is skipped."""
-    entries = []
-    lines = path.read_text(encoding="utf-8").splitlines()
+def parse_lines(text: bytes) -> tuple[list[dict[str, Any]], list[int]]:
+    """Parse a JSON-lines log.
+
+    Returns
+    -------
+    list of dict
+        The entries with a ``step``.
+    list of int
+        Numbers of the lines that are no such entry. A last line without its end is none of them: a kill cuts it short.
+    """
+    entries, damaged = [], []
+    *lines, rest = text.split(b"\n")
     for number, line in enumerate(lines, 1):
-        try:
-            entries.append(json.loads(line))
-        except json.JSONDecodeError:
-            if number != len(lines):
-                raise
-    return entries
+        entry = _entry(line)
+        if entry is None:
+            damaged.append(number)
+        else:
+            entries.append(entry)
+    last = _entry(rest)
+    return (entries if last is None else [*entries, last]), damaged
+
+
+def _entry(line: bytes) -> dict[str, Any] | None:
+    try:
+        entry = json.loads(line)
+        return entry if type(entry["step"]) is int else None
+    except PARSE_ERRORS:
+        return None
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Read the entries of a JSON-lines log, none where there is no log; damaged lines are skipped."""
+    return parse_lines(path.read_bytes())[0] if path.exists() else []
 
 
 class RunLog:

@@ -20,6 +20,7 @@ from mrmfast.errors import UserError
 from mrmfast.formats.genetics import STORE
 from mrmfast.formats.manifest import NAME, SplitRule, claim_splits, read_manifest
 from mrmfast.formats.pseudonyms import Pseudonyms, add_argument
+from mrmfast.formats.records import recording
 from preprocess.genetics.remote import is_url, location
 from preprocess.splits import add_split_arguments, split_rule
 
@@ -90,7 +91,8 @@ def writing(arguments: argparse.Namespace, command: str, modalities: Iterable[st
         raise UserError(f"{arguments.out}: another {command} command is writing there; wait until it ends") from error
     try:
         _sweep(arguments.out, command, modalities)
-        yield
+        with recording(arguments.out):
+            yield
     finally:
         lock.release()
 

@@ -18,13 +18,13 @@ from tqdm import tqdm
 
 from mrmfast.atomic import write_aside
 from mrmfast.cache import cache_folder
-from mrmfast.errors import UserError
+from mrmfast.errors import MissingError, UserError
 from mrmfast.formats.genetics import STORE
 from mrmfast.formats.manifest import NAME
 from mrmfast.meters import Meters
 from mrmfast.storage.client import Client
 from mrmfast.storage.config import FetchConfig
-from mrmfast.storage.object_store import MissingError, ObjectEntry
+from mrmfast.storage.object_store import ObjectEntry
 from preprocess.genetics.genotypes.files import format_of
 
 # Suffixes of the companion files of a genotype file (NAME.bed and so on).

@@ -15,6 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from mrmfast.errors import UserError
+from mrmfast.formats.records import recording
 from preprocess import parallel
 from preprocess.images.finalise import finalise
 from preprocess.images.job import ImageJob, begin, is_complete, record_finished
@@ -49,7 +50,7 @@ def run_job(job: ImageJob, arguments: argparse.Namespace, *, accept_unreadable: 
     (job.dataset / "images").mkdir(parents=True, exist_ok=True)
     lock = FileLock(job.dataset / "images" / ".preprocess.lock")
     try:
-        with lock.acquire(timeout=0):
+        with lock.acquire(timeout=0), recording(job.dataset):
             if is_complete(job, begin(job)):
                 report = json.loads(job.report.read_bytes())
             else:

@@ -23,6 +23,7 @@ from mrmfast.atomic import write_aside
 from mrmfast.errors import UserError
 from mrmfast.formats.genetics import MODALITY_ORDER
 from mrmfast.formats.manifest import NAME, read_manifest
+from mrmfast.formats.records import recording
 from preprocess.report import figures
 from preprocess.report.statistics import Statistics, collect
 
@@ -70,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
         modalities=[_section(dataset, collect(dataset, name)) for name in names],
     )
     path = arguments.html or dataset / "reports" / "genetics.html"
-    with write_aside(path) as file:
+    with recording(dataset), write_aside(path) as file:
         file.write(page)
     count = f"{len(names)} {'modality' if len(names) == 1 else 'modalities'}"
     print(f"report: {count}, {path.stat().st_size / 1e6:.1f} MB: {path}")

@@ -18,6 +18,7 @@ from mrmfast.errors import UserError
 from mrmfast.formats.image_shards import Sample, finalise_images, write_shard
 from mrmfast.formats.manifest import SplitRule, claim_splits, read_manifest
 from mrmfast.formats.sample_table import read_sample_table
+from tests.helpers.common import reseal_shards
 from tests.helpers.images import encode, smooth_image
 
 CPU = torch.device("cpu")
@@ -222,6 +223,7 @@ def test_a_damaged_mask_sets_its_sample_aside(masked, tmp_path, backend):
     raw = bytearray(shard.read_bytes())
     raw[mask.offset[9] + 45 : mask.offset[9] + mask.size[9] - 20] = b"\x55" * (mask.size[9] - 65)
     shard.write_bytes(raw)
+    reseal_shards(path)
     config = config_for(path, LabelsConfig("mask"), backend=backend, modalities=[], unreadable=0.1)
     loader = make(config)
     seen = [key for batch in loader.batches(0, 24) for key in batch.keys]

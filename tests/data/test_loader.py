@@ -18,7 +18,7 @@ from mrmfast.data.loader import Loader
 from mrmfast.errors import UserError
 from mrmfast.formats.checksums import file_sha256
 from mrmfast.formats.sample_table import read_sample_table
-from tests.helpers.common import write_dataset
+from tests.helpers.common import reseal_shards, write_dataset
 from tests.helpers.images import decode
 
 CPU = torch.device("cpu")
@@ -184,6 +184,7 @@ def damage(path, *rows, kind="garbage"):
         else:
             raw[start + 2 : end - 2] = b"\x55" * (end - start - 4)
         shard.write_bytes(raw)
+    reseal_shards(path)
 
 
 @pytest.mark.parametrize("kind", ["truncated", "garbage"])

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from mrmfast.batch import ViewSpec
 from mrmfast.data.prefetch import DevicePrefetcher
 from mrmfast.errors import SharedError
+from mrmfast.formats.checksums import seal
 from mrmfast.meters import Meters
 from mrmfast.objectives.base import TrainableModule
 from mrmfast.training import checkpoint, loop
@@ -65,8 +66,18 @@ def damage(folder, copies):
     (copy("state damaged") / "state.json").write_bytes(b'{"step": "\xff\xfe"}')
     path = copy("other precision") / "state.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"precision": "bf16"}))
+    seal(path.parent)
     path = copy("older") / "state.json"
-    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "precision"}))
+    (path.parent / "checksums.json").unlink()
+    new = ("precision", "sealed")
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k not in new}))
+    path = copy("older, a bit in data.pkl") / "state.json"
+    path.write_text((copies / "older" / folder.name / "state.json").read_text())
+    (path.parent / "checksums.json").unlink()
+    (states,) = path.parent.glob("*model_states.pt")
+    raw = bytearray(states.read_bytes())
+    raw[raw.index(b"data.pkl") + 200] ^= 0x80
+    states.write_bytes(raw)
 
 
 def test_what_counts_and_what_is_refused(dataset, tmp_path):
@@ -85,8 +96,9 @@ def test_what_counts_and_what_is_refused(dataset, tmp_path):
     assert found["clip"] == 0.25
     assert found["precision"] == "fp32"
     assert found["older"] == "loaded"
-    assert "a file is missing; remove this checkpoint" in found["weights missing"]
-    assert "a file is damaged; remove this checkpoint" in found["model cut short"]
+    assert "a file is damaged; remove this checkpoint" in found["older, a bit in data.pkl"]
+    assert "mp_rank_00_model_states.pt: is missing; remove this checkpoint" in found["weights missing"]
+    assert "SHA-256 differs from checksums.json; remove this checkpoint" in found["model cut short"]
     assert "state.json: missing or damaged; remove" in found["state damaged"]
     assert "was written in bf16, this run is fp32; resume with engine.precision=bf16" in found["other precision"]
 
@@ -113,7 +125,7 @@ def test_what_one_rank_alone_meets_is_said_once(dataset, tmp_path):
     text = refused.stdout + refused.stderr
     assert refused.returncode == 2
     assert text.count("mrmfast: error:") == 1, text[-3000:]
-    assert "a file is damaged" in text
+    assert "optim_states.pt: SHA-256 differs" in text
 
 
 def test_room_is_counted_where_checkpoints_lie(tmp_path, monkeypatch):

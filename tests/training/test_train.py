@@ -9,11 +9,12 @@ import pytest
 import timm
 from safetensors.torch import load_file
 
+from mrmfast.formats.checksums import seal
 from mrmfast.formats.sample_table import read_sample_table
 from mrmfast.training.checkpoint import TrainState, checkpoints
 from mrmfast.training.run_log import JSONLines, read_lines
 from mrmfast.training.step import step_seed
-from tests.helpers.common import ROOT, launch, read_jsonl, start, tiny_run, train, write_dataset
+from tests.helpers.common import ROOT, launch, read_jsonl, reseal_shards, start, tiny_run, train, write_dataset
 
 pytestmark = pytest.mark.slow
 # For runs that are killed between two steps: those of the tiniest model would be over before anybody looks.
@@ -139,6 +140,7 @@ def test_unreadable_images_within_the_limit_are_skipped_by_all_ranks(tmp_path):
     raw = bytearray(shard.read_bytes())
     raw[table.offset[3] + 2 : table.offset[3] + table.size[3] - 2] = bytes(int(table.size[3]) - 4)
     shard.write_bytes(raw)
+    reseal_shards(torn)
     done = succeed(*tiny_run(tmp_path, torn, steps=7, **{"data.unreadable": 0.05}), ranks=2)
     assert "sample 000000003 cannot be read and is skipped, 1 so far" in done.stderr
     assert "epoch 0: 23 of 24 images, the others skipped" in done.stderr
@@ -267,6 +269,7 @@ def test_an_unreadable_image_ends_a_run_with_one_line(tmp_path):
     torn = write_dataset(tmp_path / "torn")
     shard = torn / "images/shard-000000.tar"
     shard.write_bytes(shard.read_bytes().replace(b"\xff\xd9", b"\xff\x00"))
+    reseal_shards(torn)
     done = train(*tiny_run(tmp_path, torn))
     assert done.returncode == 2, done.stderr[-1500:]
     (line,) = [line for line in done.stderr.splitlines() if "mrmfast: error:" in line]
@@ -328,6 +331,7 @@ def test_a_checkpoint_with_code_in_it_is_not_run(dataset, tmp_path):
 
     (states,) = (tmp_path / "run/checkpoints/step-00000002").glob("*model_states.pt")
     torch.save({"x": Trap()}, states, pickle_module=pickle)
+    seal(states.parent)  # by who can write there, the digests are no protection
     done = train(*arguments, "steps=4", "--resume", "auto")
     assert done.returncode == 2, done.stderr[-2000:]
     assert "holds something else than tensors" in done.stderr
@@ -339,7 +343,7 @@ def test_a_run_killed_before_its_export_exports_at_the_next_start(dataset, tmp_p
     succeed(*arguments)
     exported = tmp_path / "run/encoder.safetensors"
     before = exported.read_bytes()
-    exported.unlink()
+    exported.write_bytes(b"of an earlier checkpoint")
     done = succeed(*arguments, "--resume", "auto")
     assert "is complete at step 2" in done.stderr
     assert exported.read_bytes() == before

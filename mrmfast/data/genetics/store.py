@@ -6,21 +6,15 @@ Rows stay packed (2 bits a SNP, 1 bit a burden gene, float16 or float32 a score)
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import zarr
-from zarr.abc.store import Store
-from zarr.core.buffer import default_buffer_prototype
-from zarr.storage import LocalStore
 
 from mrmfast.cache import cache_folder
 from mrmfast.data.genetics.table import Columns, GenomeTable, lay_out, open_table
-from mrmfast.errors import ClosedError, UserError
-from mrmfast.formats import checksums
+from mrmfast.errors import PARSE_ERRORS, ClosedError, UserError
 from mrmfast.formats.genetics import (
     FEATURE_COLUMNS,
     MODALITY_ORDER,
@@ -31,6 +25,8 @@ from mrmfast.formats.genetics import (
     packed_width,
 )
 from mrmfast.formats.modality_writer import ModalityWriter, write_modality
+from mrmfast.storage.source import DatasetSource
+from mrmfast.storage.zarr_store import SealedStore
 
 __all__ = [
     "STORE",
@@ -96,7 +92,7 @@ class GenomeStore:
         cls,
         dataset: str,
         names: Iterable[str] | None = None,
-        store: Store | None = None,
+        store: SealedStore | None = None,
         cache: str | None = None,
     ) -> GenomeStore:
         """Open the store of a dataset.
@@ -107,8 +103,9 @@ class GenomeStore:
             Folder of the dataset. If `store` is given: its URL, for error messages.
         names : iterable of str, optional
             Names of the modalities; all by default.
-        store : Store, optional
-            The dataset's folder on an object store (:meth:`mrmfast.storage.source.DatasetSource.zarr_store`).
+        store : SealedStore, optional
+            The dataset's files, each compared with the manifest
+            (:meth:`mrmfast.storage.source.DatasetSource.zarr_store`); opened here by default.
         cache : str, optional
             Folder of this node for the packed rows, shared by its ranks: :func:`mrmfast.cache.cache_folder`.
 
@@ -117,29 +114,30 @@ class GenomeStore:
         UserError
             The store does not exist, lacks a modality or is damaged, or the cache has no space for it.
         """
+        if store is None:
+            with DatasetSource(dataset, cache) as source:
+                return cls.open(dataset, names, source.zarr_store(), cache)
         where = f"{dataset.rstrip('/')}/{STORE}"
-        folder = store or LocalStore(dataset, read_only=True)
-        selected = sorted(_held(folder, where) if names is None else names, key=_modality_rank)
-        if not selected:
-            raise UserError(
-                f"{where}: no modality is selected; name at least one of {', '.join(_held(folder, where)) or 'none'}"
-            )
+        held = sorted(store.sealed(STORE), key=_modality_rank)
+        selected = held if names is None else sorted(names, key=_modality_rank)
+        _require(selected, held, where)
         try:
-            groups: dict[str, Any] = {name: _open(folder, where, name) for name in selected}
+            groups: dict[str, Any] = {
+                name: zarr.open_group(store, path=f"{STORE}/{name}", mode="r", zarr_format=3) for name in selected
+            }
+            features = [_features(group) for group in groups.values()]
             arrays = [(name, group.attrs["kind"], group["rows"]) for name, group in groups.items()]
+            for (_, encoding, rows), part in zip(arrays, features, strict=True):
+                _check_rows(rows, encoding, len(part))
             table = open_table(
                 cache_folder(cache),
-                [_digest(folder, f"{STORE}/{name}") for name in selected],
+                [store.sealed(STORE)[name] for name in selected],
                 arrays,
                 lambda name: np.asarray(groups[name]["participants"][:]),
             )
-            features = [
-                FeatureTable(**{c: np.asarray(group["features"][c][:]) for c in FEATURE_COLUMNS})
-                for group in groups.values()
-            ]
         except (UserError, ClosedError):  # subclasses of ValueError and RuntimeError with their own messages
             raise
-        except (KeyError, ValueError, RuntimeError, FileNotFoundError) as error:
+        except PARSE_ERRORS as error:
             raise UserError(
                 f"{where}: damaged ({type(error).__name__}); python -m preprocess check names the damaged files"
             ) from error
@@ -192,33 +190,32 @@ class GenomeStore:
         return [modality.take(row) for modality in self.modalities]
 
 
-def _open(folder: Store, where: str, name: str) -> zarr.Group:
-    """Open one modality by its name: its folder is sealed, and https:// cannot list folders."""
-    try:
-        return zarr.open_group(folder, path=f"{STORE}/{name}", mode="r", zarr_format=3)
-    except FileNotFoundError:
-        held = ", ".join(_held(folder, where)) or "none"
-        raise UserError(f"{where}: no modality {name!r}; it holds {held}") from None
-
-
-def _held(folder: Store, where: str) -> list[str]:
-    """List the modalities of a store."""
-    try:
-        root = zarr.open_group(folder, path=STORE, mode="r", zarr_format=3)
-    except (FileNotFoundError, KeyError) as error:
+def _require(selected: list[str], held: list[str], where: str) -> None:
+    """Refuse a selection of modalities that the dataset does not hold."""
+    if not held:
         raise UserError(
             f"{where}: no genetics; run python -m preprocess snps|pgs|burden|expression, or set data.modalities=[]"
-        ) from error
-    return sorted(root.group_keys(), key=_modality_rank)
+        )
+    if not selected:
+        raise UserError(f"{where}: no modality is selected; name at least one of {', '.join(held)}")
+    for name in selected:
+        if name not in held:
+            raise UserError(f"{where}: no modality {name!r}; it holds {', '.join(held)}")
+
+
+def _features(group: Any) -> FeatureTable:
+    arrays = {name: group["features"][name] for name in FEATURE_COLUMNS}
+    if any(array.shape != (group.attrs["n_features"],) for array in arrays.values()):
+        raise ValueError("feature columns differ in length")
+    return FeatureTable(**{name: np.asarray(array[:]) for name, array in arrays.items()})
+
+
+def _check_rows(rows: Any, encoding: Encoding, n_features: int) -> None:
+    """Refuse rows of another type or width than their encoding has."""
+    types = ("float32", "float16") if encoding == "float" else ("uint8",)
+    if rows.ndim != 2 or str(rows.dtype) not in types or rows.shape[1] != packed_width(encoding, n_features):
+        raise ValueError("rows of another encoding")
 
 
 def _modality_rank(name: str) -> tuple[int, str]:
     return (MODALITY_ORDER.index(name) if name in MODALITY_ORDER else len(MODALITY_ORDER), name)
-
-
-def _digest(folder: Store, name: str) -> str:
-    """Return the digest of a modality's folder (:func:`mrmfast.formats.checksums.seal`); it names the content."""
-    seal = asyncio.run(folder.get(f"{name}/{checksums.NAME}", default_buffer_prototype()))
-    if seal is None:
-        raise FileNotFoundError(f"{name}/{checksums.NAME}")
-    return hashlib.sha256(seal.to_bytes()).hexdigest()

@@ -2,8 +2,11 @@
 
 A rank maps the file and reads about 6 KB of consecutive bytes per participant. The pages belong to the kernel's page
 cache: all ranks share one copy, the kernel evicts pages when memory runs short, and SIGKILL leaves nothing to clean up.
-POSIX shared memory has none of these properties. The folder's name contains the checksums of its content. The first
+POSIX shared memory has none of these properties. The folder's name is a digest of the modalities' checksums. The first
 rank that takes the lock builds the folder under another name and renames it.
+
+The folder holds the SHA-256 of its files. They are compared once per boot, and again if a file was written to.
+A damaged table is built again.
 """
 
 from __future__ import annotations
@@ -12,21 +15,27 @@ import errno
 import hashlib
 import os
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from mrmfast.arithmetic import ceil_div
 from mrmfast.atomic import rename_directory
 from mrmfast.errors import UserError
+from mrmfast.formats import checksums
 from mrmfast.formats.genetics import Encoding
+from mrmfast.storage.file_lock import EXCLUSIVE, try_lock
+from mrmfast.storage.stamp import Stamp, state_of
 
-LAYOUT = 1  # changes the folder's name: tables of another layout are never read
+LAYOUT = 2  # changes the folder's name: tables of another layout are never read
+FILES = ("rows.npy", "present.npy", "ids.npy", "row_of.npy")
+KEY = "key"  # name of the file with the table's own name
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.EINVAL)
 ALIGN = 4  # bytes; float32 columns of a row can be viewed in place
 ABSENT: dict[Encoding, float] = {"genotype": 0xFF, "binary": 0, "float": np.nan}
 
@@ -128,7 +137,7 @@ def open_table(
     cache : Path
         A folder of this node, the same for all of its ranks.
     digests : sequence of str
-        Checksum of each modality.
+        Checksum of each modality, as in the manifest.
     arrays : sequence of (name, encoding, array)
         Packed rows; Zarr arrays, read one shard at a time.
     read_ids : callable
@@ -142,19 +151,55 @@ def open_table(
     key = hashlib.sha256("\n".join([str(LAYOUT), *digests]).encode()).hexdigest()
     final = cache / f"genome-{key}"
     try:
-        cache.mkdir(parents=True, exist_ok=True)
-        if not final.exists():
-            with FileLock(cache / f"{final.name}.lock"):
-                if not final.exists():
-                    _sweep(cache, final)
+        with Stamp(_lock(final)) as stamp:
+            _sweep(cache, final)
+            if final.exists() and not _is_verified(final, stamp):
+                _report_damage(final)
+                shutil.rmtree(final)
+            if not final.exists():
+                try:
                     _build(final, arrays, read_ids)
+                except BaseException:
+                    shutil.rmtree(_aside(final), ignore_errors=True)
+                    raise
+            stamp.write(_state(final))
+            return GenomeTable(final)
     except OSError as error:
+        if error.errno in UNWRITABLE and _is_verified(final, None):
+            return GenomeTable(final)  # a complete table in a cache that only others may write
         if error.errno == errno.ENOSPC:
             raise UserError(f"{cache}: no space left for the packed genetics; free space or set data.cache") from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        if error.errno in UNWRITABLE:
             raise UserError(f"{cache}: cannot be written; set data.cache to a folder of this machine") from error
         raise
-    return GenomeTable(final)
+
+
+def _is_verified(final: Path, stamp: Stamp | None) -> bool:
+    """Return whether a table is as it was written; with a stamp, its bytes are hashed once per boot."""
+    names = [*FILES, KEY, checksums.NAME]
+    if any(not (final / name).is_file() for name in names):
+        return False
+    if stamp is not None and stamp.matches(_state(final)):
+        return True
+    return (final / KEY).read_text(encoding="utf-8", errors="replace") == final.name and not any(
+        checksums.damage(final, None)
+    )
+
+
+def _state(final: Path) -> str:
+    return state_of(sorted(final.iterdir()))
+
+
+def _report_damage(final: Path) -> None:
+    problem = next(checksums.damage(final, None), f"{final}: belongs to another dataset")
+    print(
+        f"mrmfast: warning: cache: {problem}; the packed genetics are built again from the dataset",
+        file=sys.stderr,
+    )
+
+
+def _lock(final: Path) -> Path:
+    return final.with_name(f"{final.name}.lock")
 
 
 def _aside(final: Path) -> Path:
@@ -167,11 +212,10 @@ def _sweep(cache: Path, final: Path) -> None:
         if path == _aside(final):
             shutil.rmtree(path)
             continue
-        try:
-            with FileLock(cache / f"{path.name[1:].removesuffix('.partial')}.lock", timeout=0):
+        with open(_lock(path.with_name(path.name[1:].removesuffix(".partial"))), "a") as lock:
+            if try_lock(lock.fileno(), EXCLUSIVE):
                 shutil.rmtree(path)
-        except Timeout:
-            pass  # another dataset's table is being built
+            # Otherwise the table of another dataset is being built.
 
 
 def _build(final: Path, arrays: Sequence[tuple[str, Encoding, Any]], read_ids: Callable[[str], np.ndarray]) -> None:
@@ -206,4 +250,6 @@ def _build(final: Path, arrays: Sequence[tuple[str, Encoding, Any]], read_ids: C
                 bar.update(block.nbytes)
     rows.flush()
     del rows
+    (aside / KEY).write_text(final.name, encoding="utf-8")  # a folder under another table's name is refused
+    checksums.seal(aside)
     rename_directory(aside, final)
