@@ -13,6 +13,7 @@ from mrmfast.errors import UserError
 from mrmfast.models.activation_checkpointing import recomputed
 from mrmfast.models.attention import pack_attention
 from mrmfast.models.patch_embed import PixelProjection
+from mrmfast.models.vit_names import require_model_name
 
 
 class PatchTokens(nn.Module):
@@ -102,10 +103,12 @@ class ImageEncoder(nn.Module):
         if depth is not None:
             self.arguments["depth"] = depth
         try:
-            vit: Any = timm.create_model(arch, **self.arguments)
+            vit: Any = timm.create_model(require_model_name(arch, "model.arch"), **self.arguments)
+        except UserError:
+            raise
         except (RuntimeError, AssertionError, TypeError, ValueError) as error:
             raise UserError(
-                f"model.arch={arch}: {' '.join(str(error).split())}; take a timm vit_*_patch16_* name"
+                f"model.arch={arch}: {' '.join(str(error).split())[:160]}; take a timm vit_*_patch16_* name"
             ) from error
         if not _is_plain(vit):
             raise UserError(f"model.arch={arch}: not a plain ViT with a class token; take a timm vit_*_patch16_* name")

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import torch
-from annotated_types import Gt, Le
+from annotated_types import Ge, Gt, Le
 from pydantic import AllowInfNan
 from torch import Tensor, nn
 
 from mrmfast.batch import Batch, Photometric, ViewSpec
-from mrmfast.config import PositiveInt, Share
+from mrmfast.config import Share
+from mrmfast.models.config import Layers, Width
 from mrmfast.models.genome_encoder import GenomeInput
 from mrmfast.models.image_encoder import ImageEncoder
 from mrmfast.objectives.base import LossOutput, Objective, StepInfo
@@ -75,9 +76,9 @@ class HeadConfig:
         Of the vectors that are compared.
     """
 
-    layers: PositiveInt = 3
-    hidden: PositiveInt | None = None
-    width: PositiveInt = 128
+    layers: Layers = 3
+    hidden: Width | None = None
+    width: Width = 128
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class SimCLRConfig:
     """
 
     name: Literal["simclr"] = "simclr"
-    temperature: Annotated[float, AllowInfNan(False), Gt(0)] = 0.1
+    temperature: Annotated[float, AllowInfNan(False), Ge(1e-4), Le(1e4)] = 0.1
     head: HeadConfig = field(default_factory=HeadConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 

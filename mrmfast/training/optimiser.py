@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import torch
-from annotated_types import Ge, Lt
+from annotated_types import Ge, Le, Lt
 from pydantic import AllowInfNan
 from timm.scheduler import CosineLRScheduler
 from torch import nn
@@ -38,8 +38,8 @@ class OptimiserConfig:
         Rate at the end of the cosine, as a share of `lr` [ours].
     """
 
-    lr: NonNegative = 1e-3
-    weight_decay: NonNegative = 0.05
+    lr: Annotated[NonNegative, Le(1e3)] = 1e-3
+    weight_decay: Annotated[NonNegative, Le(1e3)] = 0.05
     betas: tuple[Beta, Beta] = (0.9, 0.95)
     clip: NonNegative = 1.0
     warmup: Share = 0.05

@@ -12,6 +12,7 @@ import errno
 import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,6 +145,9 @@ def open_table(
     try:
         cache.mkdir(parents=True, exist_ok=True)
         if not final.exists():
+            # The lock alone would try for ever where no file can be made, as in /proc.
+            with tempfile.TemporaryFile(dir=cache):
+                pass
             with FileLock(cache / f"{final.name}.lock"):
                 if not final.exists():
                     _sweep(cache, final)
@@ -151,7 +155,7 @@ def open_table(
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise UserError(f"{cache}: no space left for the packed genetics; free space or set data.cache") from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT):
             raise UserError(f"{cache}: cannot be written; set data.cache to a folder of this machine") from error
         raise
     return GenomeTable(final)
