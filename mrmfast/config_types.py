@@ -37,7 +37,7 @@ def tag_of(hint: Any) -> Tagged | None:
 
 def is_text(hint: Any) -> bool:
     """Tell whether a field holds text alone, or text or null."""
-    return _kinds(hint) - {type(None)} == {str}
+    return kinds(hint) - {type(None)} == {str}
 
 
 def fit_types(node: Node, hint: Any) -> None:
@@ -62,7 +62,7 @@ def fit_types(node: Node, hint: Any) -> None:
             fit_types(child, _element(hint, number))
     elif is_text(hint):
         read_as_text(node)
-    elif hint is not None and bool not in _kinds(hint):
+    elif hint is not None and bool not in kinds(hint):
         read_as_number(node)
 
 
@@ -86,7 +86,7 @@ def _members(hint: Any) -> tuple[Any, ...]:
     return (hint,)
 
 
-def _kinds(hint: Any) -> set[Any]:
+def kinds(hint: Any) -> set[Any]:
     """Return the Python types of the values of a field."""
     members = _members(hint)
     literal = {type(value) for member in members if get_origin(member) is Literal for value in get_args(member)}

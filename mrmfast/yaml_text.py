@@ -39,6 +39,8 @@ _Loader.yaml_implicit_resolvers = {
 
 def shown(value: object) -> str:
     """Return a short repr of a value for a message, without credentials of URLs."""
+    if isinstance(value, dict):
+        return f"a mapping of {len(value)} keys"
     try:
         text = _REPR.repr(redact(value) if isinstance(value, str) else value)
     except ValueError:  # Python refuses to write integers of more than 4300 digits
@@ -56,14 +58,11 @@ def compose(text: str, where: str) -> Node | None:
     """
     if len(text) > MOST_BYTES:
         raise UserError(f"{where}: has more than {MOST_BYTES} characters; a config is smaller")
-    loader = _Loader(text)
     try:
         _check_events(text, where)
-        node = loader.get_single_node()
+        node = yaml.compose(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise _not_yaml(where, error) from error
-    finally:
-        loader.dispose()
     if node is not None and _count(node, {}) > MOST_NODES:
         raise UserError(f"{where}: its aliases stand for more than {MOST_NODES} values; write them out")
     return node

@@ -78,4 +78,6 @@ def _problem(text: str) -> str | None:
         return "has no host; write it as http://HOST:PORT"
     # The client panics at other characters of a host.
     usable = text.isascii() and ("[" in text or re.fullmatch(r"[\w.-]+", host))
-    return None if usable else "has a host of other characters than a-z, 0-9, dot and dash; write it as http://HOST:PORT"
+    return (
+        None if usable else "has a host of other characters than a-z, 0-9, dot and dash; write it as http://HOST:PORT"
+    )

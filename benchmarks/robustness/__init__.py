@@ -1,0 +1,1 @@
+"""Damage, kills and hostile input: what is refused, healed or without effect, and that nothing is silent."""
