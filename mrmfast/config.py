@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
@@ -28,6 +29,7 @@ __all__ = ["NonNegative", "NonNegativeInt", "PositiveInt", "Share", "Tagged"]
 __all__ += ["build", "dump", "flatten", "load", "nearest", "read"]
 
 T = TypeVar("T")
+_adapter = functools.cache(TypeAdapter)  # built from the type hints, which takes longer than to validate
 
 # Larger numbers are typing errors, and arithmetic on them overflows.
 MOST = 10**9
@@ -98,7 +100,7 @@ def build(schema: type[T], tree: dict[str, Any], where: str, path: tuple[str, ..
         if isinstance(section, dict):
             built[name] = build(_schema_of(tag, section, name, where), section, where, (*path, name))
     try:
-        return TypeAdapter(schema).validate_python(built)
+        return _adapter(schema).validate_python(built)
     except ValidationError as error:
         raise UserError(f"{where}: {explain(schema, path, error.errors())}") from error
 
