@@ -62,6 +62,7 @@ def make_raw(folder: Path) -> list[str]:
         path.write_bytes(renamed(path.read_bytes()))
     annotated = raw / "burden" / "rare.vep.vcf.gz"
     (raw / "rare.vcf").write_bytes(renamed(gzip.decompress(annotated.read_bytes())))
+    (folder / "key").write_text("0123456789abcdef" * 4)
     rows = "".join(f"CANARY{name},{number}.5,1,0\n" for number, name in enumerate(ids))
     (raw / "expression.csv").write_text("case_id,A_rnaseq,B_cnv,C_mut\n" + rows)
     return [f"CANARY{name}" for name in ids]
@@ -70,7 +71,7 @@ def make_raw(folder: Path) -> list[str]:
 def commands(work: Path, ids: list[str]) -> list[Command]:
     """Return the commands: those that work, then those that fail about a participant."""
     raw, plain, hidden = work / "raw", str(work / "plain"), str(work / "pseudonymised")
-    key, fundus = ("--pseudonymise", str(work / "key")), (str(raw / "fundus"), "--participant-pattern", r"CANARY\d+")
+    key, fundus = ("--pseudonymise", str(work / "key")), (str(raw / "fundus"), "--participant-pattern", r"(?P<participant>CANARY\d+)")
     vcf, bed, scores = str(raw / "rare.vcf"), str(raw / "genotypes"), str(raw / "pgs")
     works = [
         ("preprocess", "fundus", *fundus, "--size", "64", "--workers", "1", "--out", target, *options)
@@ -121,7 +122,7 @@ def _failing(work: Path, ids: list[str], train: tuple[str, ...]) -> Iterator[Com
     image.parent.mkdir()
     image.write_bytes(b"\xff\xd8\xff no image of " + first.encode())
     rows = "".join(f"{name},1\n" for name in ids)
-    pattern = ("--participant-pattern", r"CANARY\d+")
+    pattern = ("--participant-pattern", r"(?P<participant>CANARY\d+)")
     yield Command(("preprocess", "burden", twice, "--out", out), True)
     yield Command(("preprocess", "burden", cut, "--out", out), True)
     yield Command(("preprocess", "burden", calls, "--max-maf", "0.5", "--out", out), True)
