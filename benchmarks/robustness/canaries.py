@@ -71,7 +71,10 @@ def make_raw(folder: Path) -> list[str]:
 def commands(work: Path, ids: list[str]) -> list[Command]:
     """Return the commands: those that work, then those that fail about a participant."""
     raw, plain, hidden = work / "raw", str(work / "plain"), str(work / "pseudonymised")
-    key, fundus = ("--pseudonymise", str(work / "key")), (str(raw / "fundus"), "--participant-pattern", r"(?P<participant>CANARY\d+)")
+    key, fundus = (
+        ("--pseudonymise", str(work / "key")),
+        (str(raw / "fundus"), "--participant-pattern", r"(?P<participant>CANARY\d+)"),
+    )
     vcf, bed, scores = str(raw / "rare.vcf"), str(raw / "genotypes"), str(raw / "pgs")
     works = [
         ("preprocess", "fundus", *fundus, "--size", "64", "--workers", "1", "--out", target, *options)
