@@ -82,7 +82,7 @@ def construct(node: Node | None, where: str) -> Any:
     loader = _Loader("")
     try:
         return loader.construct_document(node)
-    except (yaml.YAMLError, ValueError, AttributeError, TypeError, OverflowError, IndexError) as error:
+    except (yaml.YAMLError, ValueError, AttributeError, TypeError, OverflowError, LookupError) as error:
         raise _not_yaml(where, error) from error
     finally:
         loader.dispose()

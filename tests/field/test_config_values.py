@@ -114,6 +114,7 @@ def test_characters_that_break_a_name_are_named(key, value, code):
         ("seed=0x_", "does not fit its type"),
         ('seed=!!int "x"', "does not fit its type"),
         ("seed=!!timestamp x", "does not fit its type"),
+        ("data.anonymous=!!bool x", "does not fit its type"),
         ("seed=" + "9" * 5000, "does not fit its type"),
         ("engine.micro_batch=x", "or input should be 'auto'"),
         ("data.fetch={requests: 0}", "data.fetch.requests=0: must be at least 1"),
