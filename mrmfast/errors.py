@@ -63,8 +63,8 @@ def os_error_message(error: OSError, where: object = None) -> str | None:
         if named is None:
             return None
         remedy = f"{(error.strerror or 'cannot be used').lower()}; {_RIGHTS}"
-    place = named or where
-    return one_line(redact(f"{place}: {remedy}" if place else remedy))
+    subject = named or where
+    return one_line(redact(f"{subject}: {remedy}" if subject else remedy))
 
 
 def one_line(text: str) -> str:

@@ -212,10 +212,10 @@ def main() -> int:
         for command in commands(work, ids):
             command.prepare()
             status, printed, seen = run(command.arguments, environment)
-            found = sorted({*CANARY.findall(printed), *GENOTYPES.findall(printed)})
+            hits = sorted({*CANARY.findall(printed), *GENOTYPES.findall(printed)})
             counts["commands"] += 1
             counts["commands that fail"] += status != 0
-            counts["printed"] += bool(found)
+            counts["printed"] += bool(hits)
             counts["in process lists"] += len(seen)
             label = " ".join(Path(part).name for part in command.arguments[:3])
             if bool(status) != command.fails:
@@ -230,11 +230,11 @@ def main() -> int:
             "home folder": home,
             "the dataset with pseudonyms": work / "pseudonymised",
         }
-        for place, folder in places.items():
+        for label, folder in places.items():
             hits = search(folder)
-            counts[f"files in {place}"] = len(hits)
+            counts[f"files in {label}"] = len(hits)
             for hit in hits:
-                print(f"      {place}: {hit}", flush=True)
+                print(f"      {label}: {hit}", flush=True)
     bench.gate(
         "at least 30 commands, of which 12 fail", counts["commands"] >= 30 and counts["commands that fail"] >= 12
     )
