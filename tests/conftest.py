@@ -1,5 +1,7 @@
 """Fixtures of all tests: a tiny dataset, an S3 server. At the end of a run: what was skipped, and why."""
 
+import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,11 @@ from tests.helpers.common import write_dataset
 from tests.helpers.skips import pytest_terminal_summary
 
 __all__ = ["pytest_terminal_summary"]
+
+# Packed genetics and compiled kernels are kept in the node's cache: tests must not fill the user's. Set here and not in
+# a helper: a process that a test starts inherits this folder, and must not get another one by importing the helper.
+_CACHE = tempfile.TemporaryDirectory(prefix="mrmfast-test-cache-")
+os.environ["MRMFAST_CACHE"] = _CACHE.name
 
 
 @pytest.fixture(scope="session")

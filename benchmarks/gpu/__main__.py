@@ -18,6 +18,7 @@ import importlib
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -39,6 +40,7 @@ __all__ = ["FULL", "SECTIONS", "TINY", "measure", "verdict"]
 
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = ("tests/ops/test_relation_triton.py",)
+DRY_RUN_TESTS = "infinities or no_queries or one_pass"  # as pytest's -k: interpreted on a CPU, all would take minutes
 
 
 @dataclass(frozen=True)
@@ -53,14 +55,18 @@ def tests(bench: Bench, device: str, sizes: Sizes) -> None:
     """Run the tests of the kernels on the device."""
     if importlib.util.find_spec("pytest") is None:
         raise ModuleNotFoundError("No module named 'pytest'", name="pytest")
-    # Without the repository's own options and fixtures, which need packages that may be absent.
+    # Without the repository's own options, fixtures and plugins, which need packages that may be absent.
     command = [sys.executable, "-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider", "-o", "addopts="]
-    command += [*TESTS, *(["-k", "ratio_outside"] if device == "cpu" else [])]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    command += [*TESTS, *(["-k", DRY_RUN_TESTS] if device == "cpu" else [])]
+    environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     print(done.stdout[-2000:])
-    # 5: no test was chosen, as in a dry run, whose tests are run elsewhere.
+    passed = re.search(r"(\d+) passed", done.stdout)
+    some = " (a few, interpreted)" if device == "cpu" else ""
+    bench.figure(f"tests of the kernels that passed on {device}{some}", int(passed[1]) if passed else 0, "tests")
+    # pytest ends with 5 where it selects none and with 0 where it skips all: neither has checked a kernel.
     bench.gate(
-        f"tests of the kernels pass on {device}", done.returncode == 0 or (device == "cpu" and done.returncode == 5)
+        f"tests of the kernels pass on {device}{some}, at least one", done.returncode == 0 and passed is not None
     )
 
 

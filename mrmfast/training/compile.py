@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copyreg
 import os
+import pkgutil
 from typing import Any, Literal
 
 import torch
@@ -43,7 +45,7 @@ def compile_model(model: TrainableModule, mode: CompileMode, *, zero_stage: int 
     Notes
     -----
     Generated code is kept under the cache folder (``MRMFAST_CACHE``), unless ``TORCHINDUCTOR_CACHE_DIR`` is set:
-    a second run of the same shapes compiles nothing.
+    a second run of the same shapes compiles nothing (:func:`count_graphs` tells).
     """
     if mode == "off":
         return
@@ -51,9 +53,9 @@ def compile_model(model: TrainableModule, mode: CompileMode, *, zero_stage: int 
         raise UserError(
             "engine.compile=whole: ZeRO 3 gathers parameters between modules; take blocks, or zero_stage 0-2"
         )
-    _keep_code()
     options: dict[str, Any] = {"fullgraph": True, "dynamic": False, "backend": backend}
     if backend == "inductor":
+        keep_code()
         options["options"] = OPTIONS
     if mode == "whole":
         name = model.compiled_method
@@ -70,12 +72,24 @@ def compile_model(model: TrainableModule, mode: CompileMode, *, zero_stage: int 
         block.forward = torch.compile(block.forward, **options)
 
 
-def _keep_code() -> None:
-    """Point Inductor at our cache; once imported, it has put its own default, a folder of temporary files, there."""
+def keep_code() -> None:
+    """Point Inductor at our cache, and make its keys those of every process that traces the same graph."""
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
+    # Once imported, Inductor has put its own default, a folder of temporary files, there.
     if os.environ.get("TORCHINDUCTOR_CACHE_DIR") in (None, default_cache_dir()):
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache_folder() / "inductor")
+    # A key is a hash of a pickle, and a memory format pickles as a name in the first module that holds `torch`, which
+    # can be the caller's: the key would depend on what was imported first.
+    copyreg.pickle(torch.memory_format, lambda value: (pkgutil.resolve_name, (str(value),)))
+
+
+def count_graphs() -> tuple[int, int]:
+    """Return how many graphs this process has compiled with Inductor, and how many it has read from the cache."""
+    from torch._dynamo.utils import counters
+
+    graphs = counters["inductor"]
+    return graphs["fxgraph_cache_miss"] + graphs["fxgraph_cache_bypass"], graphs["fxgraph_cache_hit"]
 
 
 def blocks_of(model: TrainableModule) -> list[Any]:

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from mrmfast.data.loader import Loader
 from mrmfast.errors import SharedError
 from mrmfast.training.build import Job
+from mrmfast.training.compile import count_graphs
 from mrmfast.training.flat_adamw import FlatAdamW
 from mrmfast.training.late_metrics import LateMetrics
 from mrmfast.training.run_log import RunLog
@@ -35,6 +36,7 @@ class StepRecorder:
         self.late = LateMetrics()
         self._job, self._log, self._interrupted = job, log, interrupted
         self._reporter = SkippedSamplesReporter(job.loader, job.state.samples)
+        self._reports_graphs = log is not None and job.config.engine.compile != "off"
         self._bar = tqdm(
             total=job.steps,
             initial=job.state.step,
@@ -84,6 +86,10 @@ class StepRecorder:
         if entry.get("grad_norm", 0) is None:
             skipped = job.engine.skipped_steps
             lines.append(f"step {entry['step']}: gradients are not finite; {skipped} steps skipped so far")
+        if self._reports_graphs:  # once: the first step has called all code
+            compiled, read = count_graphs()
+            lines.append(f"engine.compile: {compiled} graphs compiled, {read} read from the cache")
+            self._reports_graphs = False
         for line in lines:
             self._bar.write(f"mrmfast: {line}", file=sys.stderr)
         if self._log is not None:

@@ -95,6 +95,26 @@ def test_a_section_that_takes_too_long_is_killed_with_all_it_started_and_the_nex
     assert gpu.verdict(bench, 0) == 1
 
 
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+@pytest.mark.parametrize(
+    ("content", "passes"),
+    [
+        ("def test_no_queries(): pass", True),
+        ("def test_no_queries(): assert 0", False),
+        ("", False),
+        ("import pytest\n@pytest.mark.skip\ndef test_no_queries(): pass", False),
+    ],
+)
+def test_a_section_of_no_tests_has_not_passed(tmp_path, monkeypatch, device, content, passes):
+    (tmp_path / "test_kernels.py").write_text(content)
+    monkeypatch.setattr(gpu, "TESTS", ("-c", "/dev/null", str(tmp_path)))
+    bench = Bench("a")
+    gpu.measure(bench, device, gpu.TINY, {"tests": gpu.SECTIONS["tests"]})
+    assert [gate["holds"] for gate in bench.gates] == [passes]
+    assert [figure["value"] for figure in bench.figures] == [int(passes)]
+    assert (gpu.verdict(bench, 0) == 0) == passes
+
+
 def test_budgets_fit_six_minutes():
     assert sum(section.seconds for section in gpu.SECTIONS.values()) < 360
 
@@ -108,7 +128,8 @@ def test_a_dry_run_executes_every_section_on_the_cpu(tmp_path):
     found = json.loads((tmp_path / "gpu-no-card-(dry-run).json").read_text())
     assert found["skipped"] == {}, done.stdout[-3000:] + done.stderr[-3000:]
     assert found["gate"] == "passed"
-    names = {figure["name"] for figure in found["figures"]}
+    values = {figure["name"]: figure["value"] for figure in found["figures"]}
     for name in ("main job, micro-batch 4", "step, micro-batch 4: compiled", "step, micro-batch 4: MAE"):
-        assert name in names
-    assert {"main job, micro-batch 2: waiting for data", "loader: DALI decode only, hardware share 0.65"} <= names
+        assert name in values
+    assert values["tests of the kernels that passed on cpu (a few, interpreted)"] > 0
+    assert {"main job, micro-batch 2: waiting for data", "loader: DALI decode only, hardware share 0.65"} <= set(values)

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import cv2
@@ -15,10 +14,6 @@ from mrmfast.data.genetics.store import FeatureTable, write_modality
 from mrmfast.formats.image_shards import Sample, finalise_images, write_shard
 from mrmfast.formats.manifest import SplitRule, claim_splits
 from tests.helpers.forked import Ranks
-
-# Packed genetics are kept in the node's cache: tests must not fill the user's. Processes they start inherit it.
-_CACHE = tempfile.TemporaryDirectory(prefix="mrmfast-test-cache-")
-os.environ["MRMFAST_CACHE"] = _CACHE.name
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT.parent / "shared" / "data"
