@@ -5,9 +5,6 @@ import json
 import os
 import pickle
 import socket
-import threading
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -26,16 +23,14 @@ from mrmfast.training.micro_batch import need_memory
 from preprocess import commands
 from preprocess.__main__ import main
 from preprocess.report import figures
-from tests.helpers.common import tiny_run, train, write_dataset
+from tests.helpers.common import write_dataset
 
 ARCH = "vit_tiny_patch16_224"
 
 
 @pytest.fixture(autouse=True)
-def offline(request, monkeypatch):
-    """Nothing here may look for a machine, beside the test that serves a dataset itself."""
-    if "slow" in request.keywords:
-        return
+def offline(monkeypatch):
+    """Nothing here may look for a machine."""
 
     def refused(*arguments, **more):
         raise AssertionError("looked for a machine on the network")
@@ -237,46 +232,14 @@ def test_a_figure_draws_any_name(text):
     assert figures.bars([text], [3], text).startswith("<svg")
 
 
-class Quiet(SimpleHTTPRequestHandler):
-    """Serves a folder without a log."""
-
-    def log_message(self, *arguments):
-        pass
-
-
-@pytest.mark.slow
-def test_a_password_of_a_url_is_in_nothing_that_a_run_prints_or_writes(tmp_path, dataset):
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(dataset)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    host = f"127.0.0.1:{server.server_port}"
-    try:
-        url = f"http://user:PASSWORD7@{host}"
-        settings = {"steps": 1, "data.modalities": "[]", "objective": "mae", "data.cache": tmp_path / "cache"}
-        arguments = [text for text in tiny_run(tmp_path / "runs", url, **settings) if "reconstruct" not in text]
-        done = train(*arguments)
-        assert done.returncode == 0, done.stderr[-2000:]
-        again = train(*arguments, "steps=2", "--resume", "auto")  # the command gives the password again
-        assert again.returncode == 0, again.stderr[-2000:]
-    finally:
-        server.shutdown()
-    assert f"path: http://{host}\n" in (tmp_path / "runs/run/config.yaml").read_text()
-    printed = "".join(ended.stdout + ended.stderr for ended in (done, again))
-    written = b"".join(path.read_bytes() for path in (tmp_path / "runs").rglob("*") if path.is_file())
-    assert "PASSWORD7" not in printed and b"PASSWORD7" not in written
-
-
 def test_ids_are_not_printed_where_a_command_fails_about_a_participant(tmp_path, capfd):
     ids = ["CANARY11", "CANARY12"]
-    header = '##fileformat=VCFv4.2\n##contig=<ID=1>\n##FORMAT=<ID=GT,Number=1,Type=String,Description="Genotype">\n'
-    columns = "#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\tFORMAT\t"
-    (tmp_path / "twice.vcf").write_text(f"{header}{columns}{ids[0]}\t{ids[0]}\n1\t1\t.\tA\tG\t.\t.\t.\tGT\t0/1\t1/1\n")
     (tmp_path / "values.csv").write_text(f"case_id,A_rnaseq,B_cnv,C_mut\n{ids[0]},high,1,0\n{ids[1]},1,1,7\n")
     (tmp_path / "x.fam").write_text(f"{ids[0]} {ids[0]} 0 0 1 -9\n{ids[0]} {ids[0]} 0 0 1 -9\n")
     (tmp_path / "x.bim").write_text("1 rs1 0 1 A G\n")
     (tmp_path / "x.bed").write_bytes(b"\x6c\x1b\x01\x00")
     out = ["--out", str(tmp_path / "out")]
     for arguments in (
-        ["snps", str(tmp_path / "twice.vcf"), *out],
         ["expression", str(tmp_path / "values.csv"), *out],
         ["snps", str(tmp_path / "x.bed"), "--reference", "a2", *out],
     ):
