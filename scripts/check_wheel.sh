@@ -39,7 +39,7 @@ mrmfast --help >/dev/null
 mrmfast preprocess simulate --out raw --participants 64 # burden: fewer have no rare carriers
 mrmfast preprocess fundus raw/fundus --out dataset
 mrmfast preprocess snps raw/genotypes --reference a2 --out dataset
-mrmfast preprocess pgs raw/pgs --genotypes raw/genotypes --out dataset
+mrmfast preprocess pgs raw/pgs --genotypes raw/genotypes --min-overlap 0.5 --out dataset
 mrmfast preprocess burden raw/burden/rare.vep.vcf.gz --out dataset
 mrmfast preprocess report dataset
 mrmfast check dataset

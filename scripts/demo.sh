@@ -20,7 +20,8 @@ python -m preprocess fundus demo/raw/fundus --out demo/dataset
 
 step 4 "Genetics -> packed store: SNPs, polygenic scores, burden"
 python -m preprocess snps demo/raw/genotypes --reference a2 --out demo/dataset
-python -m preprocess pgs demo/raw/pgs --genotypes demo/raw/genotypes --out demo/dataset
+# A sixth of the simulated variants is strand-ambiguous: some scores match less than the default of 75 %.
+python -m preprocess pgs demo/raw/pgs --genotypes demo/raw/genotypes --min-overlap 0.5 --out demo/dataset
 python -m preprocess burden demo/raw/burden/rare.vep.vcf.gz --out demo/dataset
 
 step 5 "Pre-training with Masked Relation Modeling"

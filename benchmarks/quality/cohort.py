@@ -89,7 +89,7 @@ def prepare(work: Path, config: CohortConfig) -> None:
         ["simulate", "--out", str(raw), f"--seed={SEED}", *sizes],
         ["fundus", str(raw / "fundus"), *split, "--size", str(STORED), "--accept-unreadable"],
         ["snps", str(raw / "genotypes"), *split, "--reference=a2"],
-        ["pgs", str(work / "scores"), *split, "--genotypes", str(raw / "genotypes")],
+        ["pgs", str(work / "scores"), *split, "--genotypes", str(raw / "genotypes"), "--min-overlap=0.5"],
         ["burden", str(raw / "burden" / "rare.vep.vcf.gz"), *split],
     ]
     for arguments in commands:

@@ -24,7 +24,7 @@ from mrmfast.data.loader import Loader
 from mrmfast.models.config import ModelConfig
 from mrmfast.models.patch_embed import normalise
 from mrmfast.objectives.mrm import MRM
-from mrmfast.training.optimiser import OptimiserConfig, build_optimiser, build_schedule
+from mrmfast.training.optimiser import OptimiserConfig, Schedule, build_optimiser
 from mrmfast.training.step import step_seed
 
 
@@ -65,7 +65,7 @@ def train(form: Form, seed: int, protocol: Protocol, work: Path) -> tuple[MRM, l
         return model, []
     settings = OptimiserConfig(lr=protocol.lr)
     optimiser = build_optimiser(model, settings, torch.device("cpu"))
-    schedule = build_schedule(optimiser, settings, protocol.steps)
+    schedule = Schedule(optimiser, settings, protocol.steps)
     loader = Loader(
         dataset,
         config,

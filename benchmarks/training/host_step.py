@@ -44,7 +44,7 @@ from mrmfast.training.checkpoint import TrainState
 from mrmfast.training.engine import EngineConfig, World, initialise_deepspeed, join_world, leave_world
 from mrmfast.training.late_metrics import LAG
 from mrmfast.training.memory import example_inputs
-from mrmfast.training.optimiser import OptimiserConfig, build_optimiser, build_schedule
+from mrmfast.training.optimiser import OptimiserConfig, Schedule, build_optimiser
 from mrmfast.training.recorder import StepRecorder
 from mrmfast.training.step import Interrupt, launch_step, step_seed
 
@@ -114,7 +114,7 @@ class Ours:
             config=SimpleNamespace(seed=0, batch_size=batch_size, run=run),
             world=world,
             engine=engine,
-            schedule=build_schedule(optimiser, OPTIONS, SCHEDULE),
+            schedule=Schedule(optimiser, OPTIONS, SCHEDULE),
             loader=loader,
             state=TrainState(),
             steps=1 << 20,
@@ -155,7 +155,7 @@ class Plain:
                 group["params"] = [copies[parameter] for parameter in group["params"]]
         for group in self._optimiser.param_groups:
             group["fused"], group["foreach"] = True, False
-        self._schedule = build_schedule(self._optimiser, OPTIONS, SCHEDULE)
+        self._schedule = Schedule(self._optimiser, OPTIONS, SCHEDULE)
         self._model, self._ranks = model, world.size
         self._batch, self._number, self._rank = one_batch(), 0, world.rank
         self.losses: list[float] = []

@@ -23,6 +23,7 @@ COMMANDS = {
         "preprocess.check", "compare every byte of a dataset with its checksums", ("{program} check DATASET",)
     ),
     "train": Entry("mrmfast.cli.train:train", "pre-train an image encoder"),
+    "tokenizer": Entry("mrmfast.cli.tokenizer:tokenizer", "train the codebook of mc-BEiT"),
     "completion": Entry("mrmfast.cli.completion:completion", "print the shell's completion script"),
 }
 

@@ -35,6 +35,12 @@ class PackedAttention(nn.Module):
         out: Tensor = self.proj(related.transpose(1, 2).flatten(2))
         return out
 
+    def class_attention(self, x_BND: Tensor) -> Tensor:
+        """Return how much the first token attends to each other one, mean over the heads: (B, N, D) to (B, N - 1)."""
+        q, k, _ = self.qkv(x_BND).unflatten(-1, (3, self.num_heads, -1)).unbind(2)  # each (B, N, H, d)
+        logits_BHN = (q[:, :1].transpose(1, 2) @ k.permute(0, 2, 3, 1)).squeeze(2) * q.shape[-1] ** -0.5
+        return logits_BHN.softmax(-1).mean(1)[:, 1:]
+
 
 def pack_attention(block: Block) -> Block:
     """Give a plain timm block the attention above; its state dict stays the same."""

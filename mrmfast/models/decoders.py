@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from functools import partial
+from typing import Annotated, Any
 
 import torch
 from annotated_types import Ge, Le
-from timm.layers import build_sincos2d_pos_embed
+from timm.layers import build_sincos2d_pos_embed, get_act_layer
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
@@ -20,6 +21,11 @@ from mrmfast.models.config import MOST_LAYERS, Heads, Layers, Width
 from mrmfast.models.genome_encoder import SNNLayer
 from mrmfast.models.grouped_linear import GroupedLinearBack
 from mrmfast.models.image_encoder import ImageEncoder
+
+
+def clip_options() -> dict[str, Any]:
+    """Return what makes a timm block one of CLIP's: quick GELU, norms with eps 1e-5."""
+    return {"act_layer": get_act_layer("quick_gelu"), "norm_layer": partial(nn.LayerNorm, eps=1e-5)}
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,10 @@ class ImageDecoder(nn.Module):
         Whether patches come in that the encoder has not seen: a learned token takes their place.
     positions : Tensor, (grid^2, width), optional
         Fixed positions of the patches; timm's sine-cosine table by default.
+    width_in : int, optional
+        Width of the tokens that come in; the encoder's by default.
+    clip_blocks : bool
+        Whether activations and norms are CLIP's (quick GELU, eps 1e-5), as in M3AE.
     """
 
     positions: Tensor
@@ -68,10 +78,12 @@ class ImageDecoder(nn.Module):
         with_genome: bool = False,
         with_mask_token: bool = False,
         positions: Tensor | None = None,
+        width_in: int | None = None,
+        clip_blocks: bool = False,
     ) -> None:
         super().__init__()
         width = config.width
-        self.embed = nn.Linear(encoder.width, width)
+        self.embed = nn.Linear(width_in or encoder.width, width)
         self.embed_genome = nn.Linear(encoder.width, width) if with_genome else None
         # A mask token's standard deviation is MAE's.
         self.mask_token = nn.Parameter(torch.randn(1, 1, width) * 0.02) if with_mask_token else None
@@ -79,10 +91,11 @@ class ImageDecoder(nn.Module):
             positions = build_sincos2d_pos_embed([encoder.grid, encoder.grid], dim=width)
         # The class token's position is zero.
         self.register_buffer("positions", nn.functional.pad(positions, (0, 0, 1, 0)), persistent=False)
+        options = clip_options() if clip_blocks else {}
         self.blocks = nn.ModuleList(
-            pack_attention(Block(width, config.heads, qkv_bias=True)) for _ in range(config.depth)
+            pack_attention(Block(width, config.heads, qkv_bias=True, **options)) for _ in range(config.depth)
         )
-        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.norm = nn.LayerNorm(width, eps=1e-5 if clip_blocks else 1e-6)
         self.head = nn.Linear(width, encoder.patch * encoder.patch * 3)
         self.activation_checkpointing = False
 

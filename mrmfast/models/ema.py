@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +25,9 @@ class EMA(nn.Module):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        self.module = copy.deepcopy(module).float().requires_grad_(False)
+        self.module: Any = copy.deepcopy(module).requires_grad_(False)
+        for parameter in self.module.parameters():
+            parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
 
     def forward(self, *inputs: Any) -> Any:
         """Run the copy, without gradients."""
@@ -47,12 +50,22 @@ class EMA(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> EMA:
         """Follow the model to a device, not to a narrower precision (``.bfloat16()`` of the whole model)."""
-
-        def widest(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            if tensor.is_floating_point() and moved.dtype.itemsize < tensor.dtype.itemsize:
-                return tensor.to(moved.device)
-            return moved
-
-        applied: EMA = super()._apply(widest, recurse)
+        applied: EMA = super()._apply(never_narrower(fn), recurse)
         return applied
+
+
+def never_narrower(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Return `fn`, what a module does to its tensors, without its casts to fewer bytes."""
+
+    def widest(tensor: Tensor) -> Tensor:
+        moved = fn(tensor)
+        if tensor.is_floating_point() and moved.dtype.itemsize < tensor.dtype.itemsize:
+            return tensor.to(moved.device)
+        return moved
+
+    return widest
+
+
+def rising_momentum(first: float, progress: float) -> float:
+    """Return the momentum at a share of the run: from `first` to 1 on half a cosine (BYOL, DINO, MoCo v3)."""
+    return 1 - 0.5 * (1 + math.cos(math.pi * progress)) * (1 - first)

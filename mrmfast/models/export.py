@@ -15,6 +15,7 @@ from annotated_types import Ge, Gt, Le
 from pydantic import ConfigDict, FiniteFloat, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
+from timm.models.beit import Beit
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from typing_extensions import TypedDict  # pydantic needs it below Python 3.12
@@ -68,10 +69,14 @@ class ExportRecipe:
     timm_model : str
     arguments : dict
         Of ``timm.create_model``, beside the name.
+    mean, std : tuple of float
+        Of the pixels, RGB in 0..1, that the encoder was trained with.
     """
 
     timm_model: str
     arguments: dict[str, Any]
+    mean: tuple[float, ...] = PIXEL_MEAN
+    std: tuple[float, ...] = PIXEL_STD
 
 
 def timm_state(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -94,10 +99,10 @@ def export_encoder(path: Path, tensors: Mapping[str, Tensor], recipe: ExportReci
     with write_aside(path, "wb") as file:
         file.write(save(timm_state(tensors), metadata={"format": "pt"}))
     with write_aside(path.with_suffix(".json")) as text:
-        json.dump({**asdict(recipe), "mean": list(PIXEL_MEAN), "std": list(PIXEL_STD)}, text, indent=1)
+        json.dump(asdict(recipe), text, indent=1)
 
 
-def load_encoder(path: str | Path) -> VisionTransformer:
+def load_encoder(path: str | Path) -> VisionTransformer | Beit:
     """Build the timm model of an export and load it strictly.
 
     ``timm.data.resolve_model_data_config`` of it gives the mean and standard deviation that it was trained with (the
@@ -130,7 +135,7 @@ def load_encoder(path: str | Path) -> VisionTransformer:
         "crop_pct": 1.0,  # training sees the whole image; many architectures' own 0.9 would cut its rim
     }
     model.pretrained_cfg = {**(getattr(model, "pretrained_cfg", None) or {}), **trained}
-    assert isinstance(model, VisionTransformer)
+    assert isinstance(model, (VisionTransformer, Beit))
     return model
 
 

@@ -83,14 +83,23 @@ class GenomeTokens(nn.Module):
         Features per token.
     width : int
     dropout : float
+    with_mask_token : bool
+        Whether a learned token can take the place of a group of features.
     """
 
-    def __init__(self, groups: Sequence[int], width: int, dropout: float) -> None:
+    mask_token: nn.Parameter | None
+
+    def __init__(self, groups: Sequence[int], width: int, dropout: float, with_mask_token: bool = False) -> None:
         super().__init__()
         self.linear = GroupedLinear(groups, width)
         self.embedding = nn.Parameter(torch.randn(len(groups), width) * 0.02)
+        self.mask_token = nn.Parameter(torch.randn(1, 1, width) * 0.02) if with_mask_token else None
         self.dropout = PairedAlphaDropout(dropout)
 
-    def forward(self, x_BF: Tensor) -> Tensor:
-        """(B, F) features to (B, M, D) tokens."""
-        return self.dropout(nn.functional.selu(self.linear(x_BF))) + self.embedding
+    def forward(self, x_BF: Tensor, masked_BM: Tensor | None = None) -> Tensor:
+        """(B, F) features to (B, M, D) tokens; the mask token takes the place of those in `masked_BM`."""
+        tokens: Tensor = self.dropout(nn.functional.selu(self.linear(x_BF)))
+        if masked_BM is not None:
+            assert self.mask_token is not None
+            tokens = torch.where(masked_BM[..., None], self.mask_token, tokens)
+        return tokens + self.embedding

@@ -47,7 +47,6 @@ class PixelProjection(nn.Module):
     def __init__(self, convolution: nn.Conv2d) -> None:
         super().__init__()
         assert convolution.in_channels == 3 and convolution.stride == convolution.kernel_size
-        assert convolution.bias is not None
         self.stride = convolution.stride
         self.weight, self.bias = convolution.weight, convolution.bias
         centre = torch.tensor([round(255 * mean) for mean in PIXEL_MEAN], dtype=torch.int16)
@@ -57,6 +56,7 @@ class PixelProjection(nn.Module):
         """(B, 3, S, S), uint8 or normalised, to (B, D, S / patch, S / patch)."""
         weight, bias = self.weight, self.bias
         if image_BCHW.dtype == torch.uint8:
+            bias = weight.new_zeros(len(weight)) if bias is None else bias
             # Scalars per channel: a tensor of constants would be cast with the model, or copied to the GPU each time.
             planes = [plane / (255 * std) for plane, std in zip(weight.unbind(1), PIXEL_STD, strict=True)]
             for plane, mean in zip(planes, PIXEL_MEAN, strict=True):

@@ -14,9 +14,16 @@ if TYPE_CHECKING:
     from mrmfast.objectives.base import Objective
 
 OBJECTIVES = {
+    "attmask": "mrmfast.objectives.attmask:AttMask",
+    "contig": "mrmfast.objectives.contig:ContIG",
+    "m3ae": "mrmfast.objectives.m3ae:M3AE",
     "mae": "mrmfast.objectives.mae:MAE",
+    "mcbeit": "mrmfast.objectives.mcbeit:McBEiT",
+    "mocov3": "mrmfast.objectives.mocov3:MoCoV3",
     "mrm": "mrmfast.objectives.mrm:MRM",
+    "multimae": "mrmfast.objectives.multimae:MultiMAE",
     "simclr": "mrmfast.objectives.simclr:SimCLR",
+    "simmim": "mrmfast.objectives.simmim:SimMIM",
 }
 
 
@@ -69,4 +76,5 @@ def build_objective(config: Any, model: ModelConfig, image_size: int, genome: Ge
     used = None
     if genome is not None and objective.genetics != "unused":
         used = GenomeInput(genome, model.genome_layers, model.alpha_dropout)
-    return objective(config, ImageEncoder(model.arch, image_size, model.depth), used)
+    design = objective.encoder_design(config)
+    return objective(config, ImageEncoder(model.arch, image_size, model.depth, design), used)

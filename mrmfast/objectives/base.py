@@ -16,8 +16,11 @@ from torch import Tensor, nn
 from mrmfast.batch import Batch, ViewSpec
 from mrmfast.models.export import ExportRecipe
 from mrmfast.models.genome_encoder import GenomeInput
-from mrmfast.models.image_encoder import ImageEncoder
+from mrmfast.models.image_encoder import EncoderDesign, ImageEncoder
 from mrmfast.ops.wide_products import wide_products
+
+# official: heads, masks, targets and encoder as published. same_settings: the method on this package's encoder.
+Mode = Literal["same_settings", "official"]
 
 
 @dataclass(frozen=True)
@@ -131,8 +134,22 @@ class TrainableModule(nn.Module):
         raise NotImplementedError
 
     def no_weight_decay(self) -> Iterable[nn.Module]:
-        """Return the modules whose parameters are trained without weight decay; vectors never have any."""
+        """Return the modules whose parameters are trained without weight decay, whatever :meth:`decays` says."""
         return ()
+
+    def decays(self, name: str, parameter: nn.Parameter) -> bool:
+        """Tell whether a parameter has weight decay: by default, all but vectors, class token and positions (timm).
+
+        Published codes have other rules: MAE and iBOT decay tokens, MoCo v3 decays everything.
+        """
+        return parameter.ndim >= 2 and not name.endswith(("cls_token", "pos_embed"))
+
+    def trained_from(self, name: str) -> float:
+        """Return the share of the run's steps before a parameter is first updated; by default 0.
+
+        Until then nothing changes it, not even weight decay (iBOT's last layer in the first epoch).
+        """
+        return 0.0
 
     def blocks_run_in_parts(self) -> Iterable[nn.Module]:
         """Return blocks whose forward() is not what training calls: ``engine.compile=blocks`` leaves them alone."""
@@ -201,6 +218,11 @@ class Objective(TrainableModule):
         super().__init__()
         self.config = config
         self.encoder = encoder
+
+    @classmethod
+    def encoder_design(cls, config: Any) -> EncoderDesign:
+        """Return what the objective changes in the plain image encoder; by default nothing."""
+        return EncoderDesign()
 
     def export_recipe(self) -> ExportRecipe:
         """Return the timm model that computes what the encoder computes."""

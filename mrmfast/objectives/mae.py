@@ -11,15 +11,16 @@ from typing import Annotated, Literal
 import torch
 from annotated_types import Gt, Lt
 from pydantic import AllowInfNan
-from torch import Tensor
+from torch import Tensor, nn
 
 from mrmfast.batch import Batch, ViewSpec
 from mrmfast.errors import UserError
 from mrmfast.models.decoders import ImageDecoder, ImageDecoderConfig
 from mrmfast.models.genome_encoder import GenomeInput
-from mrmfast.models.image_encoder import ImageEncoder
+from mrmfast.models.image_encoder import EncoderDesign, ImageEncoder
 from mrmfast.models.patch_embed import denormalise, image_as_patches, normalise
-from mrmfast.objectives.base import Column, Figure, LossOutput, Objective, StepInfo
+from mrmfast.models.positions import sincos_positions
+from mrmfast.objectives.base import Column, Figure, LossOutput, Mode, Objective, StepInfo
 from mrmfast.objectives.losses import patch_error, patches_as_pixels
 
 
@@ -29,6 +30,8 @@ class MAEConfig:
 
     Attributes
     ----------
+    mode : {"same_settings", "official"}
+        official: fixed positions of the encoder, and weight decay of class and mask token, as published.
     mask_ratio : float
         Share of patches that the encoder does not see.
     norm_pixels : bool
@@ -40,6 +43,7 @@ class MAEConfig:
     """
 
     name: Literal["mae"] = "mae"
+    mode: Mode = "same_settings"
     mask_ratio: Annotated[float, AllowInfNan(False), Gt(0), Lt(1)] = 0.75
     norm_pixels: bool = True
     crop: tuple[float, float] | None = None
@@ -63,8 +67,17 @@ class MAE(Objective):
                 f"objective.mask_ratio={config.mask_ratio}: leaves {self.visible} of {patches} patches visible; "
                 "some have to be, and some not"
             )
-        positions = sincos_positions(encoder.grid, config.decoder.width)
-        self.decoder = ImageDecoder(config.decoder, encoder, with_mask_token=True, positions=positions.float())
+        positions = sincos_positions(encoder.grid, config.decoder.width).to(torch.get_default_dtype())
+        self.decoder = ImageDecoder(config.decoder, encoder, with_mask_token=True, positions=positions)
+
+    @classmethod
+    def encoder_design(cls, config: MAEConfig) -> EncoderDesign:
+        """Fixed positions in the official mode."""
+        return EncoderDesign(positions="column_first" if config.mode == "official" else "learned")
+
+    def decays(self, name: str, parameter: nn.Parameter) -> bool:
+        """As published in the official mode: all but vectors."""
+        return parameter.ndim >= 2 if self.config.mode == "official" else super().decays(name, parameter)
 
     @classmethod
     def views(cls, config: MAEConfig) -> tuple[ViewSpec, ...]:
@@ -114,12 +127,3 @@ class MAE(Objective):
         predicted = patches_as_pixels(predicted_BNP, image_BCHW, patch, self.config.norm_pixels)
         columns = (Column("original", image_BCHW), Column("visible", visible), Column("prediction", predicted))
         return [Figure("reconstructions", "Training images predicted from their visible patches", columns)]
-
-
-def sincos_positions(grid: int, width: int) -> Tensor:
-    """Return MAE's fixed positions, (grid^2, width), float64: the column in the first half, the row in the second."""
-    frequency = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
-    angle = torch.arange(grid, dtype=torch.float64)[:, None] * frequency
-    half = torch.cat([angle.sin(), angle.cos()], 1)  # (grid, width / 2)
-    column, row = half.expand(grid, -1, -1), half[:, None].expand(-1, grid, -1)
-    return torch.cat([column, row], 2).flatten(0, 1)

@@ -5,61 +5,25 @@ See ``docs/methods/simclr.md``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 import torch
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Le
 from pydantic import AllowInfNan
-from torch import Tensor, nn
+from torch import Tensor
 
-from mrmfast.batch import Batch, Photometric, ViewSpec
-from mrmfast.config import Share
+from mrmfast.batch import Batch, ViewSpec
 from mrmfast.models.config import Layers, Width
+from mrmfast.models.export import ExportRecipe
 from mrmfast.models.genome_encoder import GenomeInput
+from mrmfast.models.heads import ProjectionHead
 from mrmfast.models.image_encoder import ImageEncoder
-from mrmfast.objectives.base import LossOutput, Objective, StepInfo
+from mrmfast.models.patch_embed import denormalise, normalise
+from mrmfast.objectives.augment import AugmentConfig
+from mrmfast.objectives.base import LossOutput, Mode, Objective, StepInfo
 from mrmfast.objectives.collectives import all_gather, rank
 from mrmfast.objectives.losses import nt_xent
-
-CropShare = Annotated[float, AllowInfNan(False), Gt(0), Le(1)]
-
-
-@dataclass(frozen=True)
-class AugmentConfig:
-    """How the two views differ, beside rotation and flip of the ``data`` section.
-
-    Attributes
-    ----------
-    crop : (float, float)
-        Range of the crop's share of the image's area.
-    brightness, contrast, saturation, hue : float
-        Strengths of the colour jitter.
-    jitter, grey, blur : float
-        Probabilities.
-    """
-
-    crop: tuple[CropShare, CropShare] = (0.08, 1.0)
-    brightness: Share = 0.8
-    contrast: Share = 0.8
-    saturation: Share = 0.8
-    hue: Annotated[Share, Le(0.5)] = 0.2
-    jitter: Share = 0.8
-    grey: Share = 0.2
-    blur: Share = 0.5
-
-    def view(self) -> ViewSpec:
-        """Return the recipe of a view."""
-        colour = Photometric(
-            self.brightness,
-            self.contrast,
-            self.saturation,
-            self.hue,
-            jitter=self.jitter,
-            grey=self.grey,
-            blur=self.blur,
-        )
-        return ViewSpec(crop=self.crop, photometric=colour)
 
 
 @dataclass(frozen=True)
@@ -87,6 +51,8 @@ class SimCLRConfig:
 
     Attributes
     ----------
+    mode : {"same_settings", "official"}
+        official: pixels in 0..1, without a mean and a standard deviation, as published.
     temperature : float
         Divides the cosine similarities in the loss.
     head : HeadConfig
@@ -94,27 +60,10 @@ class SimCLRConfig:
     """
 
     name: Literal["simclr"] = "simclr"
+    mode: Mode = "same_settings"
     temperature: Annotated[float, AllowInfNan(False), Ge(1e-4), Le(1e4)] = 0.1
     head: HeadConfig = field(default_factory=HeadConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-
-
-class ProjectionHead(nn.Sequential):
-    """Linear and BatchNorm per layer, ReLU between: google-research/simclr's head.
-
-    No Linear has a bias, and the last BatchNorm has no shift. Statistics are always those of the batch, so there are no
-    running ones.
-    """
-
-    def __init__(self, width: int, config: HeadConfig) -> None:
-        hidden = config.hidden or width
-        widths = [width, *[hidden] * (config.layers - 1), config.width]
-        layers: list[nn.Module] = []
-        for number in range(config.layers):
-            norm = nn.BatchNorm1d(widths[number + 1], track_running_stats=False)
-            layers += [nn.Linear(widths[number], widths[number + 1], bias=False), norm, nn.ReLU()]
-        norm.register_parameter("bias", None)
-        super().__init__(*layers[:-1])
 
 
 class SimCLR(Objective):
@@ -125,7 +74,9 @@ class SimCLR(Objective):
 
     def __init__(self, config: SimCLRConfig, encoder: ImageEncoder, genome: GenomeInput | None) -> None:
         super().__init__(config, encoder, genome)
-        self.head = ProjectionHead(encoder.width, config.head)
+        hidden = config.head.hidden or encoder.width
+        widths = [encoder.width, *[hidden] * (config.head.layers - 1), config.head.width]
+        self.head = ProjectionHead(widths, last_scale=True)
 
     @classmethod
     def views(cls, config: SimCLRConfig) -> tuple[ViewSpec, ...]:
@@ -140,11 +91,19 @@ class SimCLR(Objective):
     def compute_loss(self, batch: Batch, info: StepInfo) -> LossOutput:
         """Encode both views, and compare them with those of all ranks."""
         samples = len(batch.views[0])
-        features = self.encoder(torch.cat(batch.views[:2]))[:, 0]  # (2 B, D): the class token
+        images = torch.cat(batch.views[:2])
+        if self.config.mode == "official":
+            images = denormalise(normalise(images)).float() / 255
+        features = self.encoder(images)[:, 0]  # (2 B, D): the class token
         features = all_gather(torch.stack(features.chunk(2), 1))  # (ranks * B, 2, D)
         own = slice(rank() * samples, (rank() + 1) * samples)
         loss = self.contrast(features.transpose(0, 1).flatten(0, 1), own)
         return LossOutput(loss, {"contrast": loss.detach()})
+
+    def export_recipe(self) -> ExportRecipe:
+        """Return the encoder's recipe, with the pixels that it takes."""
+        recipe = super().export_recipe()
+        return replace(recipe, mean=(0.0,) * 3, std=(1.0,) * 3) if self.config.mode == "official" else recipe
 
     def contrast(self, features: Tensor, own: slice | None = None) -> Tensor:
         """Project features and compare the views.

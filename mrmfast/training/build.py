@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from timm.scheduler import CosineLRScheduler
 
 from mrmfast import config as configs
 from mrmfast.batch import GenomeSpec
@@ -26,7 +25,7 @@ from mrmfast.training.engine import World, agreement, initialise_deepspeed, join
 from mrmfast.training.memory import example_inputs
 from mrmfast.training.mfu import Utilisation, measure_utilisation
 from mrmfast.training.micro_batch import need_memory, settle_micro_batch
-from mrmfast.training.optimiser import build_optimiser, build_schedule, reapply
+from mrmfast.training.optimiser import Schedule, build_optimiser
 from mrmfast.training.settings import TrainConfig
 
 
@@ -40,7 +39,7 @@ class Job:
     world : World
     dataset : Dataset
     engine : deepspeed.DeepSpeedEngine
-    schedule : CosineLRScheduler
+    schedule : Schedule
     loader : Loader
     state : TrainState
     steps : int
@@ -55,7 +54,7 @@ class Job:
     world: World
     dataset: Dataset
     engine: Any
-    schedule: CosineLRScheduler
+    schedule: Schedule
     loader: Loader
     state: TrainState
     steps: int
@@ -146,11 +145,11 @@ def build_loader(config: TrainConfig, dataset: Dataset, world: World) -> Loader:
 
 def build_engine(
     config: TrainConfig, model: TrainableModule, world: World, *, stage: int, steps: int
-) -> tuple[Any, CosineLRScheduler]:
+) -> tuple[Any, Schedule]:
     """Build the optimiser, its schedule and the DeepSpeed engine."""
     flat_over = world.size if stage == 0 else None
     optimiser = build_optimiser(model, config.optimiser, world.device, flat_over=flat_over)
-    schedule = build_schedule(optimiser, config.optimiser, steps)
+    schedule = Schedule(optimiser, config.optimiser, steps)
     engine = initialise_deepspeed(
         model,
         optimiser,
@@ -163,16 +162,14 @@ def build_engine(
     return engine, schedule
 
 
-def resume_position(
-    config: TrainConfig, engine: Any, schedule: CosineLRScheduler, saved: Path, fresh: TrainState
-) -> TrainState:
+def resume_position(config: TrainConfig, engine: Any, schedule: Schedule, saved: Path, fresh: TrainState) -> TrainState:
     """Load weights, optimiser and position of a checkpoint.
 
     Parameters
     ----------
     config : TrainConfig
     engine : deepspeed.DeepSpeedEngine
-    schedule : CosineLRScheduler
+    schedule : Schedule
     saved : Path
         Folder of the checkpoint.
     fresh : TrainState
@@ -181,7 +178,7 @@ def resume_position(
     state = checkpoint.load(engine, saved, fresh.dataset, fresh.precision)
     state.micro_batch = fresh.micro_batch
     # The checkpoint restores weight decay, betas and clipping. The values of this config replace them.
-    reapply(schedule.optimizer, config.optimiser)
+    schedule.step_update(state.step)
     if hasattr(engine.optimizer, "clip_grad"):
         engine.optimizer.clip_grad = config.optimiser.clip
     return state

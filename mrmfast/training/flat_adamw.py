@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mrmfast.errors import UserError
+from mrmfast.training.adamw import AdamW
 
 ALIGNMENT = 64  # elements; every parameter starts at a multiple of 256 bytes, as the allocator would place it
 
@@ -22,8 +23,8 @@ def _padded(count: int) -> int:
     return (count + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
 
 
-class FlatAdamW(torch.optim.AdamW):
-    """AdamW (Loshchilov and Hutter 2019) with clipping, on one float32 buffer per parameter group.
+class FlatAdamW(AdamW):
+    """:class:`AdamW` with clipping, on one float32 buffer per parameter group.
 
     Parameters in float32 become views of the buffer. Parameters in bf16 are rounded copies of it: the update happens in
     float32 (Micikevicius et al. 2018). A step whose gradients are not finite changes nothing. No call waits for the
@@ -32,9 +33,12 @@ class FlatAdamW(torch.optim.AdamW):
     Parameters
     ----------
     groups : list of dict
-        As for :class:`torch.optim.AdamW`; the parameters of all groups have one dtype, float32 or bf16.
+        As for :class:`torch.optim.AdamW`; the parameters of all groups have one dtype: float32, bf16, or float64 (then
+        the buffers are float64 too).
     clip : float
-        Largest norm of all gradients together; 0 turns clipping off.
+        Largest norm of the gradients; 0 turns clipping off.
+    clip_each : bool
+        Clip the gradient of each parameter on its own, not all together.
     ranks : int
         Gradients are averaged over so many ranks, in float32, one message per buffer.
     **options
@@ -46,8 +50,10 @@ class FlatAdamW(torch.optim.AdamW):
         Norm of the gradients of the last step, before clipping; a float32 scalar on the parameters' device.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], *, clip: float, ranks: int = 1, **options: Any) -> None:
-        self.clip, self._ranks = clip, ranks
+    def __init__(
+        self, groups: list[dict[str, Any]], *, clip: float, clip_each: bool = False, ranks: int = 1, **options: Any
+    ) -> None:
+        self.clip, self._clip_each, self._ranks = clip, clip_each, ranks
         self.norm: Tensor | None = None
         self._parameters: list[list[nn.Parameter]] = [list(group["params"]) for group in groups if group["params"]]
         buffers = [_flatten(parameters) for parameters in self._parameters]
@@ -57,7 +63,7 @@ class FlatAdamW(torch.optim.AdamW):
             _views(flat, like) for flat, like in zip(self._gradients, self._parameters, strict=True)
         ]
         self._whole = [parameter for parameters in self._parameters for parameter in parameters]
-        self._mixed = self._whole[0].dtype != torch.float32
+        self._mixed = self._whole[0].dtype == torch.bfloat16
         if not self._mixed:
             for parameter, master in zip(self._whole, _chain(self._masters), strict=True):
                 parameter.data = master
@@ -83,7 +89,9 @@ class FlatAdamW(torch.optim.AdamW):
                 torch.distributed.all_reduce(flat)
                 flat.div_(self._ranks)
         self.norm = nn.utils.get_total_norm(self._gradients)
-        if self.clip > 0:
+        if self.clip > 0 and self._clip_each:
+            _clip_each(_chain(self._gradient_views), self.clip)
+        elif self.clip > 0:
             nn.utils.clip_grads_with_norm_([group["params"][0] for group in self.param_groups], self.clip, self.norm)
         # What GradScaler sets: the fused kernel reads it on the device and leaves the parameters alone where it is 1.
         self.found_inf = (~self.norm.isfinite()).float()
@@ -151,6 +159,13 @@ class FlatAdamW(torch.optim.AdamW):
             torch._foreach_copy_(_chain(self._masters), [masters[number] for number in range(len(self._whole))])
 
 
+def _clip_each(gradients: list[Tensor], largest: float) -> None:
+    """Scale down every gradient whose norm is above `largest`, as `torch.nn.utils.clip_grad_norm_` does for all."""
+    norms = torch.stack(torch._foreach_norm(gradients))
+    factors = (largest / (norms + 1e-6)).clamp(max=1.0)
+    torch._foreach_mul_(gradients, list(factors.unbind()))
+
+
 def _chain(lists: Iterable[list[Tensor]]) -> list[Tensor]:
     return [item for items in lists for item in items]
 
@@ -158,10 +173,11 @@ def _chain(lists: Iterable[list[Tensor]]) -> list[Tensor]:
 @torch.no_grad()
 def _flatten(parameters: list[nn.Parameter]) -> Tensor:
     dtypes = {parameter.dtype for parameter in parameters}
-    if not dtypes <= {torch.float32, torch.bfloat16} or len(dtypes) > 1:
+    if not dtypes <= {torch.float32, torch.bfloat16, torch.float64} or len(dtypes) > 1:
         raise UserError(f"parameters of {sorted(map(str, dtypes))}: the optimiser takes float32 or bfloat16 throughout")
     size = sum(_padded(parameter.numel()) for parameter in parameters)
-    buffer = torch.zeros(size, dtype=torch.float32, device=parameters[0].device)
+    dtype = torch.promote_types(parameters[0].dtype, torch.float32)
+    buffer = torch.zeros(size, dtype=dtype, device=parameters[0].device)
     torch._foreach_copy_(_views(buffer, parameters), list(parameters))
     return buffer
 

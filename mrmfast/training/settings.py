@@ -84,6 +84,11 @@ class TrainConfig:
                 f"engine.zero_stage={stage}: objective.name={name} needs whole parameters; take at most {highest}"
             )
 
+        if self.optimiser.clip_by == "tensor" and stage > 0:
+            raise UserError(
+                f"optimiser.clip_by=tensor: engine.zero_stage={stage} takes tensors apart; set engine.zero_stage=0"
+            )
+
     def total_steps(self, samples: int) -> int:
         """Return the number of optimiser steps for a training set of `samples` images."""
         return self.steps if self.steps is not None else max(1, round(self.epochs * samples / self.batch_size))

@@ -9,6 +9,7 @@ import numpy as np
 
 from mrmfast.errors import UserError
 from mrmfast.formats.manifest import SplitRule
+from preprocess.genetics.text import read_rows
 
 
 def is_withdrawn(participant: str) -> bool:
@@ -20,21 +21,34 @@ def is_withdrawn(participant: str) -> bool:
 
 
 def read_keep(path: str | Path) -> set[str]:
-    """Read a list of participants to keep: one id per line, or PLINK's ``FID IID``; lines with ``#`` are comments.
+    """Read a list of participants to keep, as plink2 reads it.
+
+    A header (``#IID``, ``#FID IID``, with or without ``#``) names the column of ids. Without a header, the first two
+    columns are FID and IID, and a single column is the IID. Further columns and other lines with ``#`` are ignored.
 
     Raises
     ------
     UserError
-        The file is absent, or lists no participant.
+        The file is absent, is not text, lists no participant, or a line lacks the column of ids.
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot read the --keep list ({type(error).__name__}); give a text file") from error
-    fields = [line.split() for line in lines if line.strip() and not line.startswith("#")]
-    if not fields:
+    path = Path(path)
+    column: int | None = None
+    ids: set[str] = set()
+    for number, line in read_rows(path, "give a --keep list, one participant ID per line"):
+        fields = line.split()
+        names = [name.lstrip("#").upper() for name in fields]
+        if column is None and not ids and names[0] in ("FID", "IID"):
+            if "IID" not in names:
+                raise UserError(f"{path}: line {number} names no column IID; begin the --keep list with #IID")
+            column = names.index("IID")
+        elif not line.startswith("#"):
+            index = min(1, len(fields) - 1) if column is None else column
+            if index >= len(fields):
+                raise UserError(f"{path}: line {number} has no column {index + 1} (IID); correct the --keep list")
+            ids.add(fields[index])
+    if not ids:
         raise UserError(f"{path}: the --keep list is empty; write one participant ID per line, or remove --keep")
-    return {parts[1] if len(parts) > 1 else parts[0] for parts in fields}
+    return ids
 
 
 def select(ids: list[str], keep: str | Path | None, path: str | Path) -> tuple[np.ndarray, dict[str, int]]:

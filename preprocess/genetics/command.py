@@ -33,8 +33,39 @@ def add_common_arguments(parser: argparse.ArgumentParser, source: str, keep: boo
     parser.add_argument("--split-seed", type=int, default=0, help="seed of the train/test split (default 0)")
     parser.add_argument("--test-fraction", type=float, default=0.2, help="fraction held out for testing (default 0.2)")
     if keep:
-        parser.add_argument("--keep", metavar="FILE", type=Path, help="file with participant IDs to keep, one per line")
+        parser.add_argument(
+            "--keep",
+            metavar="FILE",
+            type=Path,
+            help="participants to keep, as plink2 reads such a list: IDs, or FID and IID, or a table with #IID",
+        )
     add_argument(parser)
+
+
+def add_genotype_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --sample and --all-filters to a command that reads genotypes."""
+    parser.add_argument(
+        "--sample",
+        metavar="FILE",
+        type=Path,
+        help="table of samples (.fam, .psam, .sample) of all genotype files; the table beside each file by default",
+    )
+    parser.add_argument(
+        "--all-filters",
+        action="store_true",
+        help="use all variants; by default those whose FILTER (VCF, .pvar) is neither PASS nor . are excluded",
+    )
+
+
+def print_participants(counts: dict[str, int]) -> None:
+    """Print the counts of :func:`preprocess.genetics.cohort.select`."""
+    training = f"{counts['training']} training, " if "training" in counts else ""
+    print(f"  participants: {training}{counts['withdrawn']} withdrawn rows excluded")
+    if counts["not_in_keep_list"] or counts["keep_ids_absent"]:
+        print(
+            f"  --keep: {counts['not_in_keep_list']} participants are not listed and are excluded; "
+            f"{counts['keep_ids_absent']} listed IDs are not in the genotypes"
+        )
 
 
 @contextmanager
@@ -138,6 +169,8 @@ def write_report(dataset: Path, command: str, report: dict[str, Any]) -> None:
 @contextmanager
 def ledger(dataset: Path, name: str, columns: Iterable[str]) -> Iterator[io.TextIOWrapper]:
     """Open ``reports/NAME.tsv.gz`` and write the header; equal content gives equal bytes (no time, no name inside).
+
+    Cells of text are written through :func:`preprocess.genetics.text.plain_cell`.
 
     Yields
     ------

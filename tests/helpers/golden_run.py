@@ -32,7 +32,7 @@ from mrmfast.models.decoders import GenomeDecoderConfig, ImageDecoderConfig
 from mrmfast.objectives import build_objective
 from mrmfast.objectives.mrm import MRMConfig, ReconstructConfig
 from mrmfast.ops.genome_unpack import cpu as unpack_kernel
-from mrmfast.training.optimiser import OptimiserConfig, build_optimiser, build_schedule
+from mrmfast.training.optimiser import OptimiserConfig, Schedule, build_optimiser
 from mrmfast.training.step import step_seed
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "mrm_losses.json"
@@ -154,7 +154,7 @@ def run(steps: int = STEPS) -> dict[str, dict[str, list[float]]]:
     exact, fast = build().double(), build()
     config = OptimiserConfig()
     optimiser = build_optimiser(exact, config, torch.device("cpu"))
-    schedule = build_schedule(optimiser, config, STEPS)
+    schedule = Schedule(optimiser, config, STEPS)
     history: dict[str, dict[str, list[float]]] = {"float64": {}, "float32": {}}
     for step in range(steps):
         with torch.no_grad():

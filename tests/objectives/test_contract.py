@@ -5,6 +5,7 @@ it.
 """
 
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -34,6 +35,19 @@ def test_contract(name, check):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_export_is_the_encoder(name, tmp_path):
     contract.check_export(load_objective(name), tmp_path)
+
+
+def official(name):
+    """The objective with its published form by default."""
+    cls = load_objective(name)
+    return type(cls.__name__, (cls,), {"Config": partial(cls.Config, mode="official")})
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if hasattr(load_objective(name).Config(), "mode")])
+def test_the_published_form_trains_all_its_parameters_and_is_exported(name, tmp_path):
+    contract.check_gradients(official(name))
+    contract.check_same_info_same_loss(official(name))
+    contract.check_export(official(name), tmp_path)
 
 
 @pytest.mark.parametrize("name", NAMES)

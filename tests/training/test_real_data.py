@@ -41,7 +41,8 @@ def test_real_photographs_with_simulated_genotypes(tmp_path):
     split = ("--test-fraction", 0)
     preprocess("fundus", photographs, "--out", dataset, "--participant-table", tmp_path / "pairs.csv", *split)
     preprocess("snps", raw / "genotypes", "--reference", "a2", "--out", dataset, *split)
-    preprocess("pgs", raw / "pgs", "--genotypes", raw / "genotypes", "--out", dataset, *split)
+    overlap = ("--min-overlap", 0.5)  # strand-ambiguous variants of the simulation are dropped
+    preprocess("pgs", raw / "pgs", "--genotypes", raw / "genotypes", "--out", dataset, *split, *overlap)
     preprocess("burden", raw / "burden/rare.vep.vcf.gz", "--out", dataset, *split)
     arguments = ["--config", "configs/demo.yaml", f"data.path={dataset}", f"run.dir={tmp_path}", "run.name=run"]
     shallow = "objective.reconstruct.image_decoder.depth=2"

@@ -7,7 +7,7 @@ mask file is name, comma-joined categories.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,9 @@ from preprocess.genetics.burden import vep
 from preprocess.genetics.burden.gene_bits import Gene
 from preprocess.genetics.burden.vcf import find_vcfs, records
 from preprocess.genetics.genotypes import autosome
-from preprocess.genetics.genotypes.vcf import open_vcf
+from preprocess.genetics.genotypes.tables import passes_filter
+from preprocess.genetics.genotypes.vcf_records import header_lines, open_vcf
+from preprocess.genetics.text import read_rows
 
 REMEDY = "correct the line"
 
@@ -34,10 +36,13 @@ class Annotations:
         ``count_ref`` (the harmful allele is the genotypes' ``ref``), ``fate`` ("" while undecided).
     genes : dict
         Known positions and symbols of annotated genes, by gene id.
+    counts : CsqCounts
+        Of VEP's annotations.
     """
 
     pairs: pd.DataFrame
     genes: dict[str, Gene]
+    counts: vep.CsqCounts = field(default_factory=vep.CsqCounts)
 
 
 def read_tables(
@@ -91,13 +96,13 @@ def read_tables(
     return Annotations(pairs.assign(variant=variant, count_ref=count_ref, fate=fate), genes)
 
 
-def read_vep(path: Path, rule: vep.HarmRule, variants: pd.DataFrame) -> Annotations:
+def read_vep(path: Path, rule: vep.HarmRule, variants: pd.DataFrame, all_filters: bool = False) -> Annotations:
     """Read VEP's sites and find the variants by position and alleles; the alleles may be swapped in the genotypes.
 
     Raises
     ------
     UserError
-        A file is not annotated by VEP, or is damaged.
+        A file is not annotated by VEP, or is damaged, or lacks what the rule needs.
     """
     row_of: dict[tuple[int, int, str, str], int] = {}
     columns = (variants[name].tolist() for name in ("chromosome", "position", "ref", "alt"))
@@ -105,12 +110,16 @@ def read_vep(path: Path, rule: vep.HarmRule, variants: pd.DataFrame) -> Annotati
         row_of.setdefault(key, row)
     genes: dict[str, Gene] = {}
     pairs = []
+    counts = vep.CsqCounts()
     for file in find_vcfs(path):
-        vcf = open_vcf(file, sites=True)
-        parser = vep.CsqParser(vep.csq_fields(vcf.raw_header, file), rule)
+        vcf = open_vcf(file, sites=True, check=True)
+        parser = vep.CsqParser(vep.csq_fields(header_lines(file), file, rule), rule, counts)
         for record in records(vcf, file):
             number, csq = autosome(record.CHROM), record.INFO.get("CSQ")
             label = f"{record.CHROM}:{record.POS}:{record.REF}"
+            if not (all_filters or passes_filter(record.FILTER or ".")):
+                pairs.append((-1, label, "", "", False, "filtered"))
+                continue
             if not number or not csq:
                 pairs.append((-1, label, "", "", False, "not_annotated" if number else "not_autosomal"))
                 continue
@@ -121,17 +130,16 @@ def read_vep(path: Path, rule: vep.HarmRule, variants: pd.DataFrame) -> Annotati
                 if not why:
                     pairs.append((-1, f"{label}:{alternative}", "", "", False, "not_harmful"))
                     continue
-                forward = row_of.get((number, record.POS, record.REF, alternative), -1)
-                backward = row_of.get((number, record.POS, alternative, record.REF), -1)
+                alleles = record.REF.upper(), alternative.upper()
+                forward = row_of.get((number, record.POS, *alleles), -1)
+                backward = row_of.get((number, record.POS, *alleles[::-1]), -1)
                 row = forward if forward >= 0 else backward
                 for gene, reason in sorted(why.items()):
                     verdict = "absent" if row < 0 else ""
                     pairs.append((row, f"{label}:{alternative}", gene, reason, forward < 0 <= row, verdict))
-        if parser.malformed or parser.allele_unknown:
-            pairs += [(-1, file.name, "", "", False, "annotations_malformed")] * parser.malformed
-            pairs += [(-1, file.name, "", "", False, "annotations_allele_unknown")] * parser.allele_unknown
+    counts.check(rule, path)
     names = ["variant", "label", "gene", "why", "count_ref", "fate"]
-    return Annotations(pd.DataFrame(pairs, columns=names), genes)
+    return Annotations(pd.DataFrame(pairs, columns=names), genes, counts)
 
 
 def _categories(masks: Path | None, mask: str | None, known: list[str], annotations: Path) -> set[str]:
@@ -158,12 +166,9 @@ def _fields(path: Path, widths: tuple[int, ...], names: str) -> list[list[str]]:
     UserError
         A line has another number of columns; the message names the line.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({type(error).__name__}); give a text file of {names}") from error
-    rows = [line.split() for line in lines]
-    for number, row in enumerate(rows, start=1):
+    lines = read_rows(path, f"give a text file of {names}")
+    rows = [line.split() for _, line in lines]
+    for (number, _), row in zip(lines, rows, strict=True):
         if len(row) not in widths:
             raise UserError(
                 f"{path}: line {number} has {len(row)} columns, {' or '.join(map(str, widths))} ({names}) are needed; "

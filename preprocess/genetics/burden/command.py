@@ -35,7 +35,7 @@ from preprocess.genetics.burden.gene_bits import Tally
 from preprocess.genetics.genotypes import Genotypes, find_files, open_genotypes
 from preprocess.genetics.genotypes import reference as reference_genome
 from preprocess.genetics.genotypes.files import ACCEPTED, format_of
-from preprocess.genetics.genotypes.vcf import open_vcf
+from preprocess.genetics.genotypes.vcf_records import open_vcf
 
 BLOCK_BYTES = 256 << 20
 PAIR_LEDGER = ("variant", "alt_frequency", "fate", "gene", "why")
@@ -46,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     command.add_common_arguments(
         parser, f"{ACCEPTED}: a VCF annotated by VEP, or genotypes of any format with --annotations"
     )
+    command.add_genotype_arguments(parser)
     parser.add_argument(
         "--max-maf",
         type=float,
@@ -114,12 +115,13 @@ def run(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     split, pseudonyms = command.check_target(arguments, ["burden"])
     rule = vep.HarmRule(arguments.min_polyphen, arguments.max_sift, arguments.missense_rule, arguments.biotype)
-    ids, people, files, tally = _scan(arguments, rule)
+    ids, people, files, tally, counts = _scan(arguments, rule)
     hit = tally.hit()
     if not hit:
         raise UserError(
             f"{arguments.src}: no participant carries a harmful variant with a frequency below {arguments.max_maf}; "
-            "check the annotation (IMPACT, SIFT, PolyPhen, or --mask) or raise --max-maf"
+            "check the annotation (IMPACT, SIFT, PolyPhen, or --mask) or raise --max-maf; "
+            f"{_reasons(tally)}"
         )
     genes = [tally.genes[key] for key in hit]
     features = FeatureTable.build(
@@ -138,13 +140,14 @@ def _run(arguments: argparse.Namespace) -> int:
         "mask": arguments.mask or "",
         "code": arguments.code,
         "missing_genotype": 0,
+        "all_filters": arguments.all_filters,
     }
     report: dict[str, Any] = {
         "settings": {**settings, "split_seed": split.seed, "test_fraction": split.test_fraction},
         "files": files,
         "participants": people,
     }
-    report |= _counts(tally, hit, features)
+    report |= _counts(tally, hit, features) | {"annotations": counts.report()}
     # The store is written last: if it exists, everything else exists. The next run removes partial files of a crash.
     command.write_report(arguments.out, "burden", report)
     write_modality(
@@ -181,17 +184,34 @@ def _summary(dataset: Path, report: dict[str, Any]) -> None:
     people, genes, fates = report["participants"], report["genes"], Counter(report["alleles"])
     chromosomes = len(report["features_per_group"])
     print(f"burden: {people['participants']} participants x {genes['kept']} genes on {chromosomes} chromosomes")
-    print(f"  participants: {people['withdrawn']} withdrawn samples excluded")
+    command.print_participants(people)
     print(
         f"  counted: {fates['counted']}; excluded: {fates['not_harmful'] + fates['not_in_mask']} not harmful, "
         f"{fates['too_common']} too common, {fates['alt_is_major']} with a rare reference allele, "
-        f"{fates['not_carried']} without carriers, {fates['not_autosomal']} not autosomal, {fates['absent']} absent"
+        f"{fates['not_carried']} without carriers, {fates['not_autosomal']} not autosomal, "
+        f"{fates['absent']} absent, {fates['filtered']} by FILTER, {fates['multi_allelic']} multi-allelic"
     )
+    for name, text in NOTES.items():
+        if report["annotations"][name]:
+            print(f"  {report['annotations'][name]} {text}")
     print(f"  genes without a counted variant, excluded: {genes['without_counted_variant']}")
     print(f"  report: {dataset / 'reports' / 'burden.json'}")
 
 
-Scanned = tuple[list[str], dict[str, int], list[str], Tally]
+def _reasons(tally: Tally) -> str:
+    """Return the most frequent fates of the alleles, for a message."""
+    return ", ".join(f"{count} {fate}" for fate, count in tally.fates.most_common(4) if count) or "no annotated allele"
+
+
+# Count of the annotations -> what is told if it is not 0.
+NOTES = {
+    "annotations_malformed": "annotations are malformed and excluded",
+    "annotations_allele_unknown": "harmful annotations name an allele that their site does not have: their carriers do "
+    "not count; annotate with --allele_number",
+    "annotations_without_biotype": "annotations have no BIOTYPE and do not count; annotate with --biotype",
+    "missense_without_prediction": "missense annotations have no prediction and do not count",
+}
+Scanned = tuple[list[str], dict[str, int], list[str], Tally, vep.CsqCounts]
 OF_TABLES = ("sets", "masks", "mask", "reference")
 
 
@@ -210,26 +230,34 @@ def _scan(arguments: argparse.Namespace, rule: vep.HarmRule) -> Scanned:
 
 def _scan_annotated_vcfs(arguments: argparse.Namespace, rule: vep.HarmRule, paths: list[Path]) -> Scanned:
     _refuse(arguments, OF_TABLES, "applies to a table of --annotations only; give a table, or remove the option")
+    _refuse(arguments, ("sample",), "a VCF names its samples itself; remove the option")
     samples = list(open_vcf(paths[0]).samples)
     chosen, people = cohort.select(samples, arguments.keep, paths[0])
     ids, everyone = [samples[row] for row in chosen], cohort.everyone(samples)
-    tally = Tally(len(ids), arguments.code == "copies")
+    tally, counts = Tally(len(ids), arguments.code == "copies"), vep.CsqCounts()
     with command.ledger(arguments.out, "burden_variants", vcf.LEDGER_COLUMNS) as file:
         for path in paths:
-            vcf.scan(path, ids, everyone, rule, arguments.max_maf, tally, file)
-    return ids, people, [path.name for path in paths], tally
+            vcf.scan(path, ids, everyone, rule, arguments.max_maf, tally, file, counts, arguments.all_filters)
+        counts.check(rule, arguments.src)
+    return ids, people, [path.name for path in paths], tally, counts
 
 
 def _scan_genotypes(arguments: argparse.Namespace, rule: vep.HarmRule, paths: list[Path]) -> Scanned:
     annotation_path: Path = arguments.annotations
-    genotypes = open_genotypes(arguments.src, keep=arguments.keep, cache=command.copies_folder(arguments.out, "burden"))
+    genotypes = open_genotypes(
+        arguments.src,
+        keep=arguments.keep,
+        cache=command.copies_folder(arguments.out, "burden"),
+        samples=arguments.sample,
+        all_filters=arguments.all_filters,
+    )
     if annotation_path.is_dir() or format_of(annotation_path) == ".vcf":
         _refuse(
             arguments,
             OF_TABLES,
             "applies to a table of --annotations only; VEP's sites name genes and alleles; remove the option",
         )
-        annotations = annotation_files.read_vep(annotation_path, rule, genotypes.variants)
+        annotations = annotation_files.read_vep(annotation_path, rule, genotypes.variants, arguments.all_filters)
     else:
         alt_is_reference = _alt_is_reference(genotypes, arguments.reference)
         annotations = annotation_files.read_tables(
@@ -239,7 +267,8 @@ def _scan_genotypes(arguments: argparse.Namespace, rule: vep.HarmRule, paths: li
     tally = Tally(len(genotypes.samples), arguments.code == "copies")
     with command.ledger(arguments.out, "burden_variants", PAIR_LEDGER) as file:
         scan.scan(genotypes, annotations, arguments.max_maf, tally, file, BLOCK_BYTES)
-    return genotypes.samples.tolist(), genotypes.counts, [path.name for path in paths], tally
+    files = [path.name for path in paths]
+    return genotypes.samples.tolist(), genotypes.counts, files, tally, annotations.counts
 
 
 def _alt_is_reference(genotypes: Genotypes, reference: str | None) -> bool:

@@ -27,6 +27,7 @@ from tqdm import tqdm
 from preprocess.genetics.burden.annotations import Annotations
 from preprocess.genetics.burden.gene_bits import Gene, Tally, fates
 from preprocess.genetics.genotypes import Carriers, Genotypes
+from preprocess.genetics.text import plain_cell
 
 ALLELES_PER_BLOCK = 4096
 CHROMOSOMES = 32  # more than there are codes
@@ -93,7 +94,7 @@ def scan(
     pairs = annotations.pairs
     variant, count_ref = pairs["variant"].to_numpy(), pairs["count_ref"].to_numpy(bool)
     chromosome = np.where(variant >= 0, genotypes.variants["chromosome"].to_numpy()[variant], 0)
-    fate = _exclude(pairs["fate"].to_numpy(object), chromosome, genotypes.variants["alleles"].to_numpy()[variant] > 2)
+    fate = _exclude(pairs["fate"].to_numpy(object), chromosome, genotypes.variants.iloc[variant])
     frequency = np.full(len(pairs), np.nan)
     alleles = CountedAlleles.of(variant, count_ref, np.flatnonzero(fate == ""))
 
@@ -117,17 +118,27 @@ def scan(
     _write_ledger(ledger, pairs, frequency, fate)
 
 
-def _exclude(fate: np.ndarray, chromosome: np.ndarray, is_multi_allelic: np.ndarray) -> np.ndarray:
-    """Return the fates of the pairs; this decides the fates that need no genotypes."""
+def _exclude(fate: np.ndarray, chromosome: np.ndarray, variants: pd.DataFrame) -> np.ndarray:
+    """Return the fates of the pairs; this decides the fates that need no genotypes.
+
+    Parameters
+    ----------
+    fate : ndarray of str, shape (pairs,)
+    chromosome : ndarray of int, shape (pairs,)
+    variants : DataFrame
+        The variant of each pair.
+    """
     fate = fate.copy()
     fate[(fate == "") & ((chromosome < 1) | (chromosome > 22))] = "not_autosomal"
-    fate[(fate == "") & is_multi_allelic] = "multi_allelic"
+    fate[(fate == "") & ~variants["passes"].to_numpy()] = "filtered"
+    fate[(fate == "") & (variants["alleles"] > 2).to_numpy()] = "multi_allelic"
     return fate
 
 
 def _write_ledger(ledger: IO[str], pairs: pd.DataFrame, frequency: np.ndarray, fate: np.ndarray) -> None:
     shown = ["" if np.isnan(share) else f"{share:.6g}" for share in frequency.tolist()]
-    table = pairs[["label", "gene", "why"]].assign(frequency=shown, fate=fate)
+    text = {name: pairs[name].astype(str).map(plain_cell) for name in ("label", "gene", "why")}
+    table = pd.DataFrame(text).assign(frequency=shown, fate=fate)
     table[["label", "frequency", "fate", "gene", "why"]].to_csv(ledger, sep="\t", header=False, index=False)
 
 

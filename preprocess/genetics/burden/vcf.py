@@ -16,7 +16,10 @@ from preprocess.genetics.burden import vep
 from preprocess.genetics.burden.gene_bits import Gene, Tally, fates
 from preprocess.genetics.genotypes import autosome, natural_key
 from preprocess.genetics.genotypes.files import format_of
-from preprocess.genetics.genotypes.vcf import alleles_of, open_vcf, read_records
+from preprocess.genetics.genotypes.tables import passes_filter
+from preprocess.genetics.genotypes.vcf import alleles_of
+from preprocess.genetics.genotypes.vcf_records import header_lines, open_vcf, read_records
+from preprocess.genetics.text import plain_cell
 
 LEDGER_COLUMNS = ("chromosome", "position", "reference", "alternative", "alt_frequency", "fate", "gene", "why")
 
@@ -25,7 +28,7 @@ def find_vcfs(source: Path) -> list[Path]:
     """List the VCF files of a folder in natural order, or return a single file as a list."""
     if not source.is_dir():
         return [source]
-    paths = [p for p in source.iterdir() if format_of(p) == ".vcf" and not p.name.startswith(".")]
+    paths = [p for p in source.iterdir() if format_of(p) == ".vcf" and not p.name.startswith(".") and p.is_file()]
     if not paths:
         raise UserError(f"{source}: holds no .vcf, .vcf.gz or .bcf file (the output of Ensembl VEP)")
     return sorted(paths, key=natural_key)
@@ -47,6 +50,8 @@ def scan(
     max_maf: float,
     tally: Tally,
     ledger: IO[str],
+    counts: vep.CsqCounts,
+    all_filters: bool,
 ) -> None:
     """Stream one VCF and add its harmful rare variants to `tally`.
 
@@ -63,14 +68,20 @@ def scan(
         Changed in place.
     ledger : text file
         One line per allele; for counted alleles one line per allele and gene.
+    counts : CsqCounts
+        Changed in place.
+    all_filters : bool
+        Use records that fail a filter too.
     """
-    vcf = open_vcf(path)
-    parser = vep.CsqParser(vep.csq_fields(vcf.raw_header, path), rule)
+    vcf = open_vcf(path, check=True)
+    parser = vep.CsqParser(vep.csq_fields(header_lines(path), path, rule), rule, counts)
     order = cohort.locate(participants, list(vcf.samples), everyone, path)
     for variant in records(vcf, path):
-        _add(variant, path, parser, order, max_maf, tally, ledger)
-    tally.fates["annotations_malformed"] += parser.malformed
-    tally.fates["annotations_allele_unknown"] += parser.allele_unknown
+        if all_filters or passes_filter(variant.FILTER or "."):
+            _add(variant, path, parser, order, max_maf, tally, ledger)
+            continue
+        for alternative in variant.ALT or ["."]:
+            _exclude(tally, ledger, variant, alternative, "filtered")
 
 
 def _add(
@@ -125,4 +136,5 @@ def _write(
     ledger: IO[str], variant: Any, alternative: str, fate: str, frequency: float | None, gene: str, why: str
 ) -> None:
     shown = "" if frequency is None else f"{frequency:.6g}"
-    ledger.write(f"{variant.CHROM}\t{variant.POS}\t{variant.REF}\t{alternative}\t{shown}\t{fate}\t{gene}\t{why}\n")
+    texts = [variant.CHROM, str(variant.POS), variant.REF, alternative, shown, fate, gene, why]
+    ledger.write("\t".join(map(plain_cell, texts)) + "\n")

@@ -6,13 +6,28 @@ The header gives the order of the fields (https://www.ensembl.org/info/docs/tool
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mrmfast.errors import UserError
+from preprocess.genetics.genotypes.tables import is_sequence
 
 NEEDED = ("Consequence", "IMPACT", "Gene", "BIOTYPE")
 LOF, MISSENSE = "loss_of_function", "missense"
+# Sequence Ontology terms of symbolic alleles, in upper case.
+STRUCTURAL = {
+    "DEL": "DELETION",
+    "INS": "INSERTION",
+    "DUP": "DUPLICATION",
+    "TDUP": "TANDEM_DUPLICATION",
+    "INV": "INVERSION",
+    "CNV": "COPY_NUMBER_VARIATION",
+}
+# No allele of its own: a deletion that begins before the site, or any other allele.
+PLACEHOLDERS = ("*", "<*>", "<NON_REF>")
+RUN_VEP = "run Ensembl VEP with --vcf --sift b --polyphen b --biotype"
+MOST_BIOTYPES = 100  # remembered for messages
 
 
 @dataclass(frozen=True)
@@ -47,25 +62,39 @@ class HarmRule:
             return sift is not None and polyphen is not None and round((polyphen + 1 - sift) / 2, 6) >= self.polyphen
         return (polyphen is not None and polyphen >= self.polyphen) or (sift is not None and sift <= self.sift)
 
+    @property
+    def predictions(self) -> tuple[str, ...]:
+        """The ``CSQ`` fields that the rule reads."""
+        return () if self.combine == "none" else ("SIFT", "PolyPhen")
 
-def csq_fields(raw_header: str, path: Path) -> list[str]:
+    def can_judge(self, sift: float | None, polyphen: float | None) -> bool:
+        """Whether the predictions suffice for the rule."""
+        given = [prediction is not None for prediction in (sift, polyphen)]
+        return all(given) if self.combine == "mean" else any(given)
+
+
+def csq_fields(header: list[bytes], path: Path, rule: HarmRule) -> list[str]:
     """Return the names of the ``CSQ`` sub-fields, in order.
 
     Raises
     ------
     UserError
-        The VCF was not annotated by VEP, or a required field is missing.
+        The VCF was not annotated by VEP, or a field that the rule needs is missing.
     """
-    line = next((line for line in raw_header.splitlines() if re.match(r"##INFO=<ID=CSQ,", line)), None)
+    texts = (line.decode(errors="replace") for line in header if line.startswith(b"##INFO=<"))
+    line = next((line for line in texts if re.match(r"##INFO=<(.*,)?ID=CSQ,", line)), None)
     if line is None:
-        raise UserError(f"{path}: has no CSQ annotation; run Ensembl VEP with --vcf --sift b --polyphen b --biotype")
+        raise UserError(f"{path}: has no CSQ annotation; {RUN_VEP}")
     layout = re.search(r"Format: ([^\">]+)", line)
     fields = layout.group(1).strip().split("|") if layout else []
     lacking = [name for name in NEEDED if name not in fields]
     if lacking or not {"Allele", "ALLELE_NUM"} & set(fields):
+        raise UserError(f"{path}: CSQ lacks {', '.join(lacking) or 'Allele'}; {RUN_VEP}")
+    absent = [name for name in rule.predictions if name not in fields]
+    if len(absent) == 2 or (absent and rule.combine == "mean"):
         raise UserError(
-            f"{path}: CSQ lacks {', '.join(lacking) or 'Allele'}; run a recent Ensembl VEP with "
-            "--vcf --sift b --polyphen b --biotype"
+            f"{path}: CSQ lacks {' and '.join(absent)}, so no missense change can count (without --biotype, BIOTYPE is "
+            f"empty too); {RUN_VEP}, or use --missense-rule none"
         )
     return fields
 
@@ -77,26 +106,41 @@ def prediction(text: str) -> float | None:
 
 
 def allele_labels(reference: str, alternatives: list[str]) -> list[set[str]]:
-    """Return the labels that VEP may write for each alternative allele in ``Allele``.
+    """Return the labels that VEP may write for each alternative allele in ``Allele``, in upper case.
 
-    VEP drops the first base if all alleles of the site share it (an empty allele is ``-``). With ``--minimal`` VEP
-    drops every base that an alternative shares with the reference at either end.
+    VEP drops the first base if all alleles of the site share it (an empty allele is ``-``); alleles with ``*`` are
+    neither compared nor cut (``create_VariationFeatures`` in VEP's Parser/VCF.pm). The same holds here for symbolic
+    alleles (``<NON_REF>``), which VEP also names by their kind (``deletion``). With ``--minimal`` VEP drops every base
+    that an alternative shares with the reference at either end.
+
+    Example: the labels of REF CAA and ALT CA, CAAA, ``*`` are A, AAA and ``*``.
 
     Returns
     -------
     list of set of str
         For each alternative; an ambiguous label belongs to no alternative.
     """
-    alleles = [reference, *alternatives]
-    share = len({allele[:1] for allele in alleles}) == 1 and any(len(allele) != len(reference) for allele in alleles)
-    exact = [(alternative[1:] or "-") if share else alternative for alternative in alternatives]
+    reference, alternatives = reference.upper(), [alternative.upper() for alternative in alternatives]
+    sequences = [reference, *(allele for allele in alternatives if is_sequence(allele))]
+    # As in VEP, an allele of another length makes the site an indel even if it is no sequence.
+    is_indel = any(len(allele) != len(reference) for allele in alternatives)
+    share = is_indel and len({allele[:1] for allele in sequences}) == 1
+    exact = [(allele[1:] or "-") if share and is_sequence(allele) else allele for allele in alternatives]
+    others = [_other_labels(reference, allele) for allele in alternatives]
     labels = [{label} for label in exact]
-    for number, alternative in enumerate(alternatives):
-        for label in {alternative, _minimal(reference, alternative)} - set(exact):
-            others = alternatives[:number] + alternatives[number + 1 :]
-            if all(label not in (other, _minimal(reference, other)) for other in others):
+    for number, names in enumerate(others):
+        for label in names - set(exact):
+            if not any(label in other for index, other in enumerate(others) if index != number):
                 labels[number].add(label)
     return labels
+
+
+def _other_labels(reference: str, alternative: str) -> set[str]:
+    """Return the labels of an alternative allele that do not depend on the other alleles of its site."""
+    if is_sequence(alternative):
+        return {alternative, _minimal(reference, alternative)}
+    kind = alternative.strip("<>")
+    return {alternative, kind, STRUCTURAL.get(kind.partition(":")[0], kind)}
 
 
 def _minimal(reference: str, alternative: str) -> str:
@@ -107,6 +151,60 @@ def _minimal(reference: str, alternative: str) -> str:
     return alternative or "-"
 
 
+@dataclass
+class CsqCounts:
+    """What the annotations of all files hold.
+
+    Attributes
+    ----------
+    malformed : int
+        Annotations with another number of fields than the header.
+    allele_unknown : int
+        Harmful annotations whose allele is none of the site's.
+    missense, judged, words : int
+        Annotated missense changes; those with the predictions that the rule needs; those without, although a prediction
+        is given in words.
+    biotypes : Counter
+        Annotated transcripts by biotype.
+    """
+
+    malformed: int = 0
+    allele_unknown: int = 0
+    missense: int = 0
+    judged: int = 0
+    words: int = 0
+    biotypes: Counter[str] = field(default_factory=Counter)
+
+    def check(self, rule: HarmRule, path: Path) -> None:
+        """Check that the annotations can answer the rule.
+
+        Raises
+        ------
+        UserError
+            No transcript has the rule's biotype, or predictions are words without scores.
+        """
+        if self.biotypes and not self.biotypes[rule.biotype]:
+            if not any(self.biotypes):
+                raise UserError(f"{path}: BIOTYPE is empty in all annotations; {RUN_VEP}")
+            names = ", ".join(sorted(filter(None, self.biotypes))[:5])
+            raise UserError(f"--biotype {rule.biotype}: no annotation of {path} has it; it has {names}")
+        if self.words and not self.judged:
+            raise UserError(
+                f"{path}: none of {self.missense} missense changes has a score of {' and '.join(rule.predictions)}, "
+                f"only words or nothing; {RUN_VEP} (b: both word and score), or use --missense-rule none"
+            )
+
+    def report(self) -> dict[str, int]:
+        """Return the counts for the report."""
+        return {
+            "annotations_malformed": self.malformed,
+            "annotations_allele_unknown": self.allele_unknown,
+            "annotations_without_biotype": self.biotypes[""],
+            "missense_annotations": self.missense,
+            "missense_without_prediction": self.missense - self.judged,
+        }
+
+
 class CsqParser:
     """Parse ``CSQ`` values of one VCF.
 
@@ -115,14 +213,15 @@ class CsqParser:
     fields : list of str
         From :func:`csq_fields`.
     rule : HarmRule
+    counts : CsqCounts
+        Changed in place.
     """
 
-    def __init__(self, fields: list[str], rule: HarmRule) -> None:
+    def __init__(self, fields: list[str], rule: HarmRule, counts: CsqCounts) -> None:
         self.column = {name: number for number, name in enumerate(fields)}
         self.width = len(fields)
         self.rule = rule
-        self.malformed = 0
-        self.allele_unknown = 0
+        self.counts = counts
 
     def parse(self, csq: str, reference: str, alternatives: list[str]) -> tuple[list[dict[str, str]], dict[str, str]]:
         """Find the genes that each alternative allele damages.
@@ -143,11 +242,15 @@ class CsqParser:
         for annotation in csq.split(","):
             values = annotation.split("|")
             if len(values) != self.width:
-                self.malformed += 1
+                self.counts.malformed += 1
                 continue
             consequences = values[self.column["Consequence"]].split("&")
-            gene = values[self.column["Gene"]]
-            if not gene or values[self.column["BIOTYPE"]] != self.rule.biotype:
+            gene, biotype = values[self.column["Gene"]], values[self.column["BIOTYPE"]]
+            if not gene:
+                continue
+            if biotype in self.counts.biotypes or len(self.counts.biotypes) < MOST_BIOTYPES:
+                self.counts.biotypes[biotype] += 1
+            if biotype != self.rule.biotype:
                 continue
             if "NMD_transcript_variant" in consequences:
                 continue
@@ -157,7 +260,9 @@ class CsqParser:
                 continue
             number = self._alternative(values, labels)
             if number is None:
-                self.allele_unknown += 1
+                self.counts.allele_unknown += 1
+            elif alternatives[number].upper() in PLACEHOLDERS:
+                continue
             elif harmed[number].get(gene) != LOF:
                 harmed[number][gene] = why
         return harmed, genes
@@ -170,12 +275,18 @@ class CsqParser:
             return LOF
         if "missense_variant" not in consequences:
             return None
-        sift, polyphen = (prediction(self._value(values, name)) for name in ("SIFT", "PolyPhen"))
+        texts = [self._value(values, name) for name in ("SIFT", "PolyPhen")]
+        sift, polyphen = (prediction(text) for text in texts)
+        if self.rule.predictions:
+            judged = self.rule.can_judge(sift, polyphen)
+            self.counts.missense += 1
+            self.counts.judged += judged
+            self.counts.words += not judged and any(texts)
         return MISSENSE if self.rule.is_harmful(sift, polyphen) else None
 
     def _alternative(self, values: list[str], labels: list[set[str]]) -> int | None:
         number = self._value(values, "ALLELE_NUM")
         if number.isdigit() and 1 <= int(number) <= len(labels):
             return int(number) - 1
-        allele = self._value(values, "Allele")
+        allele = self._value(values, "Allele").upper()
         return next((index for index, names in enumerate(labels) if allele in names), None)

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from mrmfast.errors import UserError
+from preprocess.genetics.text import NOT_UTF8
 
 CASE = "case_id"
 MISSING_WORDS = ("", "na", "nan", "null")
@@ -29,8 +30,10 @@ def read_table(path: Path) -> pd.DataFrame:
         # The header is read as a row: pandas renames a repeated column silently.
         header = pd.read_csv(path, header=None, nrows=1, **options)
         table = pd.read_csv(path, **options)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: {NOT_UTF8}") from error
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        # Parser and decoding errors of pandas are ValueErrors. Their text may quote a row, so the message has the type.
+        # Parser errors of pandas are ValueErrors. Their text may quote a row, so the message has the type.
         raise UserError(
             f"{path}: cannot be read as CSV ({type(error).__name__}); give a comma-separated table"
         ) from error

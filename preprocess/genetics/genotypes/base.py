@@ -68,7 +68,8 @@ class GenotypeFile(ABC):
     variants : DataFrame
         One row per variant, in file order: ``chromosome`` (int8; 1..22, 23 for X, 0 for any other), ``id``,
         ``position`` (int64), ``ref`` and ``alt`` (upper case, in the order of the file: :mod:`.reference` decides which
-        allele is the reference), ``alleles`` (int8, number of alleles).
+        allele is the reference; ``.``, or ``0`` in a .bim: no sample has the allele), ``alleles`` (int16), ``passes``
+        (bool; False: FILTER names a filter that the variant fails).
     provisional : int
         Number of variants whose ``ref`` is provisional in the file.
     has_dosages : bool

@@ -19,11 +19,14 @@ from numcodecs import Zstd
 
 from mrmfast.errors import UserError
 from preprocess.genetics.genotypes.base import GenotypeFile, hard_calls_of, on_dosage_grid
-from preprocess.genetics.genotypes.tables import read_text, variant_table
+from preprocess.genetics.genotypes.companions import read_sample, samples_beside
+from preprocess.genetics.genotypes.tables import variant_table
 
 NO_COMPRESSION, ZLIB, ZSTD = range(3)
 LAYOUT_1_SCALE = 32768
 MISSING_BIT, PLOIDY_BITS = 0x80, 0x3F
+LONGEST_TEXT = 1 << 24
+LARGEST_SAMPLE = 1 + 63 * 4  # bytes of one sample: its ploidy, and 63 probabilities of 32 bits
 
 
 class BgenFile(GenotypeFile):
@@ -32,6 +35,8 @@ class BgenFile(GenotypeFile):
     Parameters
     ----------
     path : Path
+    ids : list of str, optional
+        Participants; read from the .sample, or from the file itself, by default.
 
     Raises
     ------
@@ -42,16 +47,21 @@ class BgenFile(GenotypeFile):
     has_dosages = True
     bytes_per_genotype = 16  # and about 50 bytes per sample for the variant being decoded
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, ids: list[str] | None = None) -> None:
         self.path = path
         with open(path, "rb") as file:
             try:
-                self._read_header(file)
+                self._read_header(file, ids)
                 self._index(file)
-            except (struct.error, UnicodeDecodeError) as error:
+            except UnicodeDecodeError as error:
+                raise UserError(
+                    f"{path}: a name near byte {file.tell()} is not text in UTF-8; if it is a participant's, state a "
+                    "table of samples in UTF-8 with --sample (iconv -f latin1 -t utf-8), otherwise write the file again"
+                ) from error
+            except struct.error as error:
                 raise UserError(f"{path}: is truncated or damaged near byte {file.tell()}; copy it again") from error
 
-    def _read_header(self, file: BinaryIO) -> None:
+    def _read_header(self, file: BinaryIO, ids: list[str] | None) -> None:
         offset, length, self.variant_count, self.samples = struct.unpack("<4I", file.read(16))
         magic = file.read(4)
         if magic not in (b"bgen", b"\0\0\0\0") or length < 20 or offset < length:
@@ -64,16 +74,24 @@ class BgenFile(GenotypeFile):
                 f"{self.path}: has layout {self.layout} and compression {self.compression}, which no BGEN version "
                 "knows; make the file again with plink2 --export bgen-1.2"
             )
-        inside = _embedded_ids(file, self.path, self.samples) if flags >> 31 else None
-        sample = self.path.with_suffix(".sample")
-        if sample.exists():
+        sample = samples_beside(self.path)
+        if ids is not None:
+            self.ids = ids
+        elif sample.exists():
             self.ids = read_sample(sample)
-        elif inside is not None:
-            self.ids = inside
+        elif flags >> 31:
+            self.ids = _embedded_ids(file, self.path, self.samples)
         else:
-            raise UserError(f"{sample}: does not exist and the .bgen names no samples; put the .sample beside it")
+            raise UserError(
+                f"{sample}: does not exist and the .bgen names no samples; put the .sample beside it, or state it with "
+                "--sample"
+            )
         if len(self.ids) != self.samples:
-            raise UserError(f"{sample}: names {len(self.ids)} samples, {self.path.name} holds {self.samples}")
+            table = self.path if ids is None and not sample.exists() else sample if ids is None else "--sample"
+            raise UserError(
+                f"{table}: names {len(self.ids)} samples, {self.path.name} holds {self.samples}; state the .sample of "
+                "this file with --sample"
+            )
         file.seek(4 + offset)
 
     def _index(self, file: BinaryIO) -> None:
@@ -108,7 +126,7 @@ class BgenFile(GenotypeFile):
             raise UserError(f"{self.path}: holds no variants")
         self.starts, self.lengths = starts, lengths
         chromosomes, ids, positions, ref, alt = (list(column) for column in zip(*rows, strict=True))
-        self.variants = variant_table(self.path, chromosomes, ids, positions, ref, alt, first=1)
+        self.variants = variant_table(self.path, (chromosomes, ids, positions, ref, alt), range(1, len(rows) + 1))
 
     def _variant(self, number: int) -> str:
         return f"{self.path}: variant {number + 1}"
@@ -135,7 +153,7 @@ class BgenFile(GenotypeFile):
 
     def _dosage(self, raw: bytes, column: int) -> np.ndarray:
         if self.layout == 1:
-            data = zlib.decompress(raw) if self.compression else raw
+            data = _inflate(raw, 6 * self.samples) if self.compression else raw
             triples = np.frombuffer(data, dtype="<u2").reshape(self.samples, 3).astype(np.float64)
             total = triples.sum(axis=1)
             known = total > 0
@@ -143,10 +161,12 @@ class BgenFile(GenotypeFile):
             return np.where(known, expected, np.nan)
         if self.compression:
             (length,) = struct.unpack("<I", raw[:4])
-            data = zlib.decompress(raw[4:]) if self.compression == ZLIB else Zstd().decode(raw[4:])
-            if len(data) != length:
-                raise ValueError("length differs")
-            raw = bytes(data)
+            if length > 10 + self.samples * LARGEST_SAMPLE:
+                raise ValueError("more bytes than any ploidy needs")
+            if self.compression == ZLIB:
+                raw = _inflate(raw[4:], length)
+            else:
+                raw = bytes(Zstd().decode(raw[4:], out=np.empty(length, dtype=np.uint8)))
         samples, alleles, _, _ = struct.unpack("<IHBB", raw[:8])
         ploidy = np.frombuffer(raw, dtype=np.uint8, count=samples, offset=8)
         phased, bits = raw[8 + samples], raw[9 + samples]
@@ -192,8 +212,19 @@ def probabilities(raw: bytes, bits: int, count: int) -> np.ndarray:
     return values / (2.0**bits - 1)
 
 
+def _inflate(raw: bytes, length: int) -> bytes:
+    """Decompress exactly `length` bytes; never more, whatever the data say."""
+    inflate = zlib.decompressobj()
+    data = inflate.decompress(raw, length + 1)
+    if len(data) != length:
+        raise ValueError("length differs")
+    return data
+
+
 def _text(file: BinaryIO, width: int) -> str:
     (length,) = struct.unpack("<H" if width == 2 else "<I", file.read(width))
+    if length > LONGEST_TEXT:
+        raise struct.error("no allele is so long")
     text = file.read(length)
     if len(text) != length:
         raise struct.error("truncated")
@@ -205,26 +236,3 @@ def _embedded_ids(file: BinaryIO, path: Path, samples: int) -> list[str]:
     if count != samples:
         raise UserError(f"{path}: names {count} samples and holds {samples}; the header is damaged")
     return [_text(file, 2) for _ in range(count)]
-
-
-def read_sample(path: Path) -> list[str]:
-    """Return ID_2 of every sample of an Oxford .sample file (two header lines).
-
-    Raises
-    ------
-    UserError
-        The header is not that of a .sample, or a line lacks columns.
-    """
-    lines = read_text(path, "the .bgen and .sample").splitlines()
-    header = lines[0].split() if lines else []
-    if len(lines) < 2 or header[:2] != ["ID_1", "ID_2"] or len(lines[1].split()) != len(header):
-        raise UserError(f"{path}: lines 1 and 2 are not those of a .sample (ID_1 ID_2 missing ..., then 0 0 0 ...)")
-    ids = []
-    for number, line in enumerate(lines[2:], start=3):
-        fields = line.split()
-        if len(fields) != len(header):
-            raise UserError(
-                f"{path}: line {number} has {len(fields)} columns, {len(header)} are named; correct the line"
-            )
-        ids.append(fields[1])
-    return ids

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mrmfast.errors import UserError
 from preprocess.genetics.genotypes.base import GenotypeFile
+from preprocess.genetics.genotypes.companions import SAMPLE_TABLES, samples_beside
 from preprocess.genetics.genotypes.tables import natural_key
 
 FORMATS = {".bed": ".bed", ".pgen": ".pgen", ".bgen": ".bgen", ".vcf": ".vcf", ".vcf.gz": ".vcf", ".bcf": ".vcf"}
@@ -33,8 +34,11 @@ def find_files(source: Path) -> list[Path]:
     if not source.is_dir():
         if format_of(source) is None:
             raise UserError(f"{source}: is no genotype file; give one of {KNOWN}, or a folder of them")
+        if not source.is_file():
+            raise UserError(f"{source}: is no regular file (a pipe or a device); write it to a file first")
         return [source]
-    paths = sorted((p for p in source.iterdir() if format_of(p) and not p.name.startswith(".")), key=natural_key)
+    files = (p for p in source.iterdir() if format_of(p) and not p.name.startswith(".") and p.is_file())
+    paths = sorted(files, key=natural_key)
     formats = sorted({str(format_of(path)) for path in paths})
     if len(formats) != 1:
         what = f"holds {' and '.join(formats)} files" if formats else "holds no genotype file"
@@ -42,14 +46,13 @@ def find_files(source: Path) -> list[Path]:
     return paths
 
 
-def names_samples(path: Path) -> Path:
+def names_samples(path: Path, samples: Path | None = None) -> Path:
     """Return the file with the sample ids of a genotype file, for error messages."""
-    suffix = {".bed": ".fam", ".pgen": ".psam", ".bgen": ".sample"}.get(str(format_of(path)))
-    companion = path.with_suffix(suffix) if suffix else path
+    companion = samples or (samples_beside(path) if path.suffix in SAMPLE_TABLES else path)
     return companion if companion.exists() else path
 
 
-def open_file(path: Path, cache: Path | None, memory: int, dosages: bool) -> GenotypeFile:
+def open_file(path: Path, cache: Path | None, memory: int, dosages: bool, ids: list[str] | None = None) -> GenotypeFile:
     """Open one genotype file with the reader of its format.
 
     Parameters
@@ -61,24 +64,33 @@ def open_file(path: Path, cache: Path | None, memory: int, dosages: bool) -> Gen
         Memory limit of plink2 in MB, for the copy.
     dosages : bool
         Read dosages, not hard calls; a VCF has separate fields.
+    ids : list of str, optional
+        Participants of a .bed, .pgen or .bgen; read from the file's own table by default.
+
+    Raises
+    ------
+    UserError
+        The file is malformed, or `ids` are given for a VCF.
     """
     # Libraries are imported on use: importing all of them takes longer than reading a small file.
     suffix = format_of(path)
     if suffix == ".bed":
         from preprocess.genetics.genotypes.plink1 import BedFile
 
-        return BedFile(path)
+        return BedFile(path, ids)
     if suffix == ".pgen":
         from preprocess.genetics.genotypes.pgen import PgenFile
 
-        return PgenFile(path)
+        return PgenFile(path, ids)
     file: GenotypeFile
     field = None
     if suffix == ".bgen":
         from preprocess.genetics.genotypes.bgen import BgenFile
 
-        file = BgenFile(path)
+        file = BgenFile(path, ids)
     else:
+        if ids is not None:
+            raise UserError(f"--sample: {path.name} names its samples itself; remove the option")
         from preprocess.genetics.genotypes.vcf import VcfFile
 
         file = VcfFile(path)

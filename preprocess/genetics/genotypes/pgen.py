@@ -10,15 +10,17 @@ import numpy as np
 import pandas as pd
 
 from mrmfast.errors import UserError
+from preprocess.genetics.genotypes.companions import read_psam, samples_beside
 from preprocess.genetics.genotypes.pgenlib_reader import PgenlibFile, PgenlibReader
-from preprocess.genetics.genotypes.tables import read_text, variant_table, variant_table_of_columns
+from preprocess.genetics.genotypes.tables import variant_table, variant_table_of_columns
+from preprocess.genetics.text import NOT_UTF8, read_lines, split_fields
 
 SIDE_BY_SIDE = "the .pgen, .pvar and .psam"
 MAGIC = b"\x6c\x1b"
 BED_MODE = 1
 # Upper two bits of byte 11 of the header: every REF is provisional (PGEN specification, 2.1).
 ALL_PROVISIONAL = 2
-NEEDED = ("CHROM", "POS", "ID", "REF", "ALT")
+NEEDED = ("CHROM", "ID", "POS", "REF", "ALT")
 
 
 class PgenFile(PgenlibFile):
@@ -40,7 +42,7 @@ class PgenFile(PgenlibFile):
 
     def __init__(self, path: Path, ids: list[str] | None = None) -> None:
         self.path = path
-        self.ids = read_psam(path.with_suffix(".psam")) if ids is None else ids
+        self.ids = read_psam(samples_beside(path)) if ids is None else ids
         self.variants = read_pvar(path.with_suffix(".pvar"))
         with open(path, "rb") as file:
             self._head = file.read(12)
@@ -65,36 +67,6 @@ class PgenFile(PgenlibFile):
         return self.reader.dosages(columns, samples)
 
 
-def read_psam(path: Path) -> list[str]:
-    """Return the IID of every sample; a file without a header has the columns of a .fam.
-
-    Raises
-    ------
-    UserError
-        The file is absent or empty, or a line lacks columns.
-    """
-    lines = read_text(path, SIDE_BY_SIDE).splitlines()
-    header = ["#FID", "IID", "FATHER", "MOTHER", "SEX", "PHENOTYPE"]
-    skipped = next((number for number, line in enumerate(lines) if not line.startswith("##")), len(lines))
-    if skipped < len(lines) and lines[skipped].startswith("#"):
-        header, skipped = lines[skipped].split(), skipped + 1
-    if "IID" not in (names := [name.lstrip("#") for name in header]):
-        raise UserError(
-            f"{path}: line {skipped} names no column IID; the header of a .psam begins with #IID or #FID IID"
-        )
-    column, ids = names.index("IID"), []
-    for number, line in enumerate(lines[skipped:], start=1 + skipped):
-        fields = line.split("\t") if "\t" in line else line.split()
-        if len(fields) != len(header):
-            raise UserError(
-                f"{path}: line {number} has {len(fields)} columns, {len(header)} are named; correct the line"
-            )
-        ids.append(fields[column].strip())
-    if not ids:
-        raise UserError(f"{path}: names no samples; a .psam has one line per sample")
-    return ids
-
-
 def read_pvar(path: Path) -> pd.DataFrame:
     """Return the variants of a .pvar (:attr:`.base.GenotypeFile.variants`).
 
@@ -108,10 +80,10 @@ def read_pvar(path: Path) -> pd.DataFrame:
     quick = _read_pvar_quickly(path)
     if quick is not None:
         return quick
-    names, rows, first = _rows(path)
+    names, rows, lines = _rows(path)
     of = dict(zip(names, zip(*rows, strict=True), strict=True))
-    chromosome, position, ids, ref, alt = (list(of[name]) for name in NEEDED)
-    return variant_table(path, chromosome, ids, position, ref, alt, first + 1)
+    filters = list(of["FILTER"]) if "FILTER" in of else None
+    return variant_table(path, tuple(list(of[name]) for name in NEEDED), lines, filters)
 
 
 def count_provisional(path: Path) -> int:
@@ -130,7 +102,7 @@ def _header(path: Path) -> tuple[int, list[str]]:
     """Return the number of lines before the first variant, and the column names; no names without a header."""
     skip = 0
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             for line in file:
                 if not line.startswith("#"):
                     break
@@ -144,29 +116,33 @@ def _header(path: Path) -> tuple[int, list[str]]:
                 f"{packed}: is compressed; decompress it with plink2 --zst-decompress {packed.name} > {path.name}"
             ) from error
         raise UserError(f"{path}: does not exist; keep {SIDE_BY_SIDE} of a file set side by side") from error
-    except UnicodeDecodeError:
-        read_text(path, SIDE_BY_SIDE)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: {NOT_UTF8}") from error
     return skip, []
 
 
-def _rows(path: Path) -> tuple[list[str], list[list[str]], int]:
-    """Return column names, the fields of every line, and the number of lines before them; check the widths."""
+def _rows(path: Path) -> tuple[list[str], list[list[str]], list[int]]:
+    """Return column names, the fields of every variant, and the lines of the variants; check the widths."""
     skip, names = _header(path)
-    rows = [line.split() for line in read_text(path, SIDE_BY_SIDE).splitlines()[skip:]]
-    if not rows:
+    numbered = [
+        (n, line) for n, line in read_lines(path, f"keep {SIDE_BY_SIDE} of a file set side by side") if n > skip
+    ]
+    if not numbered:
         raise UserError(f"{path}: names no variants; a .pvar has one line per variant")
-    names = names or ("CHROM ID CM POS ALT REF" if len(rows[0]) == 6 else "CHROM ID POS ALT REF").split()
+    lines = [number for number, _ in numbered]
+    first = numbered[0][1].split()
+    names = names or ("CHROM ID CM POS ALT REF" if len(first) == 6 else "CHROM ID POS ALT REF").split()
     lacking = [name for name in NEEDED if name not in names]
-    if lacking:
-        raise UserError(
-            f"{path}: line {skip} names no column {', '.join(lacking)}; make the file again with plink2 --make-pgen"
-        )
-    for number, fields in enumerate(rows, start=skip + 1):
+    if lacking or len(set(names)) != len(names):
+        what = f"names no column {', '.join(lacking)}" if lacking else "names a column twice"
+        raise UserError(f"{path}: line {skip} {what}; make the file again with plink2 --make-pgen")
+    rows = [split_fields(line, len(names)) for _, line in numbered]
+    for number, fields in zip(lines, rows, strict=True):
         if len(fields) != len(names):
             raise UserError(
                 f"{path}: line {number} has {len(fields)} columns, {len(names)} are named; correct the line"
             )
-    return names, rows, skip
+    return names, rows, lines
 
 
 def _read_pvar_quickly(path: Path) -> pd.DataFrame | None:
@@ -175,6 +151,7 @@ def _read_pvar_quickly(path: Path) -> pd.DataFrame | None:
     if not names or any(name not in names for name in NEEDED) or len(set(names)) != len(names):
         return None
     columns = {"CHROM": "chromosome", "POS": "position", "ID": "id", "REF": "ref", "ALT": "alt"}
+    columns |= {"FILTER": "filter"} if "FILTER" in names else {}
     try:
         table = pd.read_csv(
             path,

@@ -11,8 +11,10 @@ import pandas as pd
 
 from mrmfast.errors import UserError
 from preprocess.genetics.genotypes import twobit, twobit_cpu
+from preprocess.genetics.genotypes.companions import read_fam, samples_beside, variants_beside
 from preprocess.genetics.genotypes.pgenlib_reader import PgenlibFile, PgenlibReader
-from preprocess.genetics.genotypes.tables import read_text, variant_table, variant_table_of_columns
+from preprocess.genetics.genotypes.tables import variant_table, variant_table_of_columns
+from preprocess.genetics.text import read_lines
 
 SIDE_BY_SIDE = "the .bed, .bim and .fam"
 MAGIC = b"\x6c\x1b\x01"
@@ -25,6 +27,8 @@ class BedFile(PgenlibFile):
     Parameters
     ----------
     path : Path
+    ids : list of str, optional
+        Participants; read from the .fam by default.
 
     Raises
     ------
@@ -35,10 +39,10 @@ class BedFile(PgenlibFile):
     sliced = True
     bytes_per_genotype = 2
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, ids: list[str] | None = None) -> None:
         self.path = path
-        self.ids = read_fam(path.with_suffix(".fam"))
-        self.variants = read_bim(path.with_suffix(".bim"))
+        self.ids = read_fam(samples_beside(path)) if ids is None else ids
+        self.variants = read_bim(variants_beside(path, ".bim"))
         self.row_bytes = twobit.width(len(self.ids))
         with open(path, "rb") as file:
             magic = file.read(3)
@@ -109,28 +113,6 @@ def _read_plainly(descriptor: int, offset: int, row_bytes: int, columns: np.ndar
     return len(columns)
 
 
-def read_fam(path: Path) -> list[str]:
-    """Return the IID (column 2) of every line; tab-separated files may leave it blank.
-
-    Raises
-    ------
-    UserError
-        The file is absent or empty, or a line has not 6 columns.
-    """
-    ids = []
-    for number, line in enumerate(read_text(path, SIDE_BY_SIDE).splitlines(), start=1):
-        fields = line.split("\t") if "\t" in line else line.split()
-        if len(fields) != 6:
-            raise UserError(
-                f"{path}: line {number} has {len(fields)} columns, a .fam has 6 "
-                "(FID IID father mother sex phenotype); correct the line"
-            )
-        ids.append(fields[1].strip())
-    if not ids:
-        raise UserError(f"{path}: is empty; a .fam has one line per sample")
-    return ids
-
-
 def read_bim(path: Path) -> pd.DataFrame:
     """Return the variants of a .bim (:attr:`.base.GenotypeFile.variants`): ``ref`` is column 6 (A2), ``alt`` 5 (A1).
 
@@ -142,8 +124,9 @@ def read_bim(path: Path) -> pd.DataFrame:
     quick = _read_bim_quickly(path)
     if quick is not None:
         return quick
-    lines = [line.split() for line in read_text(path, SIDE_BY_SIDE).splitlines()]
-    for number, fields in enumerate(lines, start=1):
+    numbered = read_lines(path, f"keep {SIDE_BY_SIDE} of a file set in one folder")
+    lines = [line.split() for _, line in numbered]
+    for (number, _), fields in zip(numbered, lines, strict=True):
         if len(fields) != 6:
             raise UserError(
                 f"{path}: line {number} has {len(fields)} columns, a .bim has 6 "
@@ -152,7 +135,8 @@ def read_bim(path: Path) -> pd.DataFrame:
     if not lines:
         raise UserError(f"{path}: is empty; a .bim has one line per variant")
     chromosome, ids, _, position, a1, a2 = (list(column) for column in zip(*lines, strict=True))
-    return variant_table(path, chromosome, ids, position, ref=a2, alt=a1, first=1)
+    numbers = [number for number, _ in numbered]
+    return variant_table(path, (chromosome, ids, position, a2, a1), numbers)
 
 
 def _read_bim_quickly(path: Path) -> pd.DataFrame | None:

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from preprocess.genetics import cohort
 from preprocess.genetics.genotypes.base import Carriers, GenotypeFile, counts_of_calls, flipped
+from preprocess.genetics.genotypes.companions import other_tables, read_samples
 from preprocess.genetics.genotypes.files import find_files, names_samples, open_file
 
 
@@ -29,7 +30,8 @@ class Genotypes:
     variants : DataFrame
         One row per variant, in the order of the files: ``file``, ``column`` (row in that file), ``chromosome`` (1..22,
         23 for X, 0 for any other), ``id``, ``position``, ``ref``, ``alt`` (upper case), ``alleles`` (number of
-        alleles). :func:`.reference.orient` adds ``swapped`` (bool): the file calls ``ref`` its ``alt``.
+        alleles), ``passes`` (bool; False: FILTER excludes the variant). :func:`.reference.orient` adds ``swapped``
+        (bool): the file calls ``ref`` its ``alt``.
     counts : dict
         Counts of participants, from :func:`preprocess.genetics.cohort.select`.
     """
@@ -197,6 +199,8 @@ def open_genotypes(
     cache: Path | None = None,
     memory: int = 2048,
     dosages: bool = False,
+    samples: Path | None = None,
+    all_filters: bool = False,
 ) -> Genotypes:
     """Open the genotypes of a cohort.
 
@@ -217,6 +221,10 @@ def open_genotypes(
         Memory limit of plink2 in MB.
     dosages : bool
         Read dosages, not hard calls; a VCF has separate fields.
+    samples : path, optional
+        Table of samples of every file; the table beside each file by default.
+    all_filters : bool
+        Use variants that fail a filter (FILTER of a VCF or .pvar) too.
 
     Raises
     ------
@@ -225,14 +233,22 @@ def open_genotypes(
     """
     paths = find_files(Path(source))
     bar = tqdm(paths, desc="genotypes: open", unit="file", disable=None if len(paths) > 1 else True)
-    files = [open_file(path, cache, memory, dosages) for path in bar]
-    chosen, counts = cohort.select(files[0].ids, keep, names_samples(paths[0]))
-    samples = np.array(files[0].ids, dtype=object)[chosen]
+    ids = None if samples is None else read_samples(samples)
+    if ids is None and (tables := other_tables(paths)):
+        print(f"genotypes: the samples are those of {', '.join(tables)}")
+    files = [open_file(path, cache, memory, dosages, ids) for path in bar]
+    chosen, counts = cohort.select(files[0].ids, keep, names_samples(paths[0], samples))
+    participants = np.array(files[0].ids, dtype=object)[chosen]
     rows = [chosen]
     if len(files) > 1:
         everyone = cohort.everyone(files[0].ids)
-        rows += [cohort.locate(samples, file.ids, everyone, names_samples(file.path)) for file in files[1:]]
+        rows += [
+            cohort.locate(participants, file.ids, everyone, names_samples(file.path, samples)) for file in files[1:]
+        ]
     tables = [
         file.variants.assign(file=number, column=np.arange(len(file.variants))) for number, file in enumerate(files)
     ]
-    return Genotypes(files, samples, rows, pd.concat(tables, ignore_index=True), counts)
+    variants = pd.concat(tables, ignore_index=True)
+    if all_filters:
+        variants["passes"] = True
+    return Genotypes(files, participants, rows, variants, counts)

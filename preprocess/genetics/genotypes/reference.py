@@ -18,7 +18,7 @@ from mrmfast.errors import UserError
 from preprocess.genetics.genotypes.base import GenotypeFile
 from preprocess.genetics.genotypes.files import format_of
 from preprocess.genetics.genotypes.reader import Genotypes
-from preprocess.genetics.genotypes.tables import X_CHROMOSOME
+from preprocess.genetics.genotypes.tables import NO_ALLELES, X_CHROMOSOME, is_sequence
 
 # --reference of each format -> whether the file's `alt` column is the reference allele.
 RULES = {
@@ -38,6 +38,7 @@ HELP = {
 }
 # A larger share of mismatching variants means that the FASTA and the positions have different builds.
 MOST_MISMATCHES = 0.2
+EXCLUDED = ("filtered", "multi_allelic", "no_sequence", "reference_mismatch")
 COLUMNS = ["file", "column", "chromosome", "rank", "id", "position", "ref", "alt", "swapped"]
 
 
@@ -52,10 +53,10 @@ class Oriented:
         the chromosome's bi-allelic variants, including variants that the FASTA excludes), ``id``, ``position``,
         ``ref``, ``alt``, ``swapped`` (bool: the file calls ``ref`` its ``alt``). Calls are copies of ``alt``.
     excluded : DataFrame
-        Excluded autosomal variants: the same columns and ``fate`` (``multi_allelic``, ``reference_mismatch``).
+        Excluded autosomal variants: the same columns and ``fate``, one of ``EXCLUDED``.
     counts : dict
-        ``variants`` (in the files), ``variants_not_autosomal``, ``variants_multi_allelic``,
-        ``variants_reference_mismatch``, ``variants_swapped``, ``variants_reference_provisional``.
+        ``variants`` (in the files), ``variants_not_autosomal``, ``variants_FATE`` for every fate of ``EXCLUDED``,
+        ``variants_swapped``, ``variants_reference_provisional``.
     """
 
     genotypes: Genotypes
@@ -66,9 +67,10 @@ class Oriented:
 def orient(genotypes: Genotypes, reference: str | None = None, fasta: Path | None = None) -> Oriented:
     """Order the alleles of every variant by the reference genome.
 
-    Three groups of variants are excluded and counted: variants outside the autosomes, sites with more than two alleles
-    (``bcftools norm -m-`` splits such sites), and variants without an allele that matches the FASTA. Variants with
-    duplicate IDs stay in the table; the caller decides.
+    These variants are excluded and counted: variants outside the autosomes, variants that FILTER excludes, sites with
+    more than two alleles (``bcftools norm -m-`` splits such sites) or one (ALT ``.``), alleles without a sequence
+    (``*``, ``<DEL>``), and variants without an allele that matches the FASTA. Variants with duplicate IDs stay in the
+    table; the caller decides.
 
     See docs/genetics-pitfalls.md#chromosome-codes.
 
@@ -97,8 +99,7 @@ def orient(genotypes: Genotypes, reference: str | None = None, fasta: Path | Non
     counts = {
         "variants": len(table),
         "variants_not_autosomal": int(((chromosome == 0) | (chromosome == X_CHROMOSOME)).sum()),
-        "variants_multi_allelic": int(fates.get("multi_allelic", 0)),
-        "variants_reference_mismatch": int(fates.get("reference_mismatch", 0)),
+        **{f"variants_{fate}": int(fates.get(fate, 0)) for fate in EXCLUDED},
         "variants_swapped": int(variants["swapped"].sum()),
         "variants_reference_provisional": 0 if fasta is not None else sum(file.provisional for file in files),
     }
@@ -114,10 +115,18 @@ def _usable(table: pd.DataFrame, genome: ReferenceGenome | None, path: Path) -> 
             f"{path}: no variant lies on chromosomes 1-22; chromosomes must be named 1..22 or chr1..chr22 "
             "(others are excluded)"
         )
-    multi = table[(table["alleles"] != 2) | (table["alt"] == ".")].assign(rank=-1, fate="multi_allelic")
-    table = table.drop(multi.index).reset_index(drop=True)
+    sequence = np.logical_and(*(table[name].map(is_sequence).to_numpy(bool) for name in ("ref", "alt")))
+    other_count = (table["alleles"] != 2) | (table["alt"] == ".")
+    conditions = [~table["passes"].to_numpy(), other_count.to_numpy(), ~sequence]
+    fate = np.select(conditions, list(EXCLUDED[:3]), "")
+    excluded = table[fate != ""].assign(rank=-1, fate=fate[fate != ""])
+    table = table[fate == ""].reset_index(drop=True)
     if not len(table):
-        raise UserError(f"{path}: no site has two alleles; split multi-allelic ones with bcftools norm -m-")
+        reasons = ", ".join(f"{count} {name}" for name, count in excluded["fate"].value_counts().items())
+        raise UserError(
+            f"{path}: no variant has two alleles ({reasons}); split multi-allelic sites with bcftools norm -m-, or "
+            "use --all-filters"
+        )
     table["rank"] = table.groupby("chromosome").cumcount()
     differs = np.zeros(len(table), dtype=bool)
     if genome is not None:
@@ -128,7 +137,7 @@ def _usable(table: pd.DataFrame, genome: ReferenceGenome | None, path: Path) -> 
         np.where(swapped, table["ref"], table["alt"]),
     )
     wrong = table[differs].assign(fate="reference_mismatch")
-    excluded = pd.concat([multi, wrong], ignore_index=True)[[*COLUMNS, "fate"]]
+    excluded = pd.concat([excluded, wrong], ignore_index=True)[[*COLUMNS, "fate"]]
     return table[~differs].reset_index(drop=True)[COLUMNS], excluded
 
 
@@ -210,9 +219,11 @@ class ReferenceGenome:
             longer = np.array([len(y) > len(x) for x, y in zip(rows["ref"], rows["alt"], strict=True)], dtype=bool)
             swapped[rows.index] = alt & (~ref | longer)
             differs[rows.index] = ~alt & ~ref
-        if differs.mean() > MOST_MISMATCHES:
+        # PLINK 1 names no allele (0) that its samples lack; if that is the reference, the other never matches.
+        known = differs[~variants[["ref", "alt"]].isin(NO_ALLELES).any(axis=1).to_numpy()]
+        if known.sum() > MOST_MISMATCHES * len(known):
             raise UserError(
-                f"--fasta {self.path}: {int(differs.sum())} of {len(differs)} variants do not match it: "
+                f"--fasta {self.path}: {int(known.sum())} of {len(known)} variants do not match it: "
                 "the positions are of another build, or the alleles of the other strand; give the matching FASTA"
             )
         return swapped, differs

@@ -1,8 +1,9 @@
-"""Companion tables of genotype files (.bim, .fam, .pvar, .psam, .sample): text, chromosome codes, variants."""
+"""The table of variants of a genotype file: chromosome codes, alleles, FILTER."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,10 @@ AUTOSOMES = {str(number): number for number in range(1, 23)}
 X_CHROMOSOME = 23
 X_LABELS = {"X", "23", "XY", "25", "PAR1", "PAR2"}  # PLINK's codes; X in the PGS Catalog
 LAST_POSITION = 2**31 - 1
+POSITION = re.compile(r"\+?[0-9]{1,10}")
+# No sample has the allele, and its name is not known: 0 in a .bim of PLINK 1, . in a .pvar or VCF.
+NO_ALLELES = (".", "0")
+SYMBOLS = set("*<>[]")
 
 
 def autosome(label: str) -> int:
@@ -21,8 +26,7 @@ def autosome(label: str) -> int:
 
     See docs/genetics-pitfalls.md#chromosome-codes.
     """
-    bare = label[3:] if label[:3].lower() == "chr" else label
-    return AUTOSOMES.get(bare.lstrip("0"), 0)
+    return AUTOSOMES.get(_bare(label).lstrip("0"), 0)
 
 
 def chromosome_code(label: str) -> int:
@@ -30,8 +34,13 @@ def chromosome_code(label: str) -> int:
 
     See docs/genetics-pitfalls.md#chromosome-codes.
     """
-    bare = label[3:] if label[:3].lower() == "chr" else label
+    bare = _bare(label)
     return X_CHROMOSOME if bare.upper() in X_LABELS else autosome(bare)
+
+
+def _bare(label: str) -> str:
+    """Return a label without ``chr``, and without the ``.0`` that pandas adds to a column with blank cells."""
+    return (label[3:] if label[:3].lower() == "chr" else label).removesuffix(".0")
 
 
 def natural_key(path: Path) -> list[int | str]:
@@ -39,66 +48,45 @@ def natural_key(path: Path) -> list[int | str]:
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
 
 
-def read_text(path: Path, beside: str) -> str:
-    """Read a small text file; `beside` lists the files of a file set, for the error message.
-
-    Raises
-    ------
-    UserError
-        The file is absent, or not UTF-8 text.
-    """
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: does not exist; keep {beside} of a file set in one folder") from error
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}: is not text in UTF-8; convert it (iconv -f latin1 -t utf-8), or copy it again if it is damaged"
-        ) from error
-
-
 def variant_table(
-    path: Path,
-    chromosome: list[str],
-    ids: list[str],
-    position: list[str],
-    ref: list[str],
-    alt: list[str],
-    first: int,
+    path: Path, columns: tuple[list[str], ...], lines: Sequence[int], filters: list[str] | None = None
 ) -> pd.DataFrame:
     """Build :attr:`.base.GenotypeFile.variants` from columns of text.
 
     Parameters
     ----------
-    first : int
-        Line number of the first row.
+    path : Path
+        For messages.
+    columns : (chromosome, id, position, ref, alt)
+    lines : sequence of int
+        Line number of every variant.
+    filters : list of str, optional
+        FILTER of every variant.
 
     Raises
     ------
     UserError
         A position is not an integer of at least 0.
     """
-    try:
-        positions = np.array(position).astype(np.int64)
-        wrong = np.flatnonzero((positions < 0) | (positions > LAST_POSITION)).tolist()
-    except (ValueError, OverflowError):
-        wrong = [next(n for n, text in enumerate(position) if not re.fullmatch(r"\+?\d{1,10}", text))]
-    if wrong:
+    chromosome, ids, position, ref, alt = columns
+    wrong = next((n for n, text in enumerate(position) if not POSITION.fullmatch(text)), None)
+    positions = None if wrong is not None else np.array(position).astype(np.int64)
+    if positions is not None and (beyond := np.flatnonzero(positions > LAST_POSITION)).size:
+        wrong = int(beyond[0])
+    if wrong is not None:
         raise UserError(
-            f"{path}: line {first + wrong[0]}: the position is not an integer from 0 to {LAST_POSITION}; "
-            "correct the line"
+            f"{path}: line {lines[wrong]}: the position is not an integer from 0 to {LAST_POSITION}; correct the line"
         )
-    code_of = {label: chromosome_code(label) for label in set(chromosome)}
-    return pd.DataFrame(
-        {
-            "chromosome": np.array([code_of[label] for label in chromosome], dtype=np.int8),
-            "id": np.array(ids, dtype=object),
-            "position": positions,
-            "ref": np.array([allele.upper() for allele in ref], dtype=object),
-            "alt": np.array([allele.upper() for allele in alt], dtype=object),
-            "alleles": np.array([2 + allele.count(",") for allele in alt], dtype=np.int8),
-        }
-    )
+    table = {
+        "chromosome": pd.Categorical(chromosome),
+        "id": pd.Series(ids, dtype=object),
+        "position": positions,
+        "ref": pd.Categorical(ref),
+        "alt": pd.Categorical(alt),
+    }
+    if filters is not None:
+        table["filter"] = pd.Categorical(filters)
+    return _coded(pd.DataFrame(table))
 
 
 def variant_table_of_columns(table: pd.DataFrame) -> pd.DataFrame | None:
@@ -107,14 +95,24 @@ def variant_table_of_columns(table: pd.DataFrame) -> pd.DataFrame | None:
     Parameters
     ----------
     table : DataFrame
-        ``chromosome``, ``ref``, ``alt`` (categories of str), ``id`` (str), ``position`` (int64).
+        ``chromosome``, ``ref``, ``alt`` (categories of str), ``id`` (str), ``position`` (int64), perhaps ``filter``
+        (categories of str).
     """
     if not len(table) or table["position"].min() < 0 or table["position"].max() > LAST_POSITION:
         return None
+    return _coded(table)
+
+
+def _coded(table: pd.DataFrame) -> pd.DataFrame:
+    """Code chromosomes and alleles once per distinct text."""
     category = {name: table[name].cat for name in ("chromosome", "ref", "alt")}
     codes = np.array([chromosome_code(str(label)) for label in category["chromosome"].categories], dtype=np.int8)
-    alleles = {name: [str(x).upper() for x in category[name].categories] for name in ("ref", "alt")}
-    counts = np.array([2 + allele.count(",") for allele in alleles["alt"]], dtype=np.int8)
+    alleles = {name: [str(text).upper() for text in category[name].categories] for name in ("ref", "alt")}
+    counts = np.array([2 + allele.count(",") for allele in alleles["alt"]], dtype=np.int64)
+    passes = np.ones(len(table), dtype=bool)
+    if "filter" in table:
+        kept = np.array([passes_filter(str(text)) for text in table["filter"].cat.categories], dtype=bool)
+        passes = kept[table["filter"].cat.codes]
     return pd.DataFrame(
         {
             "chromosome": codes[category["chromosome"].codes],
@@ -122,6 +120,17 @@ def variant_table_of_columns(table: pd.DataFrame) -> pd.DataFrame | None:
             "position": table["position"].to_numpy(),
             "ref": np.array(alleles["ref"], dtype=object)[category["ref"].codes],
             "alt": np.array(alleles["alt"], dtype=object)[category["alt"].codes],
-            "alleles": counts[category["alt"].codes],
+            "alleles": np.minimum(counts, 2**15 - 1).astype(np.int16)[category["alt"].codes],
+            "passes": passes,
         }
     )
+
+
+def passes_filter(text: str) -> bool:
+    """Whether FILTER says that a variant passed, or that no filter was applied (``.``)."""
+    return text.upper() in ("PASS", ".", "")
+
+
+def is_sequence(allele: str) -> bool:
+    """Whether an allele is a sequence of bases: neither ``*``, ``<DEL>`` and other symbols, nor a breakend."""
+    return not set(allele) & SYMBOLS and (allele in NO_ALLELES or "." not in allele)

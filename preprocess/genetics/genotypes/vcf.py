@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Iterator
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cyvcf2 import VCF
 
 from mrmfast.errors import UserError
 from preprocess.genetics.genotypes.base import MISSING, GenotypeFile, hard_calls_of, on_dosage_grid
 from preprocess.genetics.genotypes.tables import variant_table
+from preprocess.genetics.genotypes.vcf_records import open_vcf, read_records
 
-BGZF_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")  # SAM specification, 4.1.2
+FIELDS = {"GT", "DS", "GP"}
 HAPLOID = -2  # cyvcf2's padding for a call with fewer alleles than the widest call
 
 
 class VcfFile(GenotypeFile):
     """A .vcf, .vcf.gz or .bcf with samples.
 
-    Hard calls are GT. If the header declares no GT, hard calls are derived from dosages, as in plink2. Dosages are DS,
-    or the expectation of GP if the header declares no DS. If a sample has neither, its dosage is GT.
+    Hard calls are GT. If no record has GT, hard calls are derived from dosages, as in plink2. Dosages are DS, or the
+    expectation of GP if no record has DS. If a sample has neither, its dosage is GT.
 
     A half-missing call (``./1``) is missing, and so is a call of more than two alleles. A haploid call counts double,
     as in plink2 on autosomes.
@@ -43,22 +41,25 @@ class VcfFile(GenotypeFile):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        reader = open_vcf(path)
+        reader = open_vcf(path, check=True)
         self.ids = list(reader.samples)
-        declared = {name for name in ("GT", "DS", "GP") if _declares(reader, name)}
-        if not declared:
-            raise UserError(f"{path}: declares none of GT, DS and GP; use a VCF with genotypes")
-        self.has_calls = "GT" in declared
-        self.dosage_field = next((name for name in ("DS", "GP") if name in declared), None)
-        self.has_dosages = self.dosage_field is not None
-        rows = [
-            (record.CHROM, record.ID or ".", str(record.POS), record.REF, ",".join(record.ALT) or ".")
-            for record in read_records(reader, path)
-        ]
+        fields: set[str] = set()
+        rows = []
+        for record in read_records(reader, path):
+            # The header may lack a declaration, or declare fields that no record has.
+            if not fields >= FIELDS:
+                fields.update(record.FORMAT or ())
+            alt = ",".join(record.ALT) or "."
+            rows.append((record.CHROM, record.ID or ".", str(record.POS), record.REF, alt, record.FILTER or "."))
         if not rows:
             raise UserError(f"{path}: holds no variants")
-        chromosome, ids, position, ref, alt = (list(column) for column in zip(*rows, strict=True))
-        self.variants = variant_table(path, chromosome, ids, position, ref, alt, first=1)
+        if not fields & FIELDS:
+            raise UserError(f"{path}: has none of GT, DS and GP; use a VCF with genotypes")
+        self.has_calls = "GT" in fields
+        self.dosage_field = next((name for name in ("DS", "GP") if name in fields), None)
+        self.has_dosages = self.dosage_field is not None
+        *columns, filters = (list(column) for column in zip(*rows, strict=True))
+        self.variants = variant_table(path, tuple(columns), range(1, len(rows) + 1), filters)
         self._cursor: tuple[Iterator[Any], int] | None = None
 
     def hard_calls(self, columns: np.ndarray, samples: np.ndarray | None = None) -> np.ndarray:
@@ -97,14 +98,27 @@ class VcfFile(GenotypeFile):
         if values is None:
             expected = np.full(len(self.ids), np.nan)
         elif field == "DS":
-            expected = values[:, 0].astype(np.float64)
+            expected = self._numbers(values, record)[:, 0]
         else:
-            expected = _expected_copies(values.astype(np.float64))
+            expected = _expected_copies(self._numbers(values, record))
         unknown = np.isnan(expected)
         if self.has_calls and unknown.any():
             calls = self._calls(record)
             expected = np.where(unknown & (calls >= 0), calls, expected)
         return expected
+
+    def _numbers(self, values: np.ndarray, record: Any) -> np.ndarray:
+        """Return numbers of shape (samples, n); htslib returns text if the header does not declare the field."""
+        try:
+            if values.dtype.kind not in "US":
+                return values.reshape(len(values), -1).astype(np.float64)
+            cells = [[np.nan if part in (".", "") else float(part) for part in cell.split(",")] for cell in values]
+            width = max(map(len, cells))
+            return np.array([cell + [np.nan] * (width - len(cell)) for cell in cells])
+        except ValueError as error:
+            raise UserError(
+                f"{self.path}: {record.CHROM}:{record.POS}: {self.dosage_field} is not a number; correct the record"
+            ) from error
 
     def _records_of(self, columns: np.ndarray) -> Iterator[tuple[int, Any]]:
         """Yield (row, record) for the columns; reading continues at the record of the last call if possible."""
@@ -126,40 +140,6 @@ class VcfFile(GenotypeFile):
                     )
             yield row, record
         self._cursor = (records, number)
-
-
-def read_records(reader: VCF, path: Path) -> Iterator[Any]:
-    """Iterate over the records of an open VCF.
-
-    Raises
-    ------
-    UserError
-        A record is damaged; the message names the line.
-    """
-    number = 0
-    stream = iter(reader)
-    while True:
-        try:
-            record = next(stream)
-        except StopIteration:
-            return
-        except Exception as error:  # cyvcf2 raises plain Exception for errors of htslib
-            location = location_of(number, path)
-            raise UserError(
-                f"{path}: {location} is damaged ({type(error).__name__}); correct it, or copy the file again"
-            ) from error
-        yield record
-        number += 1
-
-
-def location_of(done: int, path: Path) -> str:
-    """Return the number of the line after `done` records, or the number of the record in a BCF."""
-    with open(path, "rb") as file:
-        packed = file.read(2) == b"\x1f\x8b"
-    # Header lines are counted in the file: the header that htslib returns has extra lines.
-    with gzip.open(path, "rb") if packed else open(path, "rb") as text:
-        header = sum(1 for _ in takewhile(lambda line: line.startswith(b"#"), text))
-    return f"line {header + done + 1}" if header else f"record {done + 1}"
 
 
 def alleles_of(record: Any, path: Path) -> np.ndarray:
@@ -200,45 +180,3 @@ def _expected_copies(probabilities: np.ndarray) -> np.ndarray:
     if probabilities.shape[1] < 3:
         return haploid
     return np.where(np.isnan(probabilities[:, 2]), haploid, probabilities[:, 1] + 2 * probabilities[:, 2])
-
-
-def _declares(reader: VCF, name: str) -> bool:
-    return any(entry["HeaderType"] == "FORMAT" and entry["ID"] == name for entry in map(_info, reader.header_iter()))
-
-
-def _info(entry: Any) -> dict[str, str]:
-    fields = entry.info()
-    return {"HeaderType": fields.get("HeaderType", ""), "ID": fields.get("ID", "")}
-
-
-def open_vcf(path: Path, sites: bool = False) -> VCF:
-    """Open a VCF.
-
-    Parameters
-    ----------
-    path : Path
-    sites : bool
-        Skip the genotypes; otherwise the file must have samples.
-
-    Raises
-    ------
-    UserError
-        The file is unreadable or truncated, or holds sites only.
-    """
-    with open(path, "rb") as file:
-        start = file.read(16)
-        if start[:4] == b"\x1f\x8b\x08\x04" and start[12:14] == b"BC":
-            # htslib only warns if a bgzip file is truncated between two blocks; the rest would be lost silently.
-            file.seek(max(0, path.stat().st_size - len(BGZF_END)))
-            if file.read() != BGZF_END:
-                raise UserError(f"{path}: is truncated (no bgzip end mark); copy the file again")
-    try:
-        reader = VCF(str(path), samples=[]) if sites else VCF(str(path))
-    except Exception as error:  # cyvcf2 raises OSError or plain Exception, by kind of damage
-        raise UserError(f"{path}: cannot be read as VCF ({type(error).__name__}); check the file") from error
-    if not sites and not reader.samples:
-        raise UserError(
-            f"{path}: has no samples, only sites; give the file with the genotypes (burden accepts this file as "
-            "--annotations)"
-        )
-    return reader

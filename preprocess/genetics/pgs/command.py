@@ -26,13 +26,15 @@ from preprocess.genetics import cohort, command, standardise
 from preprocess.genetics.genotypes import Genotypes, open_genotypes
 from preprocess.genetics.genotypes.files import ACCEPTED
 from preprocess.genetics.pgs import plink2, scoring_file
-from preprocess.genetics.pgs.match import FATES, VariantIndex
+from preprocess.genetics.pgs.match import VariantIndex
+from preprocess.genetics.pgs.matches import FATES
 from preprocess.genetics.pgs.score_folder import RowLedger, find_scores, read_scores
 from preprocess.genetics.pgs.score_pass import ScorePass, Weights
 
 PARTICIPANTS_PER_BLOCK = 8192
 PARTS = 4
 LEAST_MEMORY = 64
+LINES = 10  # maximum number of scores that the summary lists
 Blocks = Callable[[], Iterator[tuple[int, np.ndarray]]]
 """Yields (first participant, sums) for blocks of participants; each call starts at the first block."""
 
@@ -41,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``pgs``."""
     command.add_common_arguments(parser, "a folder of PGS Catalog scoring files (.txt, .txt.gz), or one of them")
     parser.add_argument("--genotypes", type=Path, required=True, help=ACCEPTED)
+    command.add_genotype_arguments(parser)
     parser.add_argument("--build", default="GRCh38", help="genome build of the genotypes' positions (default GRCh38)")
     parser.add_argument(
         "--assume-build", metavar="BUILD", help="genome build of scoring files without a build in the header"
@@ -51,6 +54,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="drop",
         help="strand-ambiguous variants (A/T, C/G): drop (default, as pgscatalog-match) or keep with the alleles as "
         "written",
+    )
+    parser.add_argument(
+        "--min-overlap",
+        type=float,
+        default=0.75,
+        help="smallest share of a score's rows that must match; scores below are excluded (default 0.75, as "
+        "pgscatalog-match); lower it for array genotypes without imputation",
     )
     parser.add_argument("--autosomes-only", action="store_true", help="exclude chromosome X")
     parser.add_argument("--hard-calls", action="store_true", help="score hard calls even if the files contain dosages")
@@ -88,6 +98,8 @@ def _run(arguments: argparse.Namespace) -> int:
         cache=copies,
         memory=arguments.memory,
         dosages=not arguments.hard_calls,
+        samples=arguments.sample,
+        all_filters=arguments.all_filters,
     )
     participants = pseudonyms.of(genotypes.samples)
     train = cohort.training_rows(participants, rule, arguments.genotypes, least=2)
@@ -101,6 +113,8 @@ def _run(arguments: argparse.Namespace) -> int:
         "build": build,
         "ambiguous": arguments.ambiguous,
         "autosomes_only": arguments.autosomes_only,
+        "min_overlap": arguments.min_overlap,
+        "all_filters": arguments.all_filters,
         "engine": arguments.engine,
         "values": "hard calls" if _scores_hard_calls(arguments, genotypes) else "dosages",
         "missing": "2 x effect allele frequency of the training split",
@@ -115,7 +129,9 @@ def _run(arguments: argparse.Namespace) -> int:
             "participants": {**genotypes.counts, "training": int(train.sum())},
             "variants": {
                 "in_files": len(genotypes.variants),
-                "chromosome_not_scored": int((~index.usable).sum()),
+                "chromosome_not_scored": int((~index.scored).sum()),
+                "filtered": int((~index.passes).sum()),
+                "no_sequence": int((~index.has_sequence).sum()),
                 "used": len(weights.variants(len(genotypes.variants))),
                 **passed,
             },
@@ -144,12 +160,13 @@ def _match(
     """
     with write_aside(arguments.out / "reports" / "pgs_variants.parquet", "wb") as file:
         ledger = RowLedger(file, genotypes.variants["id"].to_numpy(object))
-        entries, weights = read_scores(paths, build, arguments.assume_build, index, ledger)
+        entries, weights = read_scores(paths, build, arguments.assume_build, index, ledger, arguments.min_overlap)
         ledger.close()
         if not len(weights):
             raise UserError(
                 f"{arguments.src}: none of {len(paths)} scores can be used with {arguments.genotypes}, e.g. "
-                f"{entries[0]['file']}: {entries[0]['reason']}; check --build {build} and the files"
+                f"{entries[0]['file']}: {entries[0]['reason']}; check --build {build} and the "
+                "files, or lower --min-overlap"
             )
     return entries, weights
 
@@ -203,6 +220,8 @@ def _check(arguments: argparse.Namespace) -> str:
     if build not in scoring_file.BUILDS.values():
         known = ", ".join(dict.fromkeys(scoring_file.BUILDS.values()))
         raise UserError(f"--build {arguments.build}: unknown; give the build of the genotypes ({known})")
+    if not 0 <= arguments.min_overlap <= 1:
+        raise UserError(f"--min-overlap {arguments.min_overlap}: must be from 0 to 1")
     if arguments.memory < LEAST_MEMORY:
         raise UserError(f"--memory {arguments.memory}: give at least {LEAST_MEMORY} MB")
     if arguments.engine == "plink2":
@@ -253,12 +272,27 @@ def _summary(dataset: Path, report: dict[str, Any]) -> None:
         f"pgs: {people['participants']} participants x {files['used']} scores, from {files['in_folder']} files "
         f"({files['excluded']} excluded)"
     )
-    print(f"  participants: {people['training']} training, {people['withdrawn']} withdrawn rows excluded")
+    command.print_participants(people)
     matched = rows["matched"] + rows["matched_flipped"]
     print(
         f"  rows of used scores: {rows['rows']}, {matched} matched ({rows['matched_flipped']} by strand flip), "
         f"{rows['ambiguous']} strand-ambiguous, {rows['absent']} absent from the genotypes, "
         f"{rows['alleles_differ']} with other alleles, {rows['malformed']} malformed"
     )
-    print(f"  variants used: {report['variants']['used']} of {report['variants']['in_files']}")
+    variants = report["variants"]
+    print(
+        f"  variants used: {variants['used']} of {variants['in_files']}; excluded: {variants['filtered']} by FILTER, "
+        f"{variants['no_sequence']} with an allele without sequence (*, <DEL>)"
+    )
+    damaged = [entry for entry in report["scores"] if entry.get("malformed")]
+    _list("malformed", [f"{entry['score']}: {entry['malformed']} of {entry['rows']} rows" for entry in damaged])
+    excluded = [entry for entry in report["scores"] if entry["status"] == "excluded"]
+    _list("excluded", [f"{entry['file']}: {entry['reason']}" for entry in excluded])
     print(f"  report: {dataset / 'reports' / 'pgs.json'} (lists every score excluded, with the reason)")
+
+
+def _list(title: str, lines: list[str]) -> None:
+    for line in lines[:LINES]:
+        print(f"  {title}: {line}")
+    if len(lines) > LINES:
+        print(f"  {title}: {len(lines) - LINES} more scores; see the report")

@@ -19,6 +19,9 @@ G, C                                        ``alleles_differ``    neither the al
   uses these variants with the alleles as given, never flipped.
 - A site with several alternative alleles on one line is ``multi_allelic``: copies of "not REF" are not copies of one
   allele.
+- A variant with one known allele (ALT ``.``, or ``0`` in a .bim: no sample has the other allele) is matched by the
+  allele that is known. It is no evidence for or against a build. A row whose alleles are complements is ``ambiguous``.
+- Variants that FILTER excludes, and alleles without a sequence (``*``, ``<DEL>``), are ``absent``.
 - A second row for the same variant is a ``duplicate``: a sum would count the variant twice.
 - A row without a variant at its position is ``absent``. A row with neither a position in the build nor an rsID has
   ``no_place``.
@@ -31,72 +34,26 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from preprocess.genetics.genotypes.tables import X_CHROMOSOME
+from preprocess.genetics.genotypes.tables import NO_ALLELES, X_CHROMOSOME, is_sequence
+from preprocess.genetics.pgs.matches import (
+    ABSENT,
+    ALLELES_DIFFER,
+    AMBIGUOUS,
+    DUPLICATE,
+    FATES,
+    FLIPPED,
+    MATCHED,
+    MULTI_ALLELIC,
+    NO_PLACE,
+    SEVERAL_FIT,
+    Matches,
+)
 from preprocess.genetics.pgs.scoring_file import Score
 
 COMPLEMENT = str.maketrans("ACGT", "TGCA")
-FATES = (
-    "matched",
-    "matched_flipped",
-    "ambiguous",
-    "duplicate",
-    "several_fit",
-    "multi_allelic",
-    "alleles_differ",
-    "absent",
-    "no_place",
-)
-MATCHED, FLIPPED, AMBIGUOUS, DUPLICATE, SEVERAL_FIT, MULTI_ALLELIC, ALLELES_DIFFER, ABSENT, NO_PLACE = range(len(FATES))
 NOT_FOUND = -1  # no variant
 UNKNOWN_ALLELE = -9  # the allele of no variant
-# Minimum number of rsIDs (or positions) found before their mismatches count as evidence of another build.
-LEAST_FOUND = 10
 POSITIONS_CHECKED = 2_000
-
-
-@dataclass(frozen=True)
-class Matches:
-    """The matched variant and the fate of each row of one score.
-
-    Attributes
-    ----------
-    fate : ndarray of int8, shape (rows,)
-        Index into ``FATES``.
-    variant : ndarray of int64, shape (rows,)
-        Row of the variant table; -1 where no variant matched.
-    effect_is_alt : ndarray of bool, shape (rows,)
-        Whether the weight counts copies of ALT (else of REF).
-    counts : dict
-        Counts of fates, and of matched rows ``by_position``, ``by_rsid``, ``effect_is_ref``.
-    elsewhere, found_by_rsid : int
-        `found_by_rsid` counts rows with a position whose rsID is in the genotypes; `elsewhere` counts those of them
-        whose position differs in the genotypes.
-    """
-
-    fate: np.ndarray
-    variant: np.ndarray
-    effect_is_alt: np.ndarray
-    counts: dict[str, int]
-    elsewhere: int
-    found_by_rsid: int
-
-    @property
-    def used(self) -> np.ndarray:
-        """Which rows enter the score, shape (rows,), bool."""
-        return self.fate <= FLIPPED
-
-    @property
-    def wrong_build(self) -> str:
-        """Evidence that the genotypes are in another build than the score's positions; empty without evidence."""
-        if self.found_by_rsid >= LEAST_FOUND and 2 * self.elsewhere > self.found_by_rsid:
-            return f"{self.elsewhere} of {self.found_by_rsid} rsIDs have another position in the genotypes"
-        differ = self.counts["alleles_differ"]
-        at_position = differ + sum(
-            self.counts[name] for name in ("matched", "matched_flipped", "ambiguous", "duplicate")
-        )
-        if at_position >= LEAST_FOUND and 2 * differ > at_position:
-            return f"{differ} of {at_position} variants at its positions have other alleles"
-        return ""
 
 
 @dataclass(frozen=True)
@@ -127,7 +84,7 @@ class VariantIndex:
     Parameters
     ----------
     variants : DataFrame
-        With ``chromosome``, ``position``, ``id``, ``ref``, ``alt``.
+        With ``chromosome``, ``position``, ``id``, ``ref``, ``alt``, and perhaps ``passes`` (all pass by default).
     keep_ambiguous : bool
         Use strand-ambiguous variants with the alleles as given.
     autosomes_only : bool
@@ -137,15 +94,22 @@ class VariantIndex:
     def __init__(self, variants: pd.DataFrame, keep_ambiguous: bool = False, autosomes_only: bool = False) -> None:
         self.keep_ambiguous = keep_ambiguous
         chromosome = variants["chromosome"].to_numpy()
-        self.usable = (chromosome > 0) & (chromosome <= (X_CHROMOSOME - 1 if autosomes_only else X_CHROMOSOME))
-        self.key = _position_key(np.where(self.usable, chromosome, 0), variants["position"].to_numpy())
-        # Stable: of several variants at one position the first in the file is tried first.
-        self.order = np.argsort(self.key, kind="stable")
-        self.sorted_key = self.key[self.order]
+        self.scored = (chromosome > 0) & (chromosome <= (X_CHROMOSOME - 1 if autosomes_only else X_CHROMOSOME))
         # Equal alleles have equal codes: rows are compared by number, not by text.
         codes, distinct = pd.factorize(np.concatenate([variants["ref"].to_numpy(), variants["alt"].to_numpy()]))
-        self.vocabulary = {str(allele): code for code, allele in enumerate(distinct)}
         self.ref, self.alt = codes[: len(variants)].astype(np.int32), codes[len(variants) :].astype(np.int32)
+        has_sequence = np.array(["," in allele or is_sequence(allele) for allele in distinct], dtype=bool)
+        self.has_sequence = has_sequence[self.ref] & has_sequence[self.alt]
+        self.passes = variants["passes"].to_numpy(bool) if "passes" in variants else np.ones(len(variants), dtype=bool)
+        self.usable = self.scored & self.passes & self.has_sequence
+        self.key = _position_key(np.where(self.usable, chromosome, 0), variants["position"].to_numpy())
+        self.vocabulary = {str(allele): code for code, allele in enumerate(distinct)}
+        unnamed = self._codes(list(NO_ALLELES))
+        self.no_ref, self.no_alt = np.isin(self.ref, unnamed), np.isin(self.alt, unnamed)
+        self.one_allele = self.no_ref | self.no_alt
+        # Of several variants at one position those with two alleles are tried first, in the order of the file.
+        self.order = np.lexsort((self.one_allele, self.key))
+        self.sorted_key = self.key[self.order]
         complement = self._codes([str(allele).translate(COMPLEMENT) for allele in distinct])
         self.ambiguous = self.alt == complement[self.ref]
         self.multi_allelic = np.array(["," in str(allele) for allele in distinct], dtype=bool)[self.alt]
@@ -163,12 +127,17 @@ class VariantIndex:
         fate[unmatched[self.multi_allelic[candidates.variant[unmatched]]]] = MULTI_ALLELIC
         fate[(score.other < 0) & (fits > 1)] = SEVERAL_FIT
         if not self.keep_ambiguous:
-            fate[(fate <= FLIPPED) & self.ambiguous[variant]] = AMBIGUOUS
+            ambiguous = self.ambiguous[variant] | (self.one_allele[variant] & _alleles_are_complements(score))
+            fate[(fate <= FLIPPED) & ambiguous] = AMBIGUOUS
         used = np.flatnonzero(fate <= FLIPPED)
         fate[used[_is_repeat(variant[used])]] = DUPLICATE
         elsewhere, found_by_rsid = self._positions_elsewhere(score, candidates)
         counts = _count(fate, score.position > 0, effect_is_alt)
-        return Matches(fate, variant, effect_is_alt, counts, elsewhere, found_by_rsid)
+        # Any score agrees with a variant of one known allele, whatever its build.
+        both_known = ~self.one_allele[np.where(variant >= 0, variant, candidates.variant)]
+        differ = int((both_known & (fate == ALLELES_DIFFER)).sum())
+        agree = int((both_known & np.isin(fate, (MATCHED, FLIPPED, AMBIGUOUS, DUPLICATE))).sum())
+        return Matches(fate, variant, effect_is_alt, counts, differ + agree, differ, elsewhere, found_by_rsid)
 
     def _candidates(self, score: Score) -> _Candidates:
         """Find the candidate variants of each row: a position takes precedence over an rsID."""
@@ -211,7 +180,8 @@ class VariantIndex:
             while len(todo):
                 agrees, is_alt = self._agree(candidate, codes, score, todo)
                 if flip:
-                    agrees &= ~self.ambiguous[candidate]
+                    # The other strand of a lone allele may be the allele that no sample has.
+                    agrees &= ~self.ambiguous[candidate] & ~(self.one_allele[candidate] & (score.other[todo] < 0))
                 fits[todo[agrees]] += 1
                 new = agrees & (variant[todo] < 0)
                 variant[todo[new]], effect_is_alt[todo[new]] = candidate[new], is_alt[new]
@@ -238,6 +208,13 @@ class VariantIndex:
         ref, alt = self.ref[variant], self.alt[variant]
         is_alt = (effect == alt) & (unknown | (other == ref))
         is_ref = (effect == ref) & (unknown | (other == alt)) & ~self.multi_allelic[variant]
+        no_ref, no_alt = self.no_ref[variant], self.no_alt[variant]
+        if not (no_ref.any() or no_alt.any()):
+            return is_alt | is_ref, is_alt
+        # The allele that is known decides: the row's other allele is the one that no sample has.
+        differ = unknown | (effect != other)
+        is_alt |= differ & ((no_ref & (effect == alt)) | (no_alt & ~unknown & (other == ref)))
+        is_ref |= differ & ((no_alt & (effect == ref)) | (no_ref & ~unknown & (other == alt)))
         return is_alt | is_ref, is_alt
 
     def _positions_elsewhere(self, score: Score, candidates: _Candidates) -> tuple[int, int]:
@@ -269,6 +246,13 @@ def _count(fate: np.ndarray, has_position: np.ndarray, effect_is_alt: np.ndarray
     counts["by_rsid"] = len(used) - counts["by_position"]
     counts["effect_is_ref"] = int((~effect_is_alt[used]).sum())
     return counts
+
+
+def _alleles_are_complements(score: Score) -> np.ndarray:
+    """Mark the rows whose alleles are complements of each other (A/T, C/G)."""
+    index_of = {allele: index for index, allele in enumerate(score.alleles)}
+    complement = [index_of.get(allele.translate(COMPLEMENT), UNKNOWN_ALLELE) for allele in score.alleles]
+    return np.array(complement, dtype=np.int32)[score.effect] == score.other
 
 
 def _is_repeat(values: np.ndarray) -> np.ndarray:

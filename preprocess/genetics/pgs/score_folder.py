@@ -17,7 +17,8 @@ from tqdm import tqdm
 from mrmfast.errors import UserError
 from preprocess.genetics.genotypes import natural_key
 from preprocess.genetics.pgs import scoring_file
-from preprocess.genetics.pgs.match import FATES, Matches, VariantIndex
+from preprocess.genetics.pgs.match import VariantIndex
+from preprocess.genetics.pgs.matches import FATES, Matches
 from preprocess.genetics.pgs.score_pass import Weights
 
 READERS = 2  # threads; parsing releases the interpreter lock
@@ -108,9 +109,16 @@ class RowLedger:
 
 
 def read_scores(
-    paths: list[Path], build: str, assumed: str | None, index: VariantIndex, ledger: RowLedger
+    paths: list[Path],
+    build: str,
+    assumed: str | None,
+    index: VariantIndex,
+    ledger: RowLedger,
+    min_overlap: float,
 ) -> tuple[list[dict[str, Any]], Weights]:
     """Read and match every scoring file; of several files of one score the first usable file counts.
+
+    A score of which less than `min_overlap` of the rows match is excluded, as in pgscatalog-match.
 
     Returns
     -------
@@ -146,10 +154,11 @@ def read_scores(
                 continue
             score, matches = loaded
             entry |= {"score": score.name, **score.counts, **matches.counts}
+            entry["match_rate"] = int(matches.used.sum()) / score.counts["rows"]
             writing.append(writer.submit(ledger.add, score, matches))
             if len(writing) > WAITING:
                 writing.popleft().result()
-            entry["reason"] = _why_unusable(score, matches, build, done)
+            entry["reason"] = _why_unusable(score, matches, build, done) or _why_too_few(entry, min_overlap)
             if entry["reason"]:
                 continue
             entry["status"] = "used"
@@ -171,6 +180,15 @@ def _why_unusable(score: scoring_file.Score, matches: Matches, build: str, done:
     return ""
 
 
+def _why_too_few(entry: dict[str, Any], min_overlap: float) -> str:
+    if entry["match_rate"] >= min_overlap:
+        return ""
+    used = entry["matched"] + entry["matched_flipped"]
+    fates = {name: entry[name] for name in ("malformed", *FATES) if entry[name] and not name.startswith("matched")}
+    reasons = ", ".join(f"{count} {name}" for name, count in sorted(fates.items(), key=lambda item: -item[1])[:3])
+    return f"{used} of {entry['rows']} rows match, less than --min-overlap {min_overlap:g} ({reasons})"
+
+
 def _ahead(load: Any, paths: Iterable[Item]) -> Iterator[Any]:
     """Run `load` on every item in a few threads; yield the results in order and read at most a few items ahead."""
     with ThreadPoolExecutor(READERS) as pool:
@@ -186,7 +204,8 @@ def find_scores(source: Path) -> list[Path]:
     """List the scoring files of a folder in natural order, or return a single file as a list."""
     if not source.is_dir():
         return [source]
-    paths = sorted((p for p in source.iterdir() if p.name.endswith((".txt", ".txt.gz"))), key=natural_key)
+    names = (p for p in source.iterdir() if p.name.endswith((".txt", ".txt.gz")) and not p.name.startswith("."))
+    paths = sorted((p for p in names if p.is_file()), key=natural_key)
     if not paths:
         raise UserError(f"{source}: holds no scoring file (.txt, .txt.gz); download them from the PGS Catalog")
     return paths

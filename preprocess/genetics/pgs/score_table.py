@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from pyarrow import csv
 
 from mrmfast.errors import UserError
+from preprocess.genetics.text import NOT_UTF8
 
 COLUMNS = (
     "rsid",
@@ -61,6 +62,8 @@ def read_rows(path: Path, columns: list[str], skip: int) -> tuple[dict[str, pa.C
         except pa.ArrowInvalid:  # an invalid number: numbers are read as text, so that only its row is lost
             table, odd = _parse(path, columns, skip, {**typed, **{n: pa.string() for n in typed if n in NUMERIC}})
     except (OSError, EOFError, zlib.error, pa.ArrowInvalid) as error:
+        if "UTF8" in str(error):
+            raise UnusableScoreError(NOT_UTF8) from error
         raise UnusableScoreError(f"cannot be read ({type(error).__name__}: damaged or not a scoring file)") from error
     line = np.arange(1, len(table) + len(odd) + 1, dtype=np.int32)
     if odd:

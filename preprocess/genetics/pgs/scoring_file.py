@@ -29,6 +29,7 @@ BUILDS = {
     "hg38": "GRCh38",
     "grch38": "GRCh38",
 }
+NOT_REPORTED = ("", "NR", "NA", "N/A", "NONE", "NAN")
 BASES = set("ACGT")
 NOT_GIVEN, MALFORMED = -1, -2  # in place of an allele's index
 Columns = dict[str, pa.ChunkedArray]
@@ -79,7 +80,7 @@ class Score:
 def canonical_build(text: str | None) -> str | None:
     """Return ``GRCh38`` for hg38 and so on; None for no build (absent, blank or NR: not reported)."""
     text = (text or "").strip()
-    return None if text.upper() in ("", "NR", "NA") else BUILDS.get(text.lower(), text)
+    return None if text.upper() in NOT_REPORTED else BUILDS.get(text.lower(), text)
 
 
 @dataclass(frozen=True)
@@ -140,8 +141,9 @@ def declared_builds(header: dict[str, str]) -> tuple[str | None, str | None]:
 
 
 def score_name(path: Path, header: dict[str, str]) -> str:
-    """Return the score's id from the header, or the file's name without ``.txt`` or ``.txt.gz``."""
-    return header.get("pgs_id") or path.name.removesuffix(".gz").removesuffix(".txt")
+    """Return the score's id from the header; the file's name without suffixes if none is given (NR: not reported)."""
+    name = header.get("pgs_id", "")
+    return path.name.removesuffix(".gz").removesuffix(".txt") if name.upper() in NOT_REPORTED else name
 
 
 def read_score(path: Path, build: str, assumed: str | None = None, head: Head | None = None) -> Score:
@@ -240,7 +242,8 @@ def _alleles(raw: Columns, rows: int) -> tuple[list[str], np.ndarray, np.ndarray
     alleles A, blank, A are ``["G", "A"]``, [0, 1, MALFORMED] and [1, NOT_GIVEN, 1].
 
     Several other alleles of one row, joined by "/", are ambiguous: the other allele counts as not given, as in
-    pgscatalog. The same rule applies to other alleles that the Catalog infers from Ensembl.
+    pgscatalog.core (``assign_other_allele``), which does not split at any other character: "G, C" is malformed. The
+    same rule applies to other alleles that the Catalog infers from Ensembl.
     """
     index_of: dict[str, int] = {}
 
@@ -251,8 +254,7 @@ def _alleles(raw: Columns, rows: int) -> tuple[list[str], np.ndarray, np.ndarray
         return index_of.setdefault(text, len(index_of)) if set(text) <= BASES else MALFORMED
 
     def index_of_other(text: str) -> int:
-        parts = text.strip().upper().split("/")
-        return NOT_GIVEN if len(parts) > 1 and all(part and set(part) <= BASES for part in parts) else index(text)
+        return NOT_GIVEN if "/" in text else index(text)
 
     blank = np.full(rows, NOT_GIVEN, dtype=np.int32)
     effect = score_table.map_text(raw["effect_allele"], index, np.int32)

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from mrmfast.errors import UserError
 from mrmfast.formats.genetics import FeatureTable
@@ -30,12 +29,9 @@ from preprocess.genetics.genotypes import Genotypes, open_genotypes
 from preprocess.genetics.genotypes.files import ACCEPTED
 from preprocess.genetics.genotypes.reference import NAMES, Oriented, orient
 from preprocess.genetics.snps import parts
+from preprocess.genetics.snps.ledger import fill_of, first_of_each_name, write_ledger
 from preprocess.genetics.snps.variant_list import read_list
 
-LEDGER_COLUMNS = (
-    *("chromosome", "position", "id", "reference", "alternative", "swapped", "fate"),
-    *("fill", "alt_frequency_train", "missing_train"),
-)
 # Genotypes per second and worker, measured on two cores; only for the printed estimate.
 RATE_BED, RATE_OTHER = 500e6, 30e6
 
@@ -43,6 +39,7 @@ RATE_BED, RATE_OTHER = 500e6, 30e6
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``snps``."""
     command.add_common_arguments(parser, ACCEPTED)
+    command.add_genotype_arguments(parser)
     parser.add_argument(
         "--reference",
         choices=NAMES,
@@ -63,34 +60,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--build", help="genome build of the positions, recorded in the store (e.g. GRCh38)")
     parallel.add_arguments(parser)
-
-
-def first_of_each_name(variants: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Name variants and mark the first of each name; a variant without id (``.``) is named by position and alleles.
-
-    Returns
-    -------
-    ndarray of str, ndarray of bool, each of shape (variants,)
-    """
-    columns = [variants[name].astype(str) for name in ("chromosome", "position", "ref", "alt")]
-    names = variants["id"].where(variants["id"] != ".", columns[0].str.cat(columns[1:], sep=":"))
-    return names.to_numpy(object), ~names.duplicated().to_numpy()
-
-
-def fill_of(counts: np.ndarray) -> np.ndarray:
-    """Return the most frequent code of each SNP.
-
-    Parameters
-    ----------
-    counts : ndarray of int64, shape (SNPs, 4)
-        Training participants with code 0, 1, 2, 3; missing (3) does not count.
-
-    Returns
-    -------
-    ndarray of float32, shape (SNPs,)
-        The smaller code in a tie; 0 if every call is missing.
-    """
-    return counts[:, :3].argmax(axis=1).astype(np.float32)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -114,7 +83,7 @@ def _run(arguments: argparse.Namespace, memory: int) -> int:
         shutil.rmtree(folder, ignore_errors=True)  # of a run killed after the last rename
     rule, pseudonyms = command.check_target(arguments, ["snps"])
     copies = command.copies_folder(arguments.out, "snps")
-    source = open_genotypes(arguments.src, keep=arguments.keep, cache=copies, memory=arguments.memory)
+    source = _open(arguments, copies)
     oriented = orient(source, arguments.reference, arguments.fasta)
     genotypes = replace(oriented.genotypes, samples=pseudonyms.of(source.samples))
     train = cohort.training_rows(genotypes.samples, rule, arguments.src)
@@ -133,6 +102,7 @@ def _run(arguments: argparse.Namespace, memory: int) -> int:
         "fill": "most frequent code of the training split; ties: the smaller; all missing: 0",
         "repeated_ids": "the first counts",
         "multi_allelic": "excluded",
+        "all_filters": arguments.all_filters,
     }
     at_once = parts.participants_at_once(len(train), len(kept), memory)
     job = parts.Job(genotypes, kept, train, folder, at_once)
@@ -150,7 +120,7 @@ def _run(arguments: argparse.Namespace, memory: int) -> int:
         fill=fill,
     )
     command.claim(arguments.out, rule, pseudonyms)
-    _write_ledger(arguments.out, oriented, (picked, elsewhere, kept), fill, counts)
+    write_ledger(arguments.out, oriented, (picked, elsewhere, kept), fill, counts)
     report = _report(arguments, rule, oriented, settings, features, counts)
     report["participants"]["training"] = int(train.sum())
     report["variants"] |= {"picked": len(picked), "duplicate_id": len(picked) - len(kept)}
@@ -164,6 +134,17 @@ def _run(arguments: argparse.Namespace, memory: int) -> int:
     shutil.rmtree(copies, ignore_errors=True)
     _print(report, missing, arguments)
     return 0
+
+
+def _open(arguments: argparse.Namespace, copies: Path) -> Genotypes:
+    return open_genotypes(
+        arguments.src,
+        keep=arguments.keep,
+        cache=copies,
+        memory=arguments.memory,
+        samples=arguments.sample,
+        all_filters=arguments.all_filters,
+    )
 
 
 def _pick(genotypes: Genotypes, arguments: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, int]:
@@ -232,10 +213,11 @@ def _report(
 
 def _print(report: dict[str, Any], missing: np.ndarray, arguments: argparse.Namespace) -> None:
     people, variants = report["participants"], report["variants"]
-    print(f"  participants: {people['training']} training, {people['withdrawn']} withdrawn rows excluded")
+    command.print_participants(people)
     print(
         f"  variants: {variants['in_files']} read, {variants['not_autosomal']} not autosomal, "
-        f"{variants['multi_allelic']} multi-allelic, {variants['reference_mismatch']} not matching the FASTA, "
+        f"{variants['filtered']} by FILTER, {variants['multi_allelic']} multi-allelic, {variants['no_sequence']} "
+        f"with an allele without sequence (*, <DEL>), {variants['reference_mismatch']} not matching the FASTA, "
         f"{variants['swapped']} allele-swapped; {variants['picked']} selected: {variants['duplicate_id']} duplicate "
         f"IDs, {variants['all_missing_in_training']} without calls"
     )
@@ -247,40 +229,3 @@ def _print(report: dict[str, Any], missing: np.ndarray, arguments: argparse.Name
         print(f"  {variants['reference_provisional']} REF alleles are provisional in the file; --reference decides")
     print(f"  missing calls in training: {report['missing_share_training']:.3%} ({int((missing > 0).sum())} SNPs)")
     print(f"  report: {arguments.out / 'reports' / 'snps.json'}")
-
-
-def _write_ledger(
-    dataset: Path,
-    oriented: Oriented,
-    rows: tuple[np.ndarray, np.ndarray, np.ndarray],
-    fill: np.ndarray,
-    counts: np.ndarray,
-) -> None:
-    """Write the fate of every autosomal variant; for kept variants also frequency and missing calls in training.
-
-    Parameters
-    ----------
-    rows : (picked, elsewhere, kept)
-        Rows of the variant table.
-    """
-    picked, elsewhere, kept = rows
-    table = oriented.genotypes.variants.assign(fate="not_picked", fill="", frequency="", missing="")
-    known = counts[:, :3].sum(axis=1)
-    fate = np.full(len(table), "not_picked", dtype=object)
-    fate[picked], fate[elsewhere] = "duplicate_id", "listed_elsewhere"
-    fate[kept] = np.where(known == 0, "kept_all_missing", "kept")
-    frequency = (counts[:, 1] + 2 * counts[:, 2]) / np.maximum(1, 2 * known)
-    for name, values in (
-        ("fill", fill.astype(int).astype(str)),
-        ("frequency", [f"{value:.6g}" for value in frequency]),
-        ("missing", counts[:, 3].astype(str)),
-    ):
-        column = np.full(len(table), "", dtype=object)
-        column[kept] = values
-        table[name] = column
-    table["fate"] = fate
-    table = pd.concat([table, oriented.excluded.assign(fill="", frequency="", missing="")], ignore_index=True)
-    columns = ["chromosome", "position", "id", "ref", "alt", "swapped", "fate", "fill", "frequency", "missing"]
-    table["swapped"] = table["swapped"].astype(int)
-    with command.ledger(dataset, "snps_variants", LEDGER_COLUMNS) as file:
-        table[columns].to_csv(file, sep="\t", header=False, index=False, lineterminator="\n")

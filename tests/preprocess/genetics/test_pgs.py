@@ -89,7 +89,8 @@ def score_slowly(
 @pytest.mark.parametrize("ambiguous", ["keep", "drop"])
 def test_pgs_equals_a_slow_loop(tmp_path, ambiguous):
     bed, folder, calls, by_hand = cohort_and_scores(tmp_path)
-    preprocess("pgs", folder, "--genotypes", bed, "--out", tmp_path / "d", "--ambiguous", ambiguous)
+    overlap = ("--min-overlap", 0)
+    preprocess("pgs", folder, "--genotypes", bed, "--out", tmp_path / "d", "--ambiguous", ambiguous, *overlap)
     modality = opened(tmp_path / "d", "pgs")
     report = json.loads((tmp_path / "d/reports/pgs.json").read_text())
     # Files harmonised to the target come first.
@@ -183,10 +184,10 @@ def test_the_examples_of_the_matching_rules(tmp_path):
 
 
 def test_several_other_alleles_are_read_as_none(tmp_path):
-    """As pgscatalog reads ``G/C``; a list that is no list of alleles is malformed."""
-    rows = ["1 10 G A/C 1", "1 20 A G/T/ 1", "1 30 G A/bad 1", "1 40 G/C A 1"]
+    """As pgscatalog.core 1.1.1 reads them: anything with ``/`` is no other allele; no other character separates."""
+    rows = ["1 10 G A/C 1", "1 20 A G/T/ 1", "1 30 G A/bad 1", "1 40 G/C A 1", "1 50 G A,C 1"]
     score = score_by_rows(tmp_path / "s.txt", rows)
-    assert (score.counts["rows"], score.counts["malformed"], score.malformed) == (4, 3, [2, 3, 4])
+    assert (score.counts["rows"], score.counts["malformed"], score.malformed) == (5, 2, [4, 5])
     assert fates(tmp_path, variants_at(("A", "G")), ["1 10 G A/C 1"]) == ["matched"]
 
 
@@ -329,7 +330,7 @@ def test_excluded_scores_are_listed_with_the_reason(tmp_path, capsys):
     assert str(bad) in message
     assert "--build GRCh38" in message
     shutil.copy(folder / "a.txt", bad)
-    preprocess("pgs", bad, "--genotypes", bed, "--out", tmp_path / "d")
+    preprocess("pgs", bad, "--genotypes", bed, "--out", tmp_path / "d", "--min-overlap", 0)
     reasons = {
         entry["file"]: entry["reason"] for entry in json.loads((tmp_path / "d/reports/pgs.json").read_text())["scores"]
     }
@@ -341,7 +342,7 @@ def test_excluded_scores_are_listed_with_the_reason(tmp_path, capsys):
     assert "damaged" in reasons.pop("cut.txt.gz")
     assert not reasons
     assert opened(tmp_path / "d", "pgs").features.name.tolist() == ["PGS1"]
-    preprocess("pgs", bad, "--genotypes", bed, "--out", tmp_path / "e", "--assume-build", "hg38")
+    preprocess("pgs", bad, "--genotypes", bed, "--out", tmp_path / "e", "--assume-build", "hg38", "--min-overlap", 0)
     assert "unnamed" in opened(tmp_path / "e", "pgs").features.name.tolist()
 
 
@@ -380,7 +381,18 @@ def plink2_sums(folder: Path, lines: list[str], scores: int) -> np.ndarray:
 @needs_plink2
 def test_pgs001229_agrees_with_plink2_on_real_genotypes(tmp_path):
     pgen, out = to_pgen(tmp_path), tmp_path / "d"
-    common = ("pgs", PGS001229, "--genotypes", pgen, "--assume-build", "GRCh38", "--test-fraction", 0)
+    common = (
+        "pgs",
+        PGS001229,
+        "--genotypes",
+        pgen,
+        "--assume-build",
+        "GRCh38",
+        "--test-fraction",
+        0,
+        "--min-overlap",
+        0,
+    )
     preprocess(*common, "--out", out)
     mine, entry = raw_scores(out, PGS001229.name.removesuffix(".txt.gz"))
     assert entry["matched"] + entry["matched_flipped"] == 920

@@ -1,0 +1,1 @@
+"""Mutated genotypes, scoring files, annotations and tables."""
