@@ -23,7 +23,7 @@ from typing_extensions import TypedDict  # pydantic needs it below Python 3.12
 from mrmfast.atomic import write_aside
 from mrmfast.batch import PIXEL_MEAN, PIXEL_STD
 from mrmfast.errors import UserError
-from mrmfast.models.config import MOST_LAYERS, MOST_PIXELS
+from mrmfast.models.config import MOST_HEADS, MOST_LAYERS, MOST_PIXELS, MOST_WIDTH
 from mrmfast.models.vit_names import require_model_name
 from mrmfast.yaml_text import shown
 
@@ -43,6 +43,15 @@ class _Arguments(TypedDict, total=False):
     depth: Annotated[int, Ge(1), Le(MOST_LAYERS)]
     base: str
     relation_blocks: Annotated[int, Ge(0), Le(MOST_LAYERS)]
+    patch_size: Annotated[int, Ge(1), Le(1024)]
+    embed_dim: Annotated[int, Ge(1), Le(MOST_WIDTH)]
+    num_heads: Annotated[int, Ge(1), Le(MOST_HEADS)]
+    mlp_ratio: Annotated[FiniteFloat, Gt(0), Le(64)]
+    init_values: FiniteFloat
+    use_abs_pos_emb: bool
+    use_rel_pos_bias: bool
+    use_shared_rel_pos_bias: bool
+    global_pool: bool
     class_token: bool
     act_layer: Literal["relu", "gelu", "silu"]
 
