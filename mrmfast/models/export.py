@@ -51,7 +51,7 @@ class _Arguments(TypedDict, total=False):
     use_abs_pos_emb: bool
     use_rel_pos_bias: bool
     use_shared_rel_pos_bias: bool
-    global_pool: bool
+    global_pool: Literal["token", "avg", ""]
     class_token: bool
     act_layer: Literal["relu", "gelu", "silu"]
 
