@@ -7,13 +7,12 @@ command does not need the libraries of another.
 from __future__ import annotations
 
 import argparse
-import errno
 import importlib
 import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
-from mrmfast.errors import UserError
+from mrmfast.errors import UserError, os_error_message
 
 # Exit statuses of all commands (docs/reference/cli.md).
 DONE = 0
@@ -83,18 +82,26 @@ def run_command(call: Callable[[], int | None], out: Callable[[], Any] = lambda:
     call : callable
         Returns the exit status; None is 0.
     out : callable
-        Returns where the command writes, for the message about a full disk.
+        Returns where the command writes, for an error of the machine that names no file.
     """
     try:
         return call() or DONE
     except UserError as error:
         message = str(error)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
+    except (OSError, ImportError) as error:
+        described = os_error_message(_cause(error), out())
+        if described is None:
             raise
-        message = f"{error.filename or out() or 'output'}: no space left on device; free space or choose another --out"
+        message = described
     except KeyboardInterrupt:
         print("mrmfast: interrupted; run the same command again to continue", file=sys.stderr)
         return INTERRUPTED
     print(f"mrmfast: error: {message}", file=sys.stderr)
     return USER_ERROR
+
+
+def _cause(error: BaseException) -> OSError:
+    """Return the error of the machine behind an import that failed: a library that cannot be opened."""
+    while not isinstance(error, OSError) and (error.__cause__ or error.__context__):
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+    return error if isinstance(error, OSError) else OSError()

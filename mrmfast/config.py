@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import reprlib
-from collections.abc import Callable
-from dataclasses import dataclass
+import functools
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
@@ -19,39 +17,31 @@ import yaml
 from annotated_types import Ge, Le
 from pydantic import AllowInfNan, TypeAdapter, ValidationError
 
+from mrmfast import yaml_text
+from mrmfast.config_messages import explain, flatten, refuse_characters
+from mrmfast.config_types import Tagged, fit_types, is_text, tag_of
 from mrmfast.errors import UserError
+from mrmfast.redact import redact
+from mrmfast.yaml_text import shown
+
+# `flatten` and `Tagged` belong to the module's interface.
+__all__ = ["NonNegative", "NonNegativeInt", "PositiveInt", "Share", "Tagged"]
+__all__ += ["build", "dump", "flatten", "load", "nearest", "read"]
 
 T = TypeVar("T")
 
-PositiveInt = Annotated[int, Ge(1)]
-NonNegativeInt = Annotated[int, Ge(0)]
-NonNegative = Annotated[float, AllowInfNan(False), Ge(0)]
+
+@functools.cache  # an adapter is built from the type hints, which takes longer than to validate
+def _adapter(schema: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(schema)
+
+
+# Larger numbers are typing errors, and arithmetic on them overflows.
+MOST = 10**9
+PositiveInt = Annotated[int, Ge(1), Le(MOST)]
+NonNegativeInt = Annotated[int, Ge(0), Le(MOST)]
+NonNegative = Annotated[float, AllowInfNan(False), Ge(0), Le(float(MOST))]
 Share = Annotated[float, AllowInfNan(False), Ge(0), Le(1)]
-
-# pydantic's names of range errors -> the wording of the message. NaN is not finite.
-_RANGES = {
-    "greater_than_equal": "must be at least {ge}",
-    "greater_than": "must be above {gt}",
-    "less_than_equal": "must be at most {le}",
-    "less_than": "must be below {lt}",
-    "finite_number": "must be a finite number",
-}
-
-
-@dataclass(frozen=True)
-class Tagged:
-    """Marks a field whose dataclass depends on the ``name`` in its section: ``Annotated[Any, Tagged(...)]``.
-
-    Attributes
-    ----------
-    schema_of : callable
-        Name -> dataclass; raises UserError for a name that is not there.
-    default : str
-        The name where the section gives none.
-    """
-
-    schema_of: Callable[[str], type]
-    default: str
 
 
 def load(schema: type[T], path: str | Path | None, overrides: list[str]) -> T:
@@ -73,18 +63,18 @@ def load(schema: type[T], path: str | Path | None, overrides: list[str]) -> T:
     UserError
         No such file, not YAML, an unknown key, or a value of the wrong type or out of range.
     """
-    tree = read(path) if path is not None else {}
+    tree = read(path, schema) if path is not None else {}
     where = str(path or "overrides")
     _refuse_renamed(schema, tree, where)
     tagged = _tagged_fields(schema)
     _expand_names(tree, tagged)
-    parsed = [_override(text) for text in overrides]
+    pairs = [_split(text) for text in overrides]
     # A name decides which keys there are, so names go first.
-    chooses = [path[0] in tagged and path[1:] in ([], ["name"]) for path, _ in parsed]
+    chooses = [keys[0] in tagged and keys[1:] in ([], ["name"]) for keys, _ in pairs]
     for chosen in (True, False):
-        for (keys, value), is_name in zip(parsed, chooses, strict=True):
+        for (keys, text), is_name in zip(pairs, chooses, strict=True):
             if is_name == chosen:
-                _set(tree, keys, value, tagged)
+                _set(tree, keys, _value(schema, tree, keys, text), tagged)
     _refuse_renamed(schema, tree, "overrides")
     return build(schema, tree, where)
 
@@ -107,40 +97,41 @@ def build(schema: type[T], tree: dict[str, Any], where: str, path: tuple[str, ..
         An unknown key, or a value of the wrong type or out of range.
     """
     _check_keys(schema, tree, [*path], where)
+    if not path:
+        refuse_characters(tree, where)
     built = dict(tree)
     for name, tag in _tagged_fields(schema).items():
         section = built.get(name, {})
         if isinstance(section, dict):
             built[name] = build(_schema_of(tag, section, name, where), section, where, (*path, name))
     try:
-        return TypeAdapter(schema).validate_python(built)
+        return _adapter(schema).validate_python(built)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join([*path, *map(str, first["loc"])])
-        raise UserError(f"{where}: {_explain(key, first)}") from error
-
-
-def _explain(key: str, error: Any) -> str:
-    """Say in one line what is wrong with a value."""
-    value = reprlib.repr(error["input"])
-    if error["type"] in _RANGES:
-        bounds = {
-            name: f"{bound:g}" if isinstance(bound, float) else bound for name, bound in error.get("ctx", {}).items()
-        }
-        return f"{key}={value}: {_RANGES[error['type']].format(**bounds)}"
-    if error["type"] == "value_error":  # of a __post_init__, whose message begins with a key of its own section
-        message = str(error["ctx"]["error"])
-        return message if not key or message.startswith(f"{key}.") else f"{key}.{message}"
-    return f"{key}: {error['msg'][0].lower()}{error['msg'][1:]} (got {value})"
+        raise UserError(f"{where}: {explain(schema, path, error.errors())}") from error
 
 
 def dump(config: Any) -> str:
-    """Write a config as YAML that :func:`load` reads back."""
-    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
+    """Write a config as YAML that :func:`load` reads back; URLs are without credentials."""
+    return yaml.safe_dump(_redacted(dataclasses.asdict(config)), sort_keys=False)
 
 
-def read(path: str | Path) -> dict[str, Any]:
+def _redacted(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _redacted(below) for key, below in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_redacted(below) for below in value]
+    return redact(value) if isinstance(value, str) else value
+
+
+def read(path: str | Path, schema: type | None = None) -> dict[str, Any]:
     """Read a YAML file as a nested dict.
+
+    Parameters
+    ----------
+    path : str or Path
+    schema : type, optional
+        Dataclass of the file. What the file has for a field of text is then read as it stands there: ``20241127``,
+        ``2024-11-27`` and ``off`` are text.
 
     Raises
     ------
@@ -148,24 +139,19 @@ def read(path: str | Path) -> dict[str, Any]:
         No such file, or it holds something else.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        with open(path, "rb") as file:  # never more than a config can be: the path may be that of a device
+            text = file.read(yaml_text.MOST_BYTES + 1).decode("utf-8")
     except FileNotFoundError:
         raise UserError(f"{path}: no such config file; see configs/ for the ones that come with mrmfast") from None
     except (IsADirectoryError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a YAML text file ({type(error).__name__}); give a file as in configs/") from error
-    tree = _parse(text, str(path))
+    node = yaml_text.compose(text, str(path))
+    if node is not None and schema is not None:
+        fit_types(node, schema)
+    tree = yaml_text.construct(node, str(path))
     if not isinstance(tree, dict):
         raise UserError(f"{path}: a config is a mapping of keys to values")
     return tree
-
-
-def flatten(tree: dict[str, Any], path: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Return the values of a nested dict by dotted key; an empty section has none."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        below = (*path, str(key))
-        flat |= flatten(value, below) if isinstance(value, dict) else {".".join(below): value}
-    return flat
 
 
 def nearest(name: str, valid: list[str]) -> str | None:
@@ -174,18 +160,38 @@ def nearest(name: str, valid: list[str]) -> str | None:
     return near[0] if near else None
 
 
-def _parse(text: str, where: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{where}: not valid YAML ({' '.join(str(error).split())})") from error
-
-
-def _override(text: str) -> tuple[list[str], Any]:
+def _split(text: str) -> tuple[list[str], str]:
     key, separator, value = text.partition("=")
     if not separator:
-        raise UserError(f"override {text!r} has no '='; write key.path=value")
-    return key.strip().split("."), _parse(value, f"override {text!r}")
+        raise UserError(f"override {shown(text)} has no '='; write key.path=value")
+    return key.strip().split("."), value.strip()
+
+
+def _value(schema: Any, tree: dict[str, Any], keys: list[str], text: str) -> Any:
+    """Read the value of an override: text as it stands there, anything else as YAML."""
+    hint = _hint_at(schema, tree, keys)
+    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+    if is_text(hint) and not quoted:
+        optional = type(None) in getattr(hint, "__args__", ())
+        return None if optional and text in ("", "~", "null") else text
+    where = f"override {'.'.join(keys)}={shown(text)}"
+    node = yaml_text.compose(text, where)
+    if node is not None:
+        fit_types(node, hint)
+    return yaml_text.construct(node, where)
+
+
+def _hint_at(schema: Any, tree: dict[str, Any], keys: list[str]) -> Any:
+    """Return the type of the field at a path of keys, None where there is none."""
+    hint: Any = schema
+    for number, key in enumerate(keys):
+        hint = get_type_hints(hint, include_extras=True).get(key) if dataclasses.is_dataclass(hint) else None
+        tag = tag_of(hint)
+        if tag is not None and number + 1 < len(keys):
+            section = tree.get(key, {})
+            name = section.get("name", tag.default) if isinstance(section, dict) else tag.default
+            hint = tag.schema_of(name) if isinstance(name, str) else None
+    return hint
 
 
 def _set(tree: dict[str, Any], path: list[str], value: Any, tagged: dict[str, Tagged]) -> None:
@@ -205,8 +211,8 @@ def _set(tree: dict[str, Any], path: list[str], value: Any, tagged: dict[str, Ta
 def _tagged_fields(schema: Any) -> dict[str, Tagged]:
     """Return the fields of a dataclass that are tagged by their name."""
     hints = get_type_hints(schema, include_extras=True)
-    marks = {field.name: getattr(hints[field.name], "__metadata__", ()) for field in dataclasses.fields(schema)}
-    return {name: mark for name, metadata in marks.items() for mark in metadata if isinstance(mark, Tagged)}
+    tags = {field.name: tag_of(hints[field.name]) for field in dataclasses.fields(schema)}
+    return {name: tag for name, tag in tags.items() if tag is not None}
 
 
 def _expand_names(tree: dict[str, Any], tagged: dict[str, Tagged]) -> None:
@@ -219,7 +225,7 @@ def _expand_names(tree: dict[str, Any], tagged: dict[str, Tagged]) -> None:
 def _schema_of(tag: Tagged, section: dict[str, Any], name: str, where: str) -> type:
     chosen = section.get("name", tag.default)
     if not isinstance(chosen, str):
-        raise UserError(f"{where}: {name}.name is a name, not {reprlib.repr(chosen)}")
+        raise UserError(f"{where}: {name}.name is a name, not {shown(chosen)}")
     return tag.schema_of(chosen)
 
 
@@ -233,10 +239,10 @@ def _check_keys(schema: Any, tree: dict[str, Any], path: list[str], where: str) 
         if key not in valid:
             near = nearest(str(key), valid)
             hint = f"did you mean {'.'.join([*path, near])}?" if near else f"valid keys here: {', '.join(valid)}"
-            raise UserError(f"{where}: unknown key {reprlib.repr(full)}; {hint}")
+            raise UserError(f"{where}: unknown key {shown(full)}; {hint}")
         if key in tagged or dataclasses.is_dataclass(hints[key]):
             if not isinstance(value, dict):
-                raise UserError(f"{where}: {full} is a section with keys, not the value {reprlib.repr(value)}")
+                raise UserError(f"{where}: {full} is a section with keys, not the value {shown(value)}")
             if key not in tagged:
                 _check_keys(hints[key], value, [*path, str(key)], where)
 

@@ -15,12 +15,16 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+# Before the import of PyTorch, which reads it then: its C++ warnings of lost connections are stacks of many lines.
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
 from mrmfast import config as configs
-from mrmfast.errors import SharedError, UserError
+from mrmfast.errors import SharedError, UserError, os_error_message
 from mrmfast.training.build import build
-from mrmfast.training.engine import leave_world, prints_error
+from mrmfast.training.engine import leave_world, prints_error, silent_ranks
 from mrmfast.training.loop import run
 from mrmfast.training.out_of_memory import is_out_of_memory, out_of_memory_message
+from mrmfast.training.rendezvous import is_rank_failure, rank_failure_message
 from mrmfast.training.settings import TrainConfig
 
 
@@ -44,6 +48,7 @@ def _train(argv: list[str] | None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. data.path=DATASET batch_size=64")
     arguments = parser.parse_intermixed_args(argv)
     shared = False
+    config: TrainConfig | None = None
     try:
         config = configs.load(TrainConfig, arguments.config, arguments.overrides)
         if arguments.print_config:
@@ -53,22 +58,30 @@ def _train(argv: list[str] | None) -> int:
     except UserError as error:
         message, shared = str(error), isinstance(error, SharedError)
     except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
+        if config is None or not (is_rank_failure(error) or is_out_of_memory(error)):
             raise
         engine = config.engine
+        if is_rank_failure(error):
+            return _lost_ranks(engine.rank_timeout)
         message = out_of_memory_message(error, engine.micro_batch, config.batch_size, engine.activation_checkpointing)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            where = error.filename or f"{config.run.folder}"
-            message = f"{where}: no space left on device; free space, then resume with --resume auto"
-        elif error.filename is not None:
-            message = (
-                f"{error.filename}: {(error.strerror or 'cannot be used').lower()}; check the path and its permissions"
-            )
-        else:
+        described = os_error_message(error, config.run.folder if config else None)
+        if described is None:
             raise
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        message = f"{described}, then resume with --resume auto" if full else described
     # Ranks mostly meet the same error at once: one line is enough, and what only one of them meets is said by that one.
     if os.environ.get("RANK", "0") == "0" if shared else prints_error(message):
+        print(f"mrmfast: error: {message}", file=sys.stderr)
+    return 2
+
+
+def _lost_ranks(limit: float) -> int:
+    """Name the ranks that do not answer; return the exit status."""
+    silent = silent_ranks()
+    message = rank_failure_message(silent, limit)
+    # The store that picks the rank that prints goes with rank 0.
+    if os.environ["RANK"] == "1" if 0 in silent else prints_error(message):
         print(f"mrmfast: error: {message}", file=sys.stderr)
     return 2
 

@@ -7,7 +7,7 @@ import gc
 import sys
 
 from mrmfast.command import ArgumentParser, load, run_command
-from preprocess.commands import COMMANDS, limit_threads
+from preprocess.commands import COMMANDS, limit_threads, protect_files
 
 PROGRAM = "python -m preprocess"
 
@@ -45,6 +45,7 @@ def parse(argv: list[str], arguments: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     limit_threads(sys.argv[1] if len(sys.argv) > 1 else "")
+    protect_files()
     status = main()
     # The process ends here; a garbage collection of all library objects would take 0.1 s.
     gc.freeze()

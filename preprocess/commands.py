@@ -75,3 +75,8 @@ def limit_threads(command: str) -> None:
     """Limit NumPy's BLAS to one thread, before the import of NumPy: only pgs uses more threads."""
     if command != "pgs":
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
+def protect_files() -> None:
+    """Let nobody but the user and the group read what a command writes: tars and tables hold participants' ids."""
+    os.umask(os.umask(0o077) | 0o007)

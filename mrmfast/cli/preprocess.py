@@ -15,8 +15,9 @@ _commands: Any = importlib.import_module("preprocess.commands")
 
 class _PreprocessGroup(TableGroup):
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        """Limit the threads of libraries before the command imports them."""
+        """Limit the threads of libraries before the command imports them, and the readers of its files."""
         _commands.limit_threads(args[0])
+        _commands.protect_files()
         return super().resolve_command(ctx, args)
 
 

@@ -79,10 +79,10 @@ class DataConfig:
     split: Literal["train", "test", "all"] = "train"
     modalities: list[str] | None = None
     unmatched: Literal["error", "drop", "keep"] = "error"
-    image_size: Annotated[int, Ge(16)] = 224
+    image_size: Annotated[int, Ge(16), Le(8192)] = 224
     rotation: Annotated[NonNegative, Le(180)] = 20.0
     flip: Share = 0.5
-    shuffle_window: NonNegativeInt = 0
+    shuffle_window: Annotated[NonNegativeInt, Le(2**20)] = 0
     sampling: Literal["images", "participants"] = "images"
     weights: str | None = None
     unreadable: Share = 0.01

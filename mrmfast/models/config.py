@@ -8,7 +8,11 @@ from typing import Annotated
 from annotated_types import Ge, Le
 from pydantic import AllowInfNan
 
-from mrmfast.config import NonNegativeInt, PositiveInt
+# More is a typing error: no model of that size fits a machine.
+MOST_LAYERS, MOST_WIDTH, MOST_HEADS, MOST_PIXELS = 256, 16384, 1024, 8192
+Layers = Annotated[int, Ge(1), Le(MOST_LAYERS)]
+Width = Annotated[int, Ge(1), Le(MOST_WIDTH)]
+Heads = Annotated[int, Ge(1), Le(MOST_HEADS)]
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,6 @@ class ModelConfig:
     """
 
     arch: str = "vit_base_patch16_224"
-    depth: PositiveInt | None = None
-    genome_layers: NonNegativeInt = 8
+    depth: Layers | None = None
+    genome_layers: Annotated[int, Ge(0), Le(MOST_LAYERS)] = 8
     alpha_dropout: Annotated[float, AllowInfNan(False), Ge(0), Le(0.99)] = 0.05

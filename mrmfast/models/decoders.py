@@ -6,17 +6,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Le
 from timm.layers import build_sincos2d_pos_embed, get_act_layer
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from mrmfast.config import NonNegativeInt, PositiveInt
 from mrmfast.errors import UserError
 from mrmfast.models.activation_checkpointing import recomputed
 from mrmfast.models.attention import pack_attention
+from mrmfast.models.config import MOST_LAYERS, Heads, Layers, Width
 from mrmfast.models.genome_encoder import SNNLayer
 from mrmfast.models.grouped_linear import GroupedLinearBack
 from mrmfast.models.image_encoder import ImageEncoder
@@ -37,9 +38,9 @@ class ImageDecoderConfig:
         MAE's by default.
     """
 
-    width: PositiveInt = 512
-    depth: PositiveInt = 8
-    heads: PositiveInt = 16
+    width: Width = 512
+    depth: Layers = 8
+    heads: Heads = 16
 
     def __post_init__(self) -> None:
         if self.width % self.heads or self.width % 4:
@@ -148,8 +149,8 @@ class GenomeDecoderConfig:
         SNN layers.
     """
 
-    width: PositiveInt = 256
-    layers: NonNegativeInt = 2
+    width: Width = 256
+    layers: Annotated[int, Ge(0), Le(MOST_LAYERS)] = 2
 
 
 class GenomeDecoder(nn.Module):

@@ -14,24 +14,24 @@ import torch
 from torch import Tensor, nn
 
 
-def _tiles(groups: Sequence[int], tile: int) -> tuple[Tensor, Tensor]:
-    """Cut features into tiles.
+def _tiles(groups: Sequence[int], tile: int) -> tuple[Tensor, list[int]]:
+    """Cut features into tiles; on the CPU, also where parameters are counted on the meta device.
 
     Returns
     -------
     feature_of_slot : Tensor of int64, (T, tile)
         Which feature sits where; F (one past the end) marks padding.
-    group_of_tile : Tensor of int64, (T,)
+    group_of_tile : list of int, T of them
     """
     total, start = sum(groups), 0
     slots, owner = [], []
     for number, size in enumerate(groups):
         for offset in range(0, size, tile):
-            features = torch.arange(start + offset, start + min(offset + tile, size))
+            features = torch.arange(start + offset, start + min(offset + tile, size), device="cpu")
             slots.append(nn.functional.pad(features, (0, tile - len(features)), value=total))
             owner.append(number)
         start += size
-    return torch.stack(slots), torch.tensor(owner)
+    return torch.stack(slots), owner
 
 
 class _Grouped(nn.Module):
@@ -48,13 +48,14 @@ class _Grouped(nn.Module):
         tile = min(tile, max(groups))
         slots, owner = _tiles(groups, tile)
         self.register_buffer("feature_of_slot", slots, persistent=False)
-        self.register_buffer("group_of_tile", owner, persistent=False)
+        self.register_buffer("group_of_tile", torch.tensor(owner), persistent=False)
         self.weight = nn.Parameter(torch.empty(len(slots), tile, width))
         with torch.no_grad():
             # LeCun normal (Klambauer et al. 2017, section 3): variance 1 / fan-in keeps SELU self-normalising.
             self.weight.normal_()
-            self.weight.mul_(torch.tensor([1 / math.sqrt(fan_in[g]) for g in owner.tolist()])[:, None, None])
-            self.weight.masked_fill_((slots == self.n_features)[..., None], 0.0)
+            scale = torch.tensor([1 / math.sqrt(fan_in[g]) for g in owner], device=self.weight.device)
+            self.weight.mul_(scale[:, None, None])
+            self.weight.masked_fill_((slots == self.n_features)[..., None].to(self.weight.device), 0.0)
 
 
 class GroupedLinear(_Grouped):

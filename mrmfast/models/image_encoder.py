@@ -15,6 +15,7 @@ from mrmfast.models.activation_checkpointing import recomputed
 from mrmfast.models.attention import pack_attention
 from mrmfast.models.patch_embed import PixelProjection
 from mrmfast.models.positions import sincos_positions
+from mrmfast.models.vit_names import require_model_name
 
 # Their sizes are replaced by those of the ViT.
 BEIT, CLIP = "beit_base_patch16_224", "vit_base_patch16_clip_quickgelu_224"
@@ -206,10 +207,13 @@ class ImageEncoder(nn.Module):
         if depth is not None:
             self.arguments["depth"] = depth
         try:
+            require_model_name(arch, "model.arch")
             vit: Any = timm.create_model(arch, drop_path_rate=design.drop_path, **self.arguments)
+        except UserError:
+            raise
         except (RuntimeError, AssertionError, TypeError, ValueError) as error:
             raise UserError(
-                f"model.arch={arch}: {' '.join(str(error).split())}; take a timm vit_*_patch16_* name"
+                f"model.arch={arch}: {' '.join(str(error).split())[:160]}; take a timm vit_*_patch16_* name"
             ) from error
         if not _is_plain(vit):
             raise UserError(f"model.arch={arch}: not a plain ViT with a class token; take a timm vit_*_patch16_* name")

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 import torch
-from annotated_types import Gt
+from annotated_types import Ge, Le
 from pydantic import AllowInfNan
 from torch import Tensor
 
 from mrmfast.batch import Batch, ViewSpec
-from mrmfast.config import PositiveInt
+from mrmfast.models.config import Layers, Width
 from mrmfast.models.export import ExportRecipe
 from mrmfast.models.genome_encoder import GenomeInput
 from mrmfast.models.heads import ProjectionHead
@@ -40,9 +40,9 @@ class HeadConfig:
         Of the vectors that are compared.
     """
 
-    layers: PositiveInt = 3
-    hidden: PositiveInt | None = None
-    width: PositiveInt = 128
+    layers: Layers = 3
+    hidden: Width | None = None
+    width: Width = 128
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class SimCLRConfig:
 
     name: Literal["simclr"] = "simclr"
     mode: Mode = "same_settings"
-    temperature: Annotated[float, AllowInfNan(False), Gt(0)] = 0.1
+    temperature: Annotated[float, AllowInfNan(False), Ge(1e-4), Le(1e4)] = 0.1
     head: HeadConfig = field(default_factory=HeadConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 

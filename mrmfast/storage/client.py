@@ -16,7 +16,7 @@ from mrmfast.formats import checksums
 from mrmfast.meters import Meters
 from mrmfast.storage import retry
 from mrmfast.storage.config import FetchConfig
-from mrmfast.storage.object_store import ObjectEntry, ObjectStore, explain, secretive
+from mrmfast.storage.object_store import ObjectEntry, ObjectStore, explain, is_panic, secretive
 from mrmfast.storage.seals import Seals
 
 if TYPE_CHECKING:
@@ -155,7 +155,9 @@ class Client:
         where = f"{self.url}/{path}".rstrip("/")
         try:
             return patience.call(once)
-        except Exception as error:
+        except BaseException as error:
+            if not (isinstance(error, Exception) or is_panic(error)):
+                raise
             raise explain(error, where) from (None if secretive(error) else error)
 
     def _note(self, error: BaseException | None) -> None:

@@ -6,7 +6,6 @@ standard chain of the store's own library and are never read, kept or logged her
 
 from __future__ import annotations
 
-import os
 from collections.abc import Generator
 from datetime import timedelta
 from pathlib import Path
@@ -17,7 +16,7 @@ from obstore import exceptions
 from obstore.store import from_url
 
 from mrmfast.errors import ClosedError, MissingError, UserError
-from mrmfast.storage import retry
+from mrmfast.storage import endpoints, retry
 
 if TYPE_CHECKING:
     from obstore import OffsetRange, SuffixRange
@@ -88,6 +87,9 @@ class ObjectStore:
             chain, defaults = _aws(url, anonymous)
             arguments |= chain
             config = {**defaults, **config}
+        for name in ("endpoint", "aws_endpoint", "endpoint_url"):
+            if name in config:
+                endpoints.require_endpoint(str(config[name]), f"{url}: {name}")
         try:
             self._store: Any = from_url(url, config=config or None, **arguments)
         except (exceptions.BaseError, ValueError) as error:
@@ -157,9 +159,9 @@ def _aws(url: str, anonymous: bool) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         session = boto3.Session()
         settings = {"region": session.region_name or "us-east-1"}
-        profile = session._session.get_scoped_config() if not os.environ.get("AWS_ENDPOINT_URL") else {}
-        if profile.get("endpoint_url"):
-            settings["endpoint"] = profile["endpoint_url"]
+        endpoint = endpoints.aws_endpoint(session)
+        if endpoint is not None:
+            settings["endpoint"] = endpoint
         if anonymous:
             return {}, settings
         if session.get_credentials() is None:
@@ -176,7 +178,12 @@ def _no_credentials(where: str) -> str:
     )
 
 
-def explain(error: Exception, where: str) -> Exception:
+def is_panic(error: BaseException) -> bool:
+    """Tell whether the client's Rust code gave up: its exception is no Exception and cannot be imported."""
+    return type(error).__name__ == "PanicException"
+
+
+def explain(error: BaseException, where: str) -> BaseException:
     """Turn an exception of the client into one line with a remedy; any other exception is returned unchanged.
 
     The client's own message is not shown: it quotes the server's answer, and S3 puts key ids and signed strings in it.
@@ -187,6 +194,11 @@ def explain(error: Exception, where: str) -> Exception:
         return UserError(f"{error}, {retry.MISMATCHES} times")
     if isinstance(error, FileNotFoundError):
         return MissingError(f"{where}: not there; upload the dataset, or fix data.path")
+    if is_panic(error):
+        return UserError(
+            f"{where}: the object store's client cannot use this address or its settings ({str(error)[:100]}); check "
+            "the URL, AWS_ENDPOINT_URL, AWS_REGION and the proxy variables"
+        )
     if not isinstance(error, exceptions.BaseError):
         return error
     code, text = retry.status(error), str(error)
@@ -215,6 +227,6 @@ def explain(error: Exception, where: str) -> Exception:
     return UserError(f"{where}: the object store breaks off its answers; check the network, then start again")
 
 
-def secretive(error: Exception) -> bool:
+def secretive(error: BaseException) -> bool:
     """Tell whether an error may quote key ids and signed strings, so that no traceback may show it."""
-    return isinstance(error, FORBIDDEN) or retry.status(error) in (400, 401, 403)
+    return isinstance(error, FORBIDDEN) or is_panic(error) or retry.status(error) in (400, 401, 403)

@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 
 from mrmfast import config as configs
 from mrmfast.atomic import sweep_partials
+from mrmfast.batch import GenomeSpec
 from mrmfast.data.dataset import DataConfig, Dataset, open_dataset
 from mrmfast.data.loader import Loader
 from mrmfast.errors import SharedError, UserError
@@ -26,7 +27,7 @@ from mrmfast.training.compile import compile_model
 from mrmfast.training.engine import World, agreement, initialise_deepspeed, join_world, zero_stage_in_use
 from mrmfast.training.memory import example_inputs
 from mrmfast.training.mfu import Utilisation, measure_utilisation
-from mrmfast.training.micro_batch import settle_micro_batch
+from mrmfast.training.micro_batch import need_memory, settle_micro_batch
 from mrmfast.training.optimiser import Schedule, build_optimiser
 from mrmfast.training.settings import TrainConfig
 
@@ -111,11 +112,11 @@ def build_data(config: TrainConfig) -> Dataset:
 def build_model(config: TrainConfig, dataset: Dataset, world: World) -> tuple[TrainableModule, Utilisation | None]:
     """Build the objective on the device, in the run's precision, and count its floating-point operations."""
     spec = dataset.genome_spec()
+    parameters = count_parameters(config, spec)
+    need_memory(parameters, world.device)
+    checkpoint.need_space(config.run.folder / "checkpoints", parameters, config.run.keep)
     torch.manual_seed(config.seed)
     model = build_objective(config.objective, config.model, config.data.image_size, spec)
-    checkpoint.need_space(
-        config.run.folder / "checkpoints", sum(p.numel() for p in model.parameters()), config.run.keep
-    )
     model.set_activation_checkpointing(config.engine.activation_checkpointing)
     one_sample = example_inputs(model, spec, 1, torch.device("cpu"))
     utilisation = measure_utilisation(
@@ -123,6 +124,13 @@ def build_model(config: TrainConfig, dataset: Dataset, world: World) -> tuple[Tr
     )
     model.to(world.device, torch.bfloat16 if world.bf16 else None)
     return model, utilisation
+
+
+def count_parameters(config: TrainConfig, spec: GenomeSpec | None) -> int:
+    """Count the parameters of a model before it takes memory. A new objective must be built on the meta device too."""
+    with torch.device("meta"):
+        model = build_objective(config.objective, config.model, config.data.image_size, spec)
+    return sum(p.numel() for p in model.parameters())
 
 
 def build_loader(config: TrainConfig, dataset: Dataset, world: World) -> Loader:

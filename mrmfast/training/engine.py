@@ -5,26 +5,22 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Annotated, Any, Literal
 
 import torch
-from annotated_types import Ge, Gt, Le
-from pydantic import AllowInfNan, BeforeValidator
+from annotated_types import Ge, Le
+from pydantic import AllowInfNan
 
 from mrmfast.config import PositiveInt
 from mrmfast.errors import UserError
 from mrmfast.training.compile import CompileMode
 from mrmfast.training.flat_adamw import FlatAdamW
+from mrmfast.training.rendezvous import RollCall, explain_rendezvous, prepare_environment
 
 ZeROStage = Annotated[int, Ge(0), Le(3)]
-
-
-def _yaml_off(value: object) -> object:
-    """Return "off" for False: YAML 1.1 reads a bare ``off`` as a boolean."""
-    return "off" if value is False else value
 
 
 @dataclass(frozen=True)
@@ -54,6 +50,9 @@ class EngineConfig:
     peak_tflops : float, optional
         Peak of one device in TFLOP/s, of which the log gives the used share (MFU). By default from a table of cards
         by name (``mrmfast/training/mfu.py``), in bf16; other devices have no MFU.
+    rank_timeout : float
+        Seconds for which ranks wait for each other: at the start, and in a step. Then the run ends and names the ranks
+        that do not answer. More than ``data.fetch.deadline``, so that a rank without data can say it first.
     """
 
     device: Literal["auto", "cuda", "cpu"] = "auto"
@@ -61,8 +60,9 @@ class EngineConfig:
     zero_stage: ZeROStage = 1
     micro_batch: PositiveInt | Literal["auto"] | None = None
     activation_checkpointing: bool = False
-    compile: Annotated[CompileMode, BeforeValidator(_yaml_off)] = "off"
-    peak_tflops: Annotated[float, AllowInfNan(False), Gt(0)] | None = None
+    compile: CompileMode = "off"
+    peak_tflops: Annotated[float, AllowInfNan(False), Ge(1e-3), Le(1e9)] | None = None
+    rank_timeout: Annotated[float, AllowInfNan(False), Ge(1), Le(86400)] = 400.0
 
 
 @dataclass(frozen=True)
@@ -81,12 +81,14 @@ def join_world(config: EngineConfig) -> World:
     Raises
     ------
     UserError
-        A GPU, or bf16 on it, is asked for and not there.
+        A GPU, or bf16 on it, is asked for and not there; the ranks do not meet.
     """
+    global _roll_call
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("engine.device=cuda: no CUDA GPU is visible; check nvidia-smi, or run with engine.device=cpu")
     on_gpu = config.device != "cpu" and torch.cuda.is_available()
-    local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
+    prepare_environment()
+    local_rank = int(os.environ["LOCAL_RANK"])
     device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(device)
@@ -98,26 +100,36 @@ def join_world(config: EngineConfig) -> World:
         ranks_here = int(os.environ.get("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1")))
         if "OMP_NUM_THREADS" not in os.environ:  # the cores of this process, which a container or a scheduler limits
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here))
-    # Started by plain python: a world of one.
-    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1")):
-        os.environ.setdefault(name, value)
-    if "MASTER_PORT" not in os.environ:
-        os.environ["MASTER_PORT"] = str(_free_port())
     import deepspeed
 
     # Compiling DeepSpeed's shared-memory op takes a compiler and most of a minute, and only inference uses it.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", verbose=False)
+    limit = timedelta(seconds=config.rank_timeout)
+    # DeepSpeed makes groups of its own without a limit of their own: theirs is this default, half an hour for gloo.
+    groups = torch.distributed.distributed_c10d
+    groups.default_pg_timeout = groups.default_pg_nccl_timeout = limit
+    try:
+        deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", verbose=False, timeout=limit)
+    except (torch.distributed.DistError, RuntimeError, ValueError) as error:
+        raise explain_rendezvous(error, config.rank_timeout) from error
     rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    if size > 1:
+        _roll_call = RollCall(_default_store(), rank, size)
     bf16 = config.precision == "bf16" or (config.precision == "auto" and on_gpu and torch.cuda.is_bf16_supported())
     return World(rank, size, device, bf16)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+_roll_call: RollCall | None = None
+
+
+def silent_ranks() -> list[int]:
+    """Return the ranks of this world that do not answer."""
+    return _roll_call.silent_ranks() if _roll_call is not None else []
+
+
+def _default_store() -> Any:
+    return torch.distributed.distributed_c10d._get_default_store()
 
 
 def prints_error(message: str) -> bool:
@@ -128,9 +140,8 @@ def prints_error(message: str) -> bool:
     """
     if not torch.distributed.is_initialized():
         return os.environ.get("LOCAL_RANK", "0") == "0"
-    store = torch.distributed.distributed_c10d._get_default_store()
     try:
-        return int(store.add(f"mrmfast/said/{hashlib.sha256(message.encode()).hexdigest()}", 1)) == 1
+        return int(_default_store().add(f"mrmfast/said/{hashlib.sha256(message.encode()).hexdigest()}", 1)) == 1
     except RuntimeError:  # rank 0, which holds the store, has ended with its own error
         return False
 
@@ -163,6 +174,10 @@ def zero_stage_in_use(configured: int, ranks: int, recorded: int) -> int:
 
 def leave_world() -> None:
     """Destroy the process group, if there is one; without it PyTorch warns at every exit."""
+    global _roll_call
+    if _roll_call is not None:
+        _roll_call.close()
+        _roll_call = None
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 

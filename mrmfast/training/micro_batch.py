@@ -126,6 +126,32 @@ def _container_bytes(root: Path = Path("/sys/fs/cgroup")) -> float:
     return float("inf")
 
 
+def _local_ranks() -> int:
+    return int(os.environ.get("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def need_memory(parameters: int, device: torch.device) -> None:
+    """Refuse a model that the machine cannot hold, before it is built.
+
+    Parameters
+    ----------
+    parameters : int
+        Each takes 4 bytes of the machine while the model is built; without a GPU 16, with gradient and two moments.
+    device : torch.device
+
+    Raises
+    ------
+    UserError
+    """
+    need = parameters * (4 if device.type == "cuda" else 16)
+    free = available_bytes(torch.device("cpu"), _local_ranks())
+    if need > free:
+        raise UserError(
+            f"the model has {parameters / 1e9:.3g} G parameters and needs {need / 1e9:.1f} GB of memory, "
+            f"{free / 1e9:.1f} GB are free; take a smaller model.arch, model.depth or decoder"
+        )
+
+
 def settle_micro_batch(
     config: TrainConfig, model: TrainableModule, spec: GenomeSpec | None, world: World, *, stage: int, recorded: int
 ) -> TrainConfig:
@@ -161,8 +187,7 @@ def _largest(
     parts = state_bytes(sum(p.numel() for p in model.parameters()), world.bf16, stage, world.size)
     gradients, weights = parts.pop("gradients"), parts.pop("weights")
     del weights  # on the device already
-    local_ranks = int(os.environ.get("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    budget = Budget(available_bytes(world.device, local_ranks), gradients, sum(parts.values()))
+    budget = Budget(available_bytes(world.device, _local_ranks()), gradients, sum(parts.values()))
 
     def inputs(samples: int) -> Any:
         return example_inputs(model, spec, samples, world.device)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
-from annotated_types import Ge, Lt
+from annotated_types import Ge, Le, Lt
 from pydantic import AllowInfNan
 from torch import nn
 
@@ -47,8 +47,8 @@ class OptimiserConfig:
         Last rate as a share of `lr` [ours].
     """
 
-    lr: NonNegative = 1e-3
-    weight_decay: NonNegative = 0.05
+    lr: Annotated[NonNegative, Le(1e3)] = 1e-3
+    weight_decay: Annotated[NonNegative, Le(1e3)] = 0.05
     weight_decay_end: NonNegative | None = None
     betas: tuple[Beta, Beta] = (0.9, 0.95)
     clip: NonNegative = 1.0

@@ -40,8 +40,8 @@ class TrainConfig:
     """
 
     seed: Annotated[int, Ge(0), Le(2**63 - 1)] = 0
-    batch_size: PositiveInt = 256
-    epochs: NonNegative = 50.0
+    batch_size: Annotated[PositiveInt, Le(2**20)] = 256
+    epochs: Annotated[NonNegative, Le(1e6)] = 50.0
     steps: PositiveInt | None = None
     objective: Annotated[Any, Tagged(objective_config, DEFAULT_OBJECTIVE)] = field(
         default_factory=lambda: objective_config(DEFAULT_OBJECTIVE)()

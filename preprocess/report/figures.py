@@ -15,7 +15,13 @@ from preprocess.report.statistics import EDGES, Statistics
 
 BLUE, GREY, RED = "#2f6690", "#9aa5b1", "#c8553d"
 SHOWN_SCORES = 12
-STYLE: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "mrmfast"}
+STYLE: Any = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "svg.hashsalt": "mrmfast",
+    "text.parse_math": False,  # a "$" in the name of a score or gene is a dollar sign
+}
 
 
 def bars(labels: list[str], values: list[int], title: str) -> str:

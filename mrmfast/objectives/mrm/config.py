@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Le
 
 from mrmfast.config import NonNegative, PositiveInt, Share
 from mrmfast.errors import UserError
+from mrmfast.models.config import Layers
 from mrmfast.models.decoders import GenomeDecoderConfig, ImageDecoderConfig
 
 # docs/methods/mrm.md#residual-connections: relation blocks keep their residual around self and cross relations,
@@ -34,7 +37,7 @@ class MaskConfig:
     tau_genome: Share = 0.50
     self_relations: bool = True
     cross_relations: bool = True
-    blocks: PositiveInt = 2
+    blocks: Layers = 2
     residual: Residual = "all"
 
     @property
@@ -105,7 +108,7 @@ class MatchConfig:
     self_relations: bool = True
     cross_relations: bool = True
     weight: NonNegative = 1.0
-    pairs: PositiveInt = 8
+    pairs: Annotated[PositiveInt, Le(65536)] = 8
     stop_gradient: bool = False
 
     def __post_init__(self) -> None:
