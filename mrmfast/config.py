@@ -11,7 +11,7 @@ import dataclasses
 import difflib
 import functools
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar, cast, get_type_hints
 
 import yaml
 from annotated_types import Ge, Le
@@ -105,7 +105,8 @@ def build(schema: type[T], tree: dict[str, Any], where: str, path: tuple[str, ..
         if isinstance(section, dict):
             built[name] = build(_schema_of(tag, section, name, where), section, where, (*path, name))
     try:
-        return _adapter(schema).validate_python(built)
+        built_config: T = _adapter(cast(Any, schema)).validate_python(built)
+        return built_config
     except ValidationError as error:
         raise UserError(f"{where}: {explain(schema, path, error.errors())}") from error
 
