@@ -53,6 +53,7 @@ class _Arguments(TypedDict, total=False):
     use_shared_rel_pos_bias: bool
     global_pool: Literal["token", "avg", ""]
     class_token: bool
+    final_norm: bool
     act_layer: Literal["relu", "gelu", "silu"]
 
 
