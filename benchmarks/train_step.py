@@ -71,9 +71,11 @@ CASES = (
 class PlainPeer(nn.Module):
     """Twice a timm ViT, and plain blocks of the decoders' sizes on as many tokens."""
 
-    def __init__(self, arch: str, sizes: ReconstructConfig, image_size: int) -> None:
+    def __init__(self, arch: str, sizes: ReconstructConfig, image_size: int, depth: int | None = None) -> None:
         super().__init__()
-        self.vit: Any = timm.create_model(arch, num_classes=0, img_size=image_size)
+        self.vit: Any = timm.create_model(
+            arch, num_classes=0, img_size=image_size, **({} if depth is None else {"depth": depth})
+        )
         image, genome = sizes.image_decoder, sizes.genome_decoder
         self.image = nn.Sequential(*(Block(image.width, image.heads, qkv_bias=True) for _ in range(image.depth)))
         self.mix = Block(genome.width, 4, qkv_bias=True)

@@ -12,6 +12,8 @@ import triton
 from benchmarks.harness.turns import in_turns
 from benchmarks.relation.floor import DEFAULTS
 from benchmarks.relation.shape import Shape
+from mrmfast.models.decoders import GenomeDecoderConfig, ImageDecoderConfig
+from mrmfast.objectives.mrm import ReconstructConfig
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,10 @@ class Sizes:
         Of the genome to unpack.
     images, arch, pixels
         Of the training step.
+    depth : int or None
+        Blocks of its ViT; None: the architecture's own.
+    decoders : ReconstructConfig
+        Its decoders.
     rounds : int
     tiles : int
         Images of the dataset that loader and main job read.
@@ -48,6 +54,8 @@ class Sizes:
     images: int
     arch: str
     pixels: int
+    depth: int | None
+    decoders: ReconstructConfig
     rounds: int
     tiles: int
     batch: int
@@ -62,7 +70,11 @@ CHECKED = (
     *((64, 12, 50, 50, 64), (43, 12, 197, 197, 64)),
 )
 FULL = Sizes(
-    DEFAULTS, CHECKED, 1_000_000, 256, 26_909, 64, "vit_base_patch16_224", 224, 5, 2048, 256, 40, (64, 256), ()
+    DEFAULTS,
+    CHECKED,
+    *(1_000_000, 256, 26_909, 64, "vit_base_patch16_224", 224),
+    *(None, ReconstructConfig()),
+    *(5, 2048, 256, 40, (64, 256), ()),
 )
 SMALL_MODEL = (
     "model.depth=2",
@@ -74,8 +86,9 @@ SMALL_MODEL = (
 TINY = Sizes(
     {"tiny": Shape(1, 2, 17, 20, 16)},
     ((1, 2, 17, 20, 16),),
-    *(2_000, 5, 61, 2, "vit_tiny_patch16_224", 32, 1),
-    *(16, 4, 4, (2, 4), SMALL_MODEL),
+    *(2_000, 5, 61, 2, "vit_tiny_patch16_224", 32),
+    *(2, ReconstructConfig(image_decoder=ImageDecoderConfig(32, 1, 2), genome_decoder=GenomeDecoderConfig(32, 1))),
+    *(1, 16, 4, 4, (2, 4), SMALL_MODEL),
 )
 
 

@@ -96,13 +96,17 @@ def _step_at(bench: Bench, device: str, sizes: Sizes, samples: int) -> None:
     from mrmfast.models.patch_embed import normalise
     from mrmfast.objectives import build_objective
     from mrmfast.objectives.mae import MAEConfig
-    from mrmfast.objectives.mrm import ReconstructConfig
     from mrmfast.objectives.mrm import relation as relation_module
 
     model, batch = _model_and_batch(device, sizes, samples)
-    decoders = ReconstructConfig()
-    plain = PlainPeer(sizes.arch, decoders, sizes.pixels).to(device).bfloat16()
-    mae = build_objective(MAEConfig(norm_pixels=False), ModelConfig(arch=sizes.arch), sizes.pixels, None)
+    decoders = sizes.decoders
+    plain = PlainPeer(sizes.arch, decoders, sizes.pixels, sizes.depth).to(device).bfloat16()
+    mae = build_objective(
+        MAEConfig(norm_pixels=False, decoder=decoders.image_decoder),
+        ModelConfig(arch=sizes.arch, depth=sizes.depth),
+        sizes.pixels,
+        None,
+    )
     mae.to(device).bfloat16()
     pixels = normalise(batch[0]).bfloat16()
     tokens = 1 + (sizes.pixels // 16) ** 2 + GENOME_TOKENS
@@ -177,7 +181,9 @@ def _model_and_batch(device: str, sizes: Sizes, samples: int) -> tuple[Any, tupl
     names = tuple(f"snps/{number}" for number in range(tokens))
     spec = GenomeSpec((ModalitySpec("snps", "genotype", sizes.features),), groups, names, torch.ones(sizes.features))
     torch.manual_seed(0)
-    model: Any = build_objective(MRMConfig(), ModelConfig(arch=sizes.arch), sizes.pixels, spec)
+    model: Any = build_objective(
+        MRMConfig(reconstruct=sizes.decoders), ModelConfig(arch=sizes.arch, depth=sizes.depth), sizes.pixels, spec
+    )
     shape = (samples, 3, sizes.pixels, sizes.pixels)
     image = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
     packed = (torch.randint(0, 256, (samples, ceil_div(sizes.features, 4)), dtype=torch.uint8, device=device),)
