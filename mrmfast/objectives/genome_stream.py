@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 import torch
 from torch import Tensor, nn
 
@@ -38,8 +40,8 @@ class GenomeStream(nn.Module):
         self.layers = nn.ModuleList(SNNLayer(width, genome.alpha_dropout) for _ in range(genome.layers))
         self.transform = nn.Sequential(nn.Linear(fused, fused), nn.GELU(), nn.LayerNorm(fused, eps=EPSILON))
         self.outputs = [OUTPUTS[encoding] for _, encoding, count in genome.spec.modalities for _ in range(count)]
-        sizes = torch.tensor(self.outputs).split(list(genome.spec.groups))
-        self.head = GroupedLinearBack([int(size.sum()) for size in sizes], fused)
+        remaining = iter(self.outputs)
+        self.head = GroupedLinearBack([sum(islice(remaining, count)) for count in genome.spec.groups], fused)
 
     def forward(self, genome: tuple[Tensor, Tensor], masked_BM: Tensor | None = None) -> Tensor:
         """Encode values, those of masked tokens hidden: (B, F) to (B, 1 + M, width)."""
