@@ -81,15 +81,15 @@ def source_of(*batches):
 
 
 def run_dali(device, **options):
-    """A few batches: sound, one that DALI cannot decode, one that is empty; then the error of the source."""
+    """A few batches: sound, one with files that DALI cannot decode, one that is empty; then the error of the source."""
     good = jpegs(4)
-    garbage = good[0].copy()
-    garbage[2:-2] = 0x55
+    no_tables = good[0].copy()  # a sound header, and nothing that any decoder can use
+    no_tables[bytes(no_tables).index(b"\xff\xdb") + 1] = 0xE5
     bomb = good[0].copy()
     at = bytes(bomb).index(b"\xff\xc0") + 5
     bomb[at : at + 4] = 0xFF  # 65,535 x 65,535 pixels
     # As in training, an empty batch comes last.
-    source = source_of(good, [good[0], garbage, bomb, good[1][:-9]], [])
+    source = source_of(good, [good[0], no_tables, bomb, good[1][:-9]], [])
     spec = spec_for(device=device, views=VIEWS, masks=(1,), stored=SIDE, threads=1, depth=4, **options)
     images = DALIImages(source, spec, Meters())
     # The source has ended by the time that DALI fails on the second, and DALI has to begin anew all the same.
@@ -126,13 +126,18 @@ def exercise_gpu_graph(monkeypatch):
         return *(Output(4, side, side, 3) for side in SIDES), Output(4, SIDE, SIDE, 1)
 
     def broken(pipeline):
+        images._feed()
         raise RuntimeError("broken")
+
+    good = jpegs(4)
+    scan = bytes(good[2]).index(b"\xff\xda") + 14
+    half = np.concatenate([good[2][: (scan + len(good[2])) // 2], good[2][-2:]])  # libjpeg decodes it with a warning
 
     with monkeypatch.context() as patch:
         patch.setattr(Pipeline, "build", python_half_of_build)
         patch.setattr(Pipeline, "run", run)
         spec = spec_for(device=GPU, views=VIEWS, masks=(1,), stored=SIDE, threads=1, depth=1)
-        images = image_backends.open_images("auto", source_of(jpegs(4)), spec, Meters())
+        images = image_backends.open_images("auto", source_of(good, [*good[:3], half]), spec, Meters())
         assert isinstance(images, DALIImages)
         decoded = images.run()
         assert [tuple(view.shape) for view in decoded.views] == [(4, 3, side, side) for side in SIDES]
@@ -140,7 +145,7 @@ def exercise_gpu_graph(monkeypatch):
         assert decoded.mask.shape == (4, 1, SIDE, SIDE) and (decoded.mask == 7).all()
         patch.setattr(Pipeline, "run", broken)
         with pytest.raises(RuntimeError, match="broken"):
-            images.run()  # none of the images is at fault
+            images.run()  # none of the images is at fault, not even what libjpeg decodes of the damaged one
         images.close()
 
 
