@@ -81,9 +81,10 @@ def test_two_ranks_train_stages_agree_and_a_killed_run_resumes(name, dataset, tm
     done = train(*arguments(name, dataset, tmp_path, "zero", **{"engine.zero_stage": 0}), ranks=2)
     assert done.returncode == 0, done.stderr[-3000:]
     high, zero = losses(tmp_path / "high"), losses(tmp_path / "zero")
-    print(f"{name}: ZeRO {stage} against 0, largest difference in 4 steps {np.abs(high - zero).max():.1e}")
     assert len(high) == len(zero) == 4
-    assert np.abs(high - zero).max() <= 1e-3
+    apart = (np.abs(high - zero) / np.maximum(1, zero)).max()  # a sum of many losses may be large
+    print(f"{name}: ZeRO {stage} against 0, largest difference in 4 steps {apart:.1e}")
+    assert apart <= 1e-3
     # What a kill after step 4 leaves: a checkpoint of step 2, and lines of the log beyond it.
     shutil.copytree(tmp_path / "zero", tmp_path / "killed")
     shutil.rmtree(tmp_path / "killed/checkpoints/step-00000004")
