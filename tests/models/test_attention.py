@@ -51,7 +51,7 @@ def test_the_gradient_of_a_packed_projection_is_stacked_once():
 
 
 def test_a_step_concatenates_neither_branches_nor_projections():
-    """Class token, inputs of two decoders, gradients of positions and halves, pooled vectors; 45 with one a relation."""
+    """Class token, decoders' inputs, gradients of positions and halves, pooled vectors; 45 with one a relation."""
     model = build_mrm(depth=4, genome_layers=1)
     with Copies() as copies:
         loss_of(model, *batch())[0].backward()
