@@ -184,7 +184,7 @@ def made_up_job(engine):
     job = MagicMock(engine=engine, state=checkpoint.TrainState(), steps=9, utilisation=None)
     job.schedule.optimizer.param_groups = [{"lr": 0.1}]
     job.loader = MagicMock(sampler=range(10), skipped_samples={}, meters=Meters(), views=(ViewSpec(),))
-    job.config = Some(seed=0, batch_size=2, run=Some(log_samples=False))
+    job.config = Some(seed=0, batch_size=2, run=Some(log_samples=False), engine=Some(compile="off"))
     job.world = Some(rank=0, size=1, device=torch.device("cpu"))
     batches = DevicePrefetcher(
         iter([MagicMock(keys=["a"], views=(torch.zeros(1),), photometric=(None,), end=2 * n) for n in range(1, 9)]),
