@@ -73,9 +73,8 @@ class PlainPeer(nn.Module):
 
     def __init__(self, arch: str, sizes: ReconstructConfig, image_size: int, depth: int | None = None) -> None:
         super().__init__()
-        self.vit: Any = timm.create_model(
-            arch, num_classes=0, img_size=image_size, **({} if depth is None else {"depth": depth})
-        )
+        shorter: dict[str, Any] = {} if depth is None else {"depth": depth}
+        self.vit: Any = timm.create_model(arch, num_classes=0, img_size=image_size, **shorter)
         image, genome = sizes.image_decoder, sizes.genome_decoder
         self.image = nn.Sequential(*(Block(image.width, image.heads, qkv_bias=True) for _ in range(image.depth)))
         self.mix = Block(genome.width, 4, qkv_bias=True)

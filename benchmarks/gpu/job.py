@@ -18,6 +18,7 @@ import torch
 
 from benchmarks.gpu.sizes import Sizes
 from benchmarks.harness import Bench
+from benchmarks.harness.servers import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -178,7 +179,17 @@ def run_job(tiles: Path, folder: Path, micro_batch: int, device: str, sizes: Siz
     command = [str(Path(sys.executable).with_name("deepspeed"))]
     if not Path(command[0]).exists():
         command = [sys.executable, "-m", "deepspeed.launcher.runner"]
-    command += ["--num_accelerators", "1", "mrmfast/train.py", "--config", "configs/ukb_base.yaml", *settings]
+    # Another run on the machine may hold the launcher's own port.
+    command += [
+        "--num_accelerators",
+        "1",
+        "--master_port",
+        str(free_port()),
+        "mrmfast/train.py",
+        "--config",
+        "configs/ukb_base.yaml",
+        *settings,
+    ]
     changes = {} if device == "cuda" else {"CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo"}
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, **changes}, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -70,11 +70,22 @@ CHECKED = (
     *((64, 12, 50, 50, 64), (43, 12, 197, 197, 64)),
 )
 FULL = Sizes(
-    DEFAULTS,
-    CHECKED,
-    *(1_000_000, 256, 26_909, 64, "vit_base_patch16_224", 224),
-    *(None, ReconstructConfig()),
-    *(5, 2048, 256, 40, (64, 256), ()),
+    shapes=DEFAULTS,
+    checked=CHECKED,
+    thresholds=1_000_000,
+    participants=256,
+    features=26_909,
+    images=64,
+    arch="vit_base_patch16_224",
+    pixels=224,
+    depth=None,
+    decoders=ReconstructConfig(),
+    rounds=5,
+    tiles=2048,
+    batch=256,
+    steps=40,
+    micro_batches=(64, 256),
+    settings=(),
 )
 SMALL_MODEL = (
     "model.depth=2",
@@ -84,11 +95,22 @@ SMALL_MODEL = (
     "objective.reconstruct.genome_decoder.width=32",
 )
 TINY = Sizes(
-    {"tiny": Shape(1, 2, 17, 20, 16)},
-    ((1, 2, 17, 20, 16),),
-    *(2_000, 5, 61, 2, "vit_tiny_patch16_224", 32),
-    *(2, ReconstructConfig(image_decoder=ImageDecoderConfig(32, 1, 2), genome_decoder=GenomeDecoderConfig(32, 1))),
-    *(1, 16, 4, 4, (2, 4), SMALL_MODEL),
+    shapes={"tiny": Shape(1, 2, 17, 20, 16)},
+    checked=((1, 2, 17, 20, 16),),
+    thresholds=2_000,
+    participants=5,
+    features=61,
+    images=2,
+    arch="vit_tiny_patch16_224",
+    pixels=32,
+    depth=2,
+    decoders=ReconstructConfig(image_decoder=ImageDecoderConfig(32, 1, 2), genome_decoder=GenomeDecoderConfig(32, 1)),
+    rounds=1,
+    tiles=16,
+    batch=4,
+    steps=4,
+    micro_batches=(2, 4),
+    settings=SMALL_MODEL,
 )
 
 
