@@ -111,7 +111,7 @@ class Ours:
         loader = SimpleNamespace(sampler=range(1 << 30), meters=Meters(), skipped_samples={}, views=(ViewSpec(),))
         run = SimpleNamespace(log_samples=False)
         self._job: Any = SimpleNamespace(
-            config=SimpleNamespace(seed=0, batch_size=batch_size, run=run),
+            config=SimpleNamespace(seed=0, batch_size=batch_size, run=run, engine=SimpleNamespace(compile="off")),
             world=world,
             engine=engine,
             schedule=Schedule(optimiser, OPTIONS, SCHEDULE),
